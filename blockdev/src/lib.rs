@@ -1,0 +1,1 @@
+//! Block devices on a reactor: null, ram, file, and wrappers.

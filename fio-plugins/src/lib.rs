@@ -1,0 +1,1 @@
+//! fio external ioengine on the initiator library.

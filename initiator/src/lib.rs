@@ -1,0 +1,1 @@
+//! The NVMe-oF host: discovery, controllers, queue pairs, and the flexblk command.

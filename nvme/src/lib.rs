@@ -1,0 +1,1 @@
+//! NVMe base, NVM command set and Fabrics structures, without I/O.

@@ -1,0 +1,1 @@
+//! One thread, one io_uring: completions, timers, mailboxes, registered memory.

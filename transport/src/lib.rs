@@ -1,0 +1,1 @@
+//! FlexiNS: a software transport with RDMA verbs.
