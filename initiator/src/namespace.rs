@@ -1,0 +1,46 @@
+//! What is known about a namespace.
+
+use flexblk_nvme::Nsid;
+use uuid::Uuid;
+
+/// A namespace as its controller described it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its id in this subsystem.
+    pub nsid: Nsid,
+    /// Bytes per logical block.
+    pub block_size: u32,
+    /// Number of logical blocks.
+    pub block_count: u64,
+    /// Namespace UUID, when there is one.
+    pub uuid: Option<Uuid>,
+    /// Namespace Globally Unique Identifier; zero: none.
+    pub nguid: [u8; 16],
+    /// IEEE EUI-64; zero: none.
+    pub eui64: [u8; 8],
+    /// Write-protected.
+    pub read_only: bool,
+    /// Deallocated blocks read as zeroes.
+    pub deallocated_reads_zero: bool,
+    /// Preferred granularity of writes in bytes, 0 when not said.
+    pub optimal_io_bytes: u32,
+    /// Largest transfer of one read, write or compare in bytes.
+    pub max_transfer_bytes: u32,
+    /// The controller supports Write Zeroes.
+    pub write_zeroes: bool,
+    /// The controller supports Dataset Management (discard).
+    pub discard: bool,
+    /// The controller supports Compare.
+    pub compare: bool,
+    /// The controller supports Verify.
+    pub verify: bool,
+    /// The controller has a volatile write cache: completed writes need a flush (or FUA) to be durable.
+    pub volatile_write_cache: bool,
+}
+
+impl Namespace {
+    /// Capacity in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.block_count.saturating_mul(u64::from(self.block_size))
+    }
+}
