@@ -1,1 +1,3 @@
-//! (being written)
+//! Modules on the datagram path: seeded faults and packet capture.
+
+pub(crate) mod random;
