@@ -14,15 +14,23 @@
 //!  Disconnected <-- DREP --
 //! ```
 
+#[cfg(test)]
+mod codec_tests;
+mod connection;
+mod interface;
 pub mod mad;
 mod manager;
 pub mod params;
+mod receive;
+#[cfg(test)]
+mod tests;
 
-pub use mad::{MAD_LEN_BYTES, PrivateData, RejectReason, ServiceId};
-pub use manager::{
-    AcceptArgs, CmConfig, CmCounters, CmError, CmEvent, CmManager, ConnId, ConnectArgs,
-    DisconnectReason, Negotiated, Peer,
+pub use interface::{
+    AcceptArgs, CmConfig, CmCounters, CmError, CmEvent, ConnId, ConnectArgs, DisconnectReason,
+    Negotiated, Peer,
 };
+pub use mad::{MAD_LEN_BYTES, PrivateData, RejectReason, ServiceId};
+pub use manager::CmManager;
 pub use params::{Features, Params};
 
 /// Queue pair of the general services interface, to which CM datagrams go (IBA 3.9.4).
