@@ -101,3 +101,152 @@ impl SleepState {
         self.0.swap(AWAKE, Ordering::SeqCst) == NOTIFIED
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Explores every interleaving of two senders (two messages each) and the owner. Each step below
+    /// touches shared state once, by the very operations of [`SleepState`], which are sequentially
+    /// consistent: so the interleavings are all there is.
+    #[test]
+    fn no_interleaving_loses_a_wake_up() {
+        let mut seen = HashSet::new();
+        let mut sleeps = 0;
+        explore(&World::default(), &mut seen, &mut sleeps);
+        assert!(seen.len() > 500, "explored only {}", seen.len());
+        assert!(sleeps > 0, "no schedule slept");
+    }
+
+    /// The same exploration finds the fault when the notification skips the exchange, so it is able
+    /// to find one.
+    #[test]
+    fn the_exploration_notices_a_lost_wake_up() {
+        let world = World {
+            faulty: true,
+            ..World::default()
+        };
+        let lost = std::panic::catch_unwind(|| explore(&world, &mut HashSet::new(), &mut 0));
+        assert!(lost.is_err());
+    }
+
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    enum Sender {
+        #[default]
+        Push,
+        Notify,
+        WriteEventfd,
+    }
+
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    enum Owner {
+        #[default]
+        Drain,
+        TrySleep,
+        /// In the kernel until the eventfd has a count.
+        Asleep,
+        Take,
+    }
+
+    #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+    struct World {
+        faulty: bool,
+        state: u32,
+        eventfd: u32,
+        mailbox: u32,
+        drained: u32,
+        senders: [(Sender, u32); 2],
+        owner: Owner,
+    }
+
+    const MESSAGES_EACH: u32 = 2;
+
+    fn explore(world: &World, seen: &mut HashSet<World>, sleeps: &mut u32) {
+        if !seen.insert(world.clone()) {
+            return;
+        }
+        let mut moves = 0;
+        for which in 0..world.senders.len() {
+            if let Some(next) = step_sender(world, which) {
+                moves += 1;
+                explore(&next, seen, sleeps);
+            }
+        }
+        if let Some(next) = step_owner(world, sleeps) {
+            moves += 1;
+            explore(&next, seen, sleeps);
+        }
+        if moves == 0 {
+            // Everybody has stopped: the owner sleeps for good, so it must have seen everything.
+            assert_eq!(
+                (world.owner, world.mailbox),
+                (Owner::Asleep, 0),
+                "lost: {world:?}"
+            );
+            assert_eq!(world.drained, 2 * MESSAGES_EACH);
+        }
+    }
+
+    fn step_sender(world: &World, which: usize) -> Option<World> {
+        let mut next = world.clone();
+        let (at, sent) = world.senders[which];
+        let after = match at {
+            Sender::Push if sent == MESSAGES_EACH => return None,
+            Sender::Push => {
+                next.mailbox += 1;
+                Sender::Notify
+            }
+            Sender::Notify => {
+                let state = SleepState(AtomicU32::new(world.state));
+                // The fault to be found: taking a stale look for the exchange.
+                let write = if world.faulty {
+                    state.is_notified()
+                } else {
+                    state.notify()
+                };
+                next.state = state.0.into_inner();
+                if write {
+                    Sender::WriteEventfd
+                } else {
+                    Sender::Push
+                }
+            }
+            Sender::WriteEventfd => {
+                next.eventfd += 1;
+                Sender::Push
+            }
+        };
+        next.senders[which] = (after, sent + u32::from(after == Sender::Push));
+        Some(next)
+    }
+
+    fn step_owner(world: &World, sleeps: &mut u32) -> Option<World> {
+        let mut next = world.clone();
+        let state = SleepState(AtomicU32::new(world.state));
+        next.owner = match world.owner {
+            Owner::Drain => {
+                next.drained += std::mem::take(&mut next.mailbox);
+                Owner::TrySleep
+            }
+            Owner::TrySleep if state.try_sleep() => {
+                *sleeps += 1;
+                Owner::Asleep
+            }
+            Owner::TrySleep => Owner::Drain,
+            Owner::Asleep if world.eventfd == 0 => return None,
+            Owner::Asleep => {
+                next.eventfd = 0;
+                Owner::Take
+            }
+            Owner::Take => {
+                // Notified or a late eventfd write: either way the turn ends and the owner looks.
+                state.take();
+                Owner::Drain
+            }
+        };
+        next.state = state.0.into_inner();
+        Some(next)
+    }
+}
