@@ -1,1 +1,3 @@
-//! (being written)
+//! Queue pairs: state machine, send queue, receive queue.
+
+mod state;
