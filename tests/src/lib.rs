@@ -1,1 +1,11 @@
-//! End-to-end, interoperability, fault and soak tests.
+//! What end-to-end tests, `cargo xtask demo` and `cargo xtask bench` share: real processes, real sockets, real fio.
+//!
+//! Every process started here is tracked and killed by its id, on drop or by [`process::kill_all`].
+
+pub mod binaries;
+pub mod fio;
+pub mod ports;
+pub mod proc;
+pub mod process;
+pub mod skip;
+pub mod target;
