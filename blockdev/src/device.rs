@@ -85,6 +85,11 @@ pub trait BlockDevice: Send + Sync {
     fn rescan(&self) -> Result<Info, Error> {
         Ok(self.info())
     }
+
+    /// Events worth a metric, summed over all channels; names are stable.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
 
 /// A thread's way to a device.

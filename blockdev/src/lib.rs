@@ -4,7 +4,7 @@
 //! [`Channel`] of its own and does its I/O there, without locks between threads and without
 //! allocation:
 //!
-//! ```ignore
+//! ```
 //! use flexblk_blockdev::{BdevConfig, Io, IoBuffers, IoOp, Submitted, Tokens, open};
 //! use flexblk_reactor::{Config, HugePages, Reactor, SharedMemory, Wait};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -31,14 +31,33 @@
 //! Devices are described by [`BdevConfig`] (TOML, JSON, or a short form such as `ram:1G` and
 //! `file:disk.img`) and made by [`open`] or [`open_all`].
 
+mod check;
+mod config;
+mod delay;
 mod device;
 mod error;
+mod fault;
+mod file;
+mod identity;
 mod io;
+mod null;
+mod ram;
+mod random;
 mod size;
+mod spans;
 mod tokens;
 
+pub use config::{
+    BdevConfig, DelayConfig, FaultConfig, FaultOn, FileConfig, HugePagesMode, MediaError,
+    NullConfig, RamConfig, open, open_all,
+};
+pub use delay::DelayDevice;
 pub use device::{BlockDevice, Caps, Channel, Info};
 pub use error::Error;
+pub use fault::FaultDevice;
+pub use file::{DirectMode, FileDevice};
 pub use io::{Io, IoBuffers, IoDone, IoError, IoOp, MAX_SPANS, Submitted};
+pub use null::NullDevice;
+pub use ram::RamDevice;
 pub use size::ByteSize;
 pub use tokens::Tokens;

@@ -1,0 +1,629 @@
+//! Devices as they stand in a configuration file, and making them.
+//!
+//! Where SPDK's RPC methods have a parameter for the same thing, the key has its name.
+
+use std::{collections::HashMap, path::PathBuf, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    BlockDevice, ByteSize, DelayDevice, DirectMode, Error, FaultDevice, FileDevice, NullDevice,
+    RamDevice,
+};
+
+/// One device.
+///
+/// ```
+/// # use flexblk_blockdev::{BdevConfig, open_all};
+/// #[derive(serde::Deserialize)]
+/// struct File { bdev: Vec<BdevConfig> }
+/// let file: File = toml::from_str(r#"
+///     [[bdev]]
+///     type = "malloc"
+///     name = "fast"
+///     size = "64M"
+///     block_size = 4096
+///
+///     [[bdev]]
+///     type = "delay"
+///     name = "slow"
+///     base_bdev_name = "fast"
+///     avg_read_latency = 100
+/// "#).unwrap();
+/// let devices = open_all(&file.bdev).unwrap();
+/// assert_eq!(devices[1].info().size_bytes(), 64 << 20);
+/// ```
+///
+/// The short form is `TYPE:ARGUMENT[,KEY=VALUE...]`: `ram:1G`, `null:1T,block_size=4096`,
+/// `file:disk.img,readonly`, `file:/dev/sdb,direct=on`. It knows the keys `name`, `block_size`,
+/// `readonly`, `direct`, `max_size` and `hugepages`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum BdevConfig {
+    /// Nothing behind it: writes vanish, reads give zeroes.
+    Null(NullConfig),
+    /// Memory. Also `type = "malloc"`.
+    #[serde(alias = "malloc")]
+    Ram(RamConfig),
+    /// A file or block device through io_uring. Also `type = "uring"` and `type = "aio"`.
+    #[serde(alias = "uring", alias = "aio")]
+    File(FileConfig),
+    /// Errors on purpose. Also `type = "error"`.
+    #[serde(alias = "error")]
+    Fault(FaultConfig),
+    /// Latency on purpose.
+    Delay(DelayConfig),
+}
+
+impl BdevConfig {
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Null(config) => &config.name,
+            Self::Ram(config) => &config.name,
+            Self::File(config) => &config.name,
+            Self::Fault(config) => &config.name,
+            Self::Delay(config) => &config.name,
+        }
+    }
+}
+
+/// See [`BdevConfig::Null`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NullConfig {
+    /// Name of the device.
+    pub name: String,
+    /// Bytes of a block, 512 (default) or 4096.
+    #[serde(default = "default_block_size")]
+    pub block_size: u32,
+    /// Size; or give `num_blocks`.
+    #[serde(default)]
+    pub size: Option<ByteSize>,
+    /// Size in blocks.
+    #[serde(default)]
+    pub num_blocks: Option<u64>,
+    /// Identity; default: a new one.
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
+    /// Reads fill the memory with zeroes (default). `false` leaves it as it was, which measures a
+    /// path without touching memory, and shows a reader what the buffer held before.
+    #[serde(default = "yes")]
+    pub read_zeroes: bool,
+}
+
+/// See [`BdevConfig::Ram`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RamConfig {
+    /// Name of the device.
+    pub name: String,
+    /// Bytes of a block, 512 (default) or 4096.
+    #[serde(default = "default_block_size")]
+    pub block_size: u32,
+    /// Size; or give `num_blocks`.
+    #[serde(default)]
+    pub size: Option<ByteSize>,
+    /// Size in blocks.
+    #[serde(default)]
+    pub num_blocks: Option<u64>,
+    /// How far a resize may go. Costs address space only. Default: four times the size, or the size
+    /// itself with hugepages, which are reserved at once.
+    #[serde(default)]
+    pub max_size: Option<ByteSize>,
+    /// Identity; default: a new one, as the contents are new too.
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
+    /// Whether to use hugepages.
+    #[serde(default)]
+    pub hugepages: HugePagesMode,
+    /// Keep [`crate::Channel::direct_read`] from being used while several threads have the device
+    /// open (default), so that no block is ever read half-written.
+    #[serde(default = "yes")]
+    pub atomic_blocks: bool,
+    /// I/Os in flight per thread.
+    #[serde(default = "default_depth")]
+    pub depth: u32,
+}
+
+/// Hugepages for a RAM device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HugePagesMode {
+    /// Ordinary pages, taken as they are written, given back by a discard.
+    #[default]
+    No,
+    /// Hugepages if there are enough.
+    Try,
+}
+
+/// See [`BdevConfig::File`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileConfig {
+    /// Name of the device.
+    pub name: String,
+    /// Path of the image or block device.
+    pub filename: PathBuf,
+    /// Bytes of a block: 512 or 4096. Default: 512, or what a block device asks for.
+    #[serde(default)]
+    pub block_size: Option<u32>,
+    /// Open for reading only.
+    #[serde(default)]
+    pub readonly: bool,
+    /// Whether to go past the page cache.
+    #[serde(default)]
+    pub direct: DirectMode,
+    /// Identity; default: derived from this machine's id and the path, the same at each start.
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
+    /// I/Os in flight per thread.
+    #[serde(default = "default_depth")]
+    pub depth: u32,
+}
+
+/// See [`BdevConfig::Fault`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FaultConfig {
+    /// Name of the device.
+    pub name: String,
+    /// The device that works.
+    #[serde(alias = "base_name")]
+    pub base_bdev_name: String,
+    /// Same seed, same faults (per channel, in the order of its I/Os).
+    #[serde(default)]
+    pub seed: u64,
+    /// Share of reads, compares and verifies that fail, 0.0 to 1.0.
+    #[serde(default)]
+    pub read_error_rate: f64,
+    /// Share of writes, write zeroes and discards that fail, 0.0 to 1.0.
+    #[serde(default)]
+    pub write_error_rate: f64,
+    /// Share of flushes that fail, 0.0 to 1.0.
+    #[serde(default)]
+    pub flush_error_rate: f64,
+    /// Bad places.
+    #[serde(default)]
+    pub media_errors: Vec<MediaError>,
+}
+
+/// Blocks that cannot be read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MediaError {
+    /// The first bad block.
+    pub lba: u64,
+    /// How many.
+    #[serde(default = "one")]
+    pub blocks: u64,
+    /// Which I/Os fail there.
+    #[serde(default)]
+    pub on: FaultOn,
+}
+
+/// Which I/Os a media error concerns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FaultOn {
+    /// Those that read.
+    #[default]
+    Read,
+    /// Those that write.
+    Write,
+    /// All.
+    Both,
+}
+
+/// See [`BdevConfig::Delay`]. Latencies in microseconds, added to those of the base. One I/O in a
+/// hundred, chosen with the seed, gets the p99 latency, the others get the average (SPDK's rule).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DelayConfig {
+    /// Name of the device.
+    pub name: String,
+    /// The fast device.
+    pub base_bdev_name: String,
+    /// Same seed, same spikes (per channel, in the order of its I/Os).
+    #[serde(default)]
+    pub seed: u64,
+    /// Reads, compares, verifies.
+    #[serde(default)]
+    pub avg_read_latency: u64,
+    /// Default: the average.
+    #[serde(default)]
+    pub p99_read_latency: Option<u64>,
+    /// Writes, write zeroes, discards.
+    #[serde(default)]
+    pub avg_write_latency: u64,
+    /// Default: the average.
+    #[serde(default)]
+    pub p99_write_latency: Option<u64>,
+    /// Flushes.
+    #[serde(default)]
+    pub flush_latency: u64,
+    /// I/Os in flight per thread.
+    #[serde(default = "default_depth")]
+    pub depth: u32,
+}
+
+/// I/Os in flight per thread and device unless configured.
+pub(crate) const DEFAULT_DEPTH: u32 = 1024;
+
+fn default_block_size() -> u32 {
+    512
+}
+
+fn default_depth() -> u32 {
+    DEFAULT_DEPTH
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> u64 {
+    1
+}
+
+/// Makes a device that needs no other.
+pub fn open(config: &BdevConfig) -> Result<Arc<dyn BlockDevice>, Error> {
+    open_over(config, &HashMap::new())
+}
+
+/// Makes all devices of a configuration, in its order; a wrapper's base stands before it.
+pub fn open_all(configs: &[BdevConfig]) -> Result<Vec<Arc<dyn BlockDevice>>, Error> {
+    let mut by_name = HashMap::new();
+    let mut devices = Vec::with_capacity(configs.len());
+    for config in configs {
+        let device = open_over(config, &by_name)?;
+        if by_name
+            .insert(config.name().to_owned(), Arc::clone(&device))
+            .is_some()
+        {
+            return Err(Error::Duplicate {
+                name: config.name().to_owned(),
+            });
+        }
+        devices.push(device);
+    }
+    Ok(devices)
+}
+
+fn open_over(
+    config: &BdevConfig,
+    bases: &HashMap<String, Arc<dyn BlockDevice>>,
+) -> Result<Arc<dyn BlockDevice>, Error> {
+    let base = |name: &str, base: &str| {
+        let missing = || Error::NoBase {
+            name: name.to_owned(),
+            base: base.to_owned(),
+        };
+        bases.get(base).cloned().ok_or_else(missing)
+    };
+    Ok(match config {
+        BdevConfig::Null(config) => Arc::new(NullDevice::new(config)?),
+        BdevConfig::Ram(config) => Arc::new(RamDevice::new(config)?),
+        BdevConfig::File(config) => Arc::new(FileDevice::new(config)?),
+        BdevConfig::Fault(config) => Arc::new(FaultDevice::new(
+            config,
+            base(&config.name, &config.base_bdev_name)?,
+        )?),
+        BdevConfig::Delay(config) => Arc::new(DelayDevice::new(
+            config,
+            base(&config.name, &config.base_bdev_name)?,
+        )?),
+    })
+}
+
+/// The number of blocks out of `size` or `num_blocks`.
+pub(crate) fn block_count(
+    name: &str,
+    block_size: u32,
+    size: Option<ByteSize>,
+    num_blocks: Option<u64>,
+) -> Result<u64, Error> {
+    check_block_size(name, block_size)?;
+    let what = name.to_owned();
+    let count = match (size, num_blocks) {
+        (Some(size), None) => whole_blocks(name, size.bytes(), block_size)?,
+        (None, Some(count)) => count,
+        _ => {
+            return Err(Error::Config {
+                what,
+                reason: "give either size or num_blocks".to_owned(),
+            });
+        }
+    };
+    match count.checked_mul(u64::from(block_size)) {
+        Some(0) => Err(Error::Empty { what }),
+        Some(bytes) if i64::try_from(bytes).is_ok() => Ok(count),
+        _ => Err(Error::Config {
+            what,
+            reason: format!("{count} blocks are more than 8 EiB"),
+        }),
+    }
+}
+
+pub(crate) fn check_block_size(name: &str, block_size: u32) -> Result<(), Error> {
+    if matches!(block_size, 512 | 4096) {
+        return Ok(());
+    }
+    Err(Error::BlockSize {
+        what: name.to_owned(),
+        block_size,
+    })
+}
+
+pub(crate) fn check_depth(name: &str, depth: u32) -> Result<(), Error> {
+    if (1..=65_536).contains(&depth) {
+        return Ok(());
+    }
+    Err(Error::Config {
+        what: name.to_owned(),
+        reason: format!("depth {depth} is not within 1..=65536"),
+    })
+}
+
+/// `size_bytes` in blocks.
+pub(crate) fn whole_blocks(what: &str, size_bytes: u64, block_size: u32) -> Result<u64, Error> {
+    if size_bytes == 0 {
+        return Err(Error::Empty {
+            what: what.to_owned(),
+        });
+    }
+    if !size_bytes.is_multiple_of(u64::from(block_size)) {
+        return Err(Error::NotMultiple {
+            what: what.to_owned(),
+            size_bytes,
+            block_size,
+        });
+    }
+    Ok(size_bytes / u64::from(block_size))
+}
+
+impl FromStr for BdevConfig {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = |reason: String| Error::Config {
+            what: text.to_owned(),
+            reason,
+        };
+        let (kind, rest) = text.split_once(':').ok_or_else(|| {
+            wrong("expected TYPE:ARGUMENT, such as ram:1G or file:disk.img".to_owned())
+        })?;
+        let mut parts = rest.split(',');
+        let argument = parts.next().unwrap_or_default();
+        if argument.is_empty() {
+            return Err(wrong(format!("nothing after {kind:?}:")));
+        }
+        let mut options = HashMap::new();
+        for part in parts {
+            let (key, value) = part.split_once('=').unwrap_or((part, "true"));
+            options.insert(key, value);
+        }
+        let config = Self::short(kind, argument, &mut options).map_err(wrong)?;
+        match options.keys().next() {
+            Some(key) => Err(wrong(format!("{kind} has no option {key:?} here"))),
+            None => Ok(config),
+        }
+    }
+}
+
+impl BdevConfig {
+    fn short(
+        kind: &str,
+        argument: &str,
+        options: &mut HashMap<&str, &str>,
+    ) -> Result<Self, String> {
+        fn take<T: FromStr>(
+            options: &mut HashMap<&str, &str>,
+            key: &str,
+        ) -> Result<Option<T>, String> {
+            match options.remove(key) {
+                Some(value) => value
+                    .parse()
+                    .map(Some)
+                    .map_err(|_| format!("{key}={value}: not a valid value")),
+                None => Ok(None),
+            }
+        }
+        let block_size = take(options, "block_size")?;
+        let name = options.remove("name").map(str::to_owned);
+        match kind {
+            "null" => Ok(Self::Null(NullConfig {
+                name: name.unwrap_or_else(|| "null".to_owned()),
+                block_size: block_size.unwrap_or_else(default_block_size),
+                size: Some(argument.parse()?),
+                num_blocks: None,
+                uuid: None,
+                read_zeroes: true,
+            })),
+            "ram" | "malloc" => Ok(Self::Ram(RamConfig {
+                name: name.unwrap_or_else(|| "ram".to_owned()),
+                block_size: block_size.unwrap_or_else(default_block_size),
+                size: Some(argument.parse()?),
+                num_blocks: None,
+                max_size: take(options, "max_size")?,
+                uuid: None,
+                hugepages: match options.remove("hugepages") {
+                    None | Some("no") => HugePagesMode::No,
+                    Some("try" | "true") => HugePagesMode::Try,
+                    Some(other) => return Err(format!("hugepages={other}: expected try or no")),
+                },
+                atomic_blocks: true,
+                depth: DEFAULT_DEPTH,
+            })),
+            "file" | "uring" | "aio" => {
+                let filename = PathBuf::from(argument);
+                let stem = filename
+                    .file_stem()
+                    .map(|stem| stem.to_string_lossy().into_owned());
+                Ok(Self::File(FileConfig {
+                    name: name.or(stem).unwrap_or_else(|| "file".to_owned()),
+                    filename,
+                    block_size,
+                    readonly: take(options, "readonly")?.unwrap_or(false),
+                    direct: match options.remove("direct") {
+                        None | Some("auto") => DirectMode::Auto,
+                        Some("on" | "true") => DirectMode::On,
+                        Some("off" | "false") => DirectMode::Off,
+                        Some(other) => {
+                            return Err(format!("direct={other}: expected auto, on or off"));
+                        }
+                    },
+                    uuid: None,
+                    depth: DEFAULT_DEPTH,
+                }))
+            }
+            other => Err(format!(
+                "no device type {other:?} has a short form (null, ram, file)"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Doc {
+        bdev: Vec<BdevConfig>,
+    }
+
+    #[test]
+    fn a_configuration_survives_a_round_trip() {
+        let text = r#"
+            [[bdev]]
+            type = "malloc"
+            name = "a"
+            num_blocks = 2048
+            block_size = 4096
+            [[bdev]]
+            type = "uring"
+            name = "b"
+            filename = "/tmp/x.img"
+            direct = "off"
+            [[bdev]]
+            type = "error"
+            name = "c"
+            base_bdev_name = "a"
+            read_error_rate = 0.5
+            media_errors = [{ lba = 7 }, { lba = 9, blocks = 2, on = "both" }]
+        "#;
+        let doc: Doc = toml::from_str(text).unwrap();
+        assert!(matches!(&doc.bdev[0], BdevConfig::Ram(ram) if ram.num_blocks == Some(2048)));
+        assert!(matches!(&doc.bdev[1], BdevConfig::File(file) if file.direct == DirectMode::Off));
+        let BdevConfig::Fault(fault) = &doc.bdev[2] else {
+            panic!("a fault device")
+        };
+        assert_eq!(
+            fault.media_errors[0],
+            MediaError {
+                lba: 7,
+                blocks: 1,
+                on: FaultOn::Read
+            }
+        );
+        let json = serde_json::to_string(&doc.bdev).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Vec<BdevConfig>>(&json).unwrap(),
+            doc.bdev
+        );
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_table() {
+        let text = "a = 1\n\n[[bdev]]\ntype = \"ram\"\nname = \"a\"\nsizee = \"1G\"\n";
+        #[derive(Debug, Deserialize)]
+        #[allow(dead_code)]
+        struct Doc {
+            a: u32,
+            bdev: Vec<BdevConfig>,
+        }
+        let message = toml::from_str::<Doc>(text).unwrap_err().to_string();
+        assert!(message.contains("unknown field `sizee`"), "{message}");
+        assert!(message.contains("line 3"), "{message}");
+    }
+
+    #[test]
+    fn short_forms() {
+        let BdevConfig::Ram(ram) = "ram:1G,block_size=4096,max_size=2G".parse().unwrap() else {
+            panic!()
+        };
+        assert_eq!(
+            (ram.size, ram.block_size, ram.max_size),
+            (Some(ByteSize(1 << 30)), 4096, Some(ByteSize(2 << 30)))
+        );
+        let BdevConfig::File(file) = "file:/x/disk.img,readonly,direct=on".parse().unwrap() else {
+            panic!()
+        };
+        assert_eq!(
+            (file.name.as_str(), file.readonly, file.direct),
+            ("disk", true, DirectMode::On)
+        );
+        for text in [
+            "",
+            "ram",
+            "ram:",
+            "ram:x",
+            "tape:1G",
+            "ram:1G,colour=red",
+            "file:x,direct=perhaps",
+            "ram:1G,block_size=a",
+        ] {
+            assert!(
+                matches!(text.parse::<BdevConfig>(), Err(Error::Config { .. })),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_are_checked() {
+        let message = |text: &str| match open(&text.parse().unwrap()) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(
+            message("ram:1000"),
+            "ram: size 1000 is not a multiple of the block size 512"
+        );
+        assert_eq!(message("ram:0"), "ram: size is 0");
+        assert_eq!(
+            message("null:1G,block_size=520"),
+            "null: block size 520 is not supported (512 or 4096)"
+        );
+        assert!(
+            message("null:16777216T").contains("not a size")
+                || message("null:8388608T").contains("8 EiB")
+        );
+    }
+
+    #[test]
+    fn names_and_bases_are_checked() {
+        let ram: BdevConfig = "ram:1M".parse().unwrap();
+        assert!(
+            matches!(open_all(&[ram.clone(), ram.clone()]), Err(Error::Duplicate { name }) if name == "ram")
+        );
+        let delay = BdevConfig::Delay(DelayConfig {
+            name: "d".to_owned(),
+            base_bdev_name: "nowhere".to_owned(),
+            seed: 0,
+            avg_read_latency: 0,
+            p99_read_latency: None,
+            avg_write_latency: 0,
+            p99_write_latency: None,
+            flush_latency: 0,
+            depth: 1,
+        });
+        assert!(
+            matches!(open_all(&[ram, delay]), Err(Error::NoBase { base, .. }) if base == "nowhere")
+        );
+    }
+}

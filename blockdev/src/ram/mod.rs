@@ -1,0 +1,209 @@
+//! Memory as a block device: one memfd, sparse, shared by all threads, resizable within its mapping.
+
+mod channel;
+mod locks;
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use flexblk_reactor::{HugePages, Reactor, SharedMemory};
+use rustix::fs::{FallocateFlags, fallocate};
+use uuid::Uuid;
+
+use crate::{
+    BlockDevice, Caps, Channel, Error, HugePagesMode, Info, RamConfig, Tokens,
+    check::{Extent, Limits},
+    config,
+};
+
+/// See [`crate::BdevConfig::Ram`].
+///
+/// Reads, writes and compares end at once; only zeroing or discarding many megabytes takes several
+/// turns of the reactor. Data lives as long as the device: a flush has nothing to do.
+#[derive(Debug)]
+pub struct RamDevice {
+    name: Arc<str>,
+    kind: Arc<str>,
+    uuid: Uuid,
+    depth: u32,
+    shared: Arc<Shared>,
+    /// One resize at a time.
+    resizing: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    memory: Arc<SharedMemory>,
+    block_count: AtomicU64,
+    limits: Limits,
+    atomic_blocks: bool,
+    channels: AtomicU32,
+    locks: locks::Locks,
+}
+
+const PAGE_BYTES: u64 = 4096;
+const MAX_IO_BYTES: u32 = 1 << 30;
+
+impl RamDevice {
+    /// Makes the device; its memory is taken as blocks are written.
+    pub fn new(config: &RamConfig) -> Result<Self, Error> {
+        let what = || config.name.clone();
+        let count = config::block_count(
+            &config.name,
+            config.block_size,
+            config.size,
+            config.num_blocks,
+        )?;
+        config::check_depth(&config.name, config.depth)?;
+        let size_bytes = count * u64::from(config.block_size);
+        let max_bytes = match (config.max_size, config.hugepages) {
+            (Some(max), _) if max.bytes() < size_bytes => {
+                let reason = format!("max_size {max} is smaller than the size {size_bytes}");
+                return Err(Error::Config {
+                    what: what(),
+                    reason,
+                });
+            }
+            (Some(max), _) => max.bytes(),
+            (None, HugePagesMode::No) => size_bytes.saturating_mul(4),
+            (None, HugePagesMode::Try) => size_bytes,
+        };
+        let max_bytes = max_bytes
+            .min(i64::MAX as u64 - PAGE_BYTES)
+            .next_multiple_of(PAGE_BYTES);
+        let hugepages = match config.hugepages {
+            HugePagesMode::No => HugePages::No,
+            HugePagesMode::Try => HugePages::Try,
+        };
+        let memory =
+            SharedMemory::create(&config.name, max_bytes, hugepages).map_err(|source| {
+                Error::Reactor {
+                    what: what(),
+                    source,
+                }
+            })?;
+        let kind = if memory.is_huge() {
+            "ram (hugepages)"
+        } else {
+            "ram"
+        };
+        Ok(Self {
+            name: config.name.as_str().into(),
+            kind: kind.into(),
+            uuid: config.uuid.unwrap_or_else(Uuid::new_v4),
+            depth: config.depth,
+            shared: Arc::new(Shared {
+                memory,
+                block_count: AtomicU64::new(count),
+                limits: Limits {
+                    block_size: config.block_size,
+                    max_io_bytes: MAX_IO_BYTES,
+                    caps: Caps::WRITE_ZEROES
+                        | Caps::DISCARD
+                        | Caps::DISCARD_ZEROES
+                        | Caps::FLUSH
+                        | Caps::FUA
+                        | Caps::RESIZE,
+                },
+                atomic_blocks: config.atomic_blocks,
+                channels: AtomicU32::new(0),
+                locks: locks::Locks::new(),
+            }),
+            resizing: Mutex::new(()),
+        })
+    }
+}
+
+impl BlockDevice for RamDevice {
+    fn info(&self) -> Info {
+        Info {
+            name: Arc::clone(&self.name),
+            kind: Arc::clone(&self.kind),
+            block_size: self.shared.limits.block_size,
+            block_count: self.shared.block_count(),
+            caps: self.shared.limits.caps,
+            optimal_io_bytes: PAGE_BYTES as u32,
+            max_io_bytes: MAX_IO_BYTES,
+            volatile_write_cache: false,
+            uuid: self.uuid,
+            memory_alignment: 1,
+        }
+    }
+
+    fn open(&self, _reactor: &mut Reactor, tokens: Tokens) -> Result<Box<dyn Channel>, Error> {
+        Ok(Box::new(channel::RamChannel::new(
+            Arc::clone(&self.shared),
+            tokens,
+            self.depth,
+        )))
+    }
+
+    fn memory(&self) -> Option<&Arc<SharedMemory>> {
+        Some(&self.shared.memory)
+    }
+
+    fn resize(&self, new_bytes: u64) -> Result<Info, Error> {
+        let _one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &self.shared;
+        let count = config::whole_blocks(&self.name, new_bytes, shared.limits.block_size)?;
+        let max_bytes = shared.memory.len();
+        if new_bytes > max_bytes {
+            let what = self.name.to_string();
+            return Err(Error::BeyondMaxSize {
+                what,
+                wanted_bytes: new_bytes,
+                max_bytes,
+            });
+        }
+        let old_bytes = shared.block_count() * u64::from(shared.limits.block_size);
+        if new_bytes < old_bytes {
+            shared.block_count.store(count, Ordering::Release);
+            shared.zero(Extent {
+                offset: new_bytes,
+                len: old_bytes - new_bytes,
+            });
+        } else {
+            // again: an I/O that was checked against a larger size may have written after the shrink
+            shared.zero(Extent {
+                offset: old_bytes,
+                len: new_bytes - old_bytes,
+            });
+            shared.block_count.store(count, Ordering::Release);
+        }
+        Ok(self.info())
+    }
+}
+
+impl Shared {
+    fn block_count(&self) -> u64 {
+        self.block_count.load(Ordering::Acquire)
+    }
+
+    /// Makes a range zero and gives its pages back; in pieces, each atomic to readers and writers.
+    fn zero(&self, extent: Extent) {
+        const PIECE_BYTES: u64 = 1 << 20;
+        let (mut at, end) = (extent.offset, extent.offset + extent.len);
+        while at < end {
+            let next = (at / PIECE_BYTES + 1).saturating_mul(PIECE_BYTES).min(end);
+            let _guard = self
+                .locks
+                .many(at / locks::UNIT_BYTES..next.div_ceil(locks::UNIT_BYTES));
+            let punched = loop {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                match fallocate(self.memory.fd(), flags, at, next - at) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    other => break other,
+                }
+            };
+            if punched.is_err() {
+                // no memory for the kernel's bookkeeping, say: zeroes are what was asked for
+                if let Some(span) = self.memory.span(at, (next - at) as u32) {
+                    span.fill(0);
+                }
+            }
+            at = next;
+        }
+    }
+}
