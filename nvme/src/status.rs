@@ -450,12 +450,12 @@ codes! {
         0x181 InvalidProtectionInformation = "Invalid Protection Information";
         0x182 WriteToReadOnlyRange = "Attempted Write to Read Only Range";
         0x183 CommandSizeLimitExceeded = "Command Size Limit Exceeded";
-        0x184 InvalidCommandId = "Invalid Command ID";
         0x185 IncompatibleNamespaceOrFormat = "Incompatible Namespace or Format";
         0x186 FastCopyNotPossible = "Fast Copy Not Possible";
         0x187 OverlappingIoRange = "Overlapping I/O Range";
-        0x188 NamespaceNotReachable = "Namespace Not Reachable";
         0x189 InsufficientResources = "Insufficient Resources";
+        0x1B6 InvalidZoneOperation = "Invalid Zone Operation Request";
+        0x1B7 ZrwaResourcesUnavailable = "ZRWA Resources Unavailable";
         0x1B8 ZoneBoundaryError = "Zone Boundary Error";
         0x1B9 ZoneIsFull = "Zone Is Full";
         0x1BA ZoneIsReadOnly = "Zone Is Read Only";

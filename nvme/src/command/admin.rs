@@ -208,7 +208,7 @@ impl GetLogPage {
         (self.numd as u64 + 1) * 4
     }
 
-    fn read(sqe: &Sqe) -> Self {
+    fn decode(sqe: &Sqe) -> Self {
         let (cdw10, cdw11, cdw14) = (sqe.cdw10.get(), sqe.cdw11.get(), sqe.cdw14.get());
         Self {
             lid: LogPageId::from_raw(cdw10 as u8),
@@ -445,7 +445,7 @@ impl Command {
         let nsid = sqe.nsid();
         let uuid_index = (cdw14 & 0x7F) as u8;
         Ok(match sqe.opcode {
-            opcode::GET_LOG_PAGE => Self::GetLogPage(GetLogPage::read(sqe)),
+            opcode::GET_LOG_PAGE => Self::GetLogPage(GetLogPage::decode(sqe)),
             opcode::IDENTIFY => Self::Identify(Identify {
                 cns: Cns::from_raw(cdw10 as u8),
                 nsid,

@@ -76,7 +76,7 @@ impl Connect {
     /// Offset of KATO in the SQE.
     pub const KATO_OFFSET: u16 = 48;
 
-    fn read(sqe: &Sqe) -> Result<Self, Status> {
+    fn decode(sqe: &Sqe) -> Result<Self, Status> {
         // RECFMT in bytes 41:40: format 0 is the only one.
         if sqe.cdw10.get() & 0xFFFF != 0 {
             return Err(StatusCode::ConnectIncompatibleFormat.dnr());
@@ -295,7 +295,7 @@ pub struct Authentication {
 }
 
 impl Authentication {
-    fn read(sqe: &Sqe) -> Self {
+    fn decode(sqe: &Sqe) -> Self {
         let cdw10 = sqe.cdw10.get();
         Self {
             protocol: (cdw10 >> 24) as u8,
@@ -342,13 +342,13 @@ impl Command {
                 width: Width::from_raw(cdw10)?,
                 value: Sqe::wide(sqe.cdw12, sqe.cdw13),
             }),
-            fctype::CONNECT => Self::Connect(Connect::read(sqe)?),
+            fctype::CONNECT => Self::Connect(Connect::decode(sqe)?),
             fctype::PROPERTY_GET => Self::PropertyGet(PropertyGet {
                 offset: sqe.cdw11.get(),
                 width: Width::from_raw(cdw10)?,
             }),
-            fctype::AUTH_SEND => Self::AuthSend(Authentication::read(sqe)),
-            fctype::AUTH_RECEIVE => Self::AuthReceive(Authentication::read(sqe)),
+            fctype::AUTH_SEND => Self::AuthSend(Authentication::decode(sqe)),
+            fctype::AUTH_RECEIVE => Self::AuthReceive(Authentication::decode(sqe)),
             fctype::DISCONNECT if cdw10 & 0xFFFF != 0 => {
                 return Err(StatusCode::ConnectIncompatibleFormat.dnr());
             }

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod fabrics;
 pub mod nvm;
+pub mod reservation;
 
 use crate::ids::{Cid, Nsid};
 use crate::sgl::Sgl;

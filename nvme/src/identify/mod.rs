@@ -1,9 +1,11 @@
 //! Identify data structures (Base 5.1.13.2, NVM 4.1.5).
 
+mod capabilities;
 mod controller;
 pub mod descriptors;
 mod namespace;
 
+pub use capabilities::*;
 pub use controller::*;
 pub use namespace::*;
 

@@ -245,8 +245,8 @@ impl Record {
             tsas: self.tsas,
             ..Entry::zeroed()
         };
-        // The fields are ASCII, space padded by the specification; the Linux host also accepts
-        // NUL and prints spaces, which it trims. Spaces it is.
+        // ASCII fields are padded with spaces (Base 1.4.2); `record` also reads those that other
+        // targets pad with NUL.
         text::pad_ascii(&mut entry.trsvcid, &self.trsvcid);
         text::pad_ascii(&mut entry.traddr, &self.traddr);
         entry
