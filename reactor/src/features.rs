@@ -20,7 +20,8 @@ pub struct Features {
     pub buffer_rings: bool,
     /// Multishot `recvmsg` (6.0).
     pub recv_multishot: bool,
-    /// `SENDMSG_ZC` (6.1).
+    /// `SENDMSG_ZC` (6.1) with the report whether the kernel copied after all (6.2). Neither the
+    /// report nor its absence can be probed, so this says whether the kernel is 6.7 or newer.
     pub send_zc: bool,
     /// A sparse table of registered buffers (5.19).
     pub fixed_buffers: bool,
@@ -116,7 +117,7 @@ impl Features {
             ext_arg: wanted.ext_arg && ring.params().is_feature_ext_arg(),
             buffer_rings: wanted.buffer_rings && sparse_table,
             recv_multishot: wanted.recv_multishot && knows(opcode::SendZc::CODE),
-            send_zc: wanted.send_zc && knows(opcode::SendMsgZc::CODE),
+            send_zc: wanted.send_zc && knows(opcode::ReadMulti::CODE),
             fixed_buffers: wanted.fixed_buffers && sparse_table,
         }
     }

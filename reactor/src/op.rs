@@ -23,7 +23,7 @@ pub enum Op {
         flags: u32,
     },
     /// `sendmsg(2)` without the kernel's copy: two completions, the second is the notification that
-    /// the memory is free. Needs [`crate::Features::send_zc`].
+    /// the memory is free (its result is `i32::MIN` when the kernel copied after all). Needs [`crate::Features::send_zc`].
     SendMsgZc {
         /// Socket.
         fd: RawFd,
@@ -196,6 +196,7 @@ impl Op {
                 .flags(flags)
                 .build(),
             Op::SendMsgZc { fd, msg, flags } => opcode::SendMsgZc::new(types::Fd(fd), msg)
+                .ioprio(SEND_ZC_REPORT_USAGE)
                 .flags(flags)
                 .build(),
             Op::RecvMsg { fd, msg, flags } => opcode::RecvMsg::new(types::Fd(fd), msg)
@@ -310,6 +311,9 @@ impl Op {
         entry.user_data(token.user_data())
     }
 }
+
+/// `IORING_SEND_ZC_REPORT_USAGE` (Linux 6.2).
+const SEND_ZC_REPORT_USAGE: u16 = 1 << 3;
 
 fn dsync_flag(dsync: bool) -> i32 {
     if dsync { libc::RWF_DSYNC } else { 0 }

@@ -12,8 +12,8 @@ use io_uring::{EnterFlags, IoUring, squeue};
 use crate::features::FIXED_BUFFER_SLOTS;
 use crate::timer::Timers;
 use crate::{
-    BufferRing, Completion, CompletionFlags, Error, Features, Op, REACTOR_OWNER, Span, Stats,
-    TimerId, Token, Waker,
+    BufferRing, Completion, CompletionFlags, Error, Features, Keeper, Op, REACTOR_OWNER, Span,
+    Stats, TimerId, Token, Waker,
 };
 
 /// How a reactor is made.
@@ -75,6 +75,7 @@ pub struct Reactor {
     will_sleep: bool,
     config: Config,
     stats: Stats,
+    keeper: Keeper,
     not_send: PhantomData<*mut ()>,
 }
 
@@ -127,6 +128,7 @@ impl Reactor {
             will_sleep: false,
             config: *config,
             stats: Stats::default(),
+            keeper: Keeper::new(),
             not_send: PhantomData,
         })
     }
@@ -167,6 +169,29 @@ impl Reactor {
     #[must_use]
     pub fn waker(&self) -> Waker {
         self.waker.clone()
+    }
+
+    /// Where to leave what operations in flight still use, when its owner is dropped.
+    #[must_use]
+    pub fn keeper(&self) -> Keeper {
+        self.keeper.clone()
+    }
+
+    /// Submits what is queued without collecting anything: before a descriptor named in queued
+    /// operations is closed.
+    ///
+    /// # Errors
+    /// [`Error::Enter`] when the ring is unusable.
+    pub fn submit_queued(&mut self) -> Result<(), Error> {
+        self.flush_deferred();
+        if self.ring.0.submission().is_empty() {
+            return Ok(());
+        }
+        let mut early = std::mem::take(&mut self.early);
+        let entered = self.enter(0, None);
+        self.reap(&mut early);
+        self.early = early;
+        entered
     }
 
     /// Queues an operation; it goes to the kernel with the next turn (earlier only to make room).
@@ -583,6 +608,9 @@ impl Drop for Reactor {
                 in_flight = self.in_flight,
                 "operations outlive their reactor"
             );
+            self.keeper.leak();
+        } else {
+            self.keeper.end();
         }
     }
 }

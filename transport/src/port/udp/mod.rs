@@ -1,0 +1,278 @@
+//! A UDP socket as a port: trains out by `UDP_SEGMENT`, trains in by `UDP_GRO`, both through the
+//! reactor's io_uring.
+//!
+//! Everything sent in a turn leaves with the system call that collects what has arrived. On
+//! loopback a train stays one piece from the sender's gather list to the receiver's buffer.
+#![allow(unsafe_code)]
+
+mod receive;
+mod send;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
+
+use flexblk_reactor::{Completion, Keeper, Op, Reactor, Token};
+
+use self::receive::Receiver;
+use self::send::Sender;
+use self::socket::Socket;
+use super::{Port, PortCounters};
+use crate::engine::TxMode;
+use crate::train::{Train, TrainId, TrainQueue};
+
+/// UDP port of RoCEv2 (IBA annex A17).
+pub const ROCE_UDP_PORT: u16 = 4791;
+
+/// Where received packets lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RxMode {
+    /// Few buffers, used again at once: they stay in the cache however much arrives.
+    InCache {
+        /// How many.
+        buffers: u16,
+    },
+    /// A long ring, filled from end to end.
+    Ring {
+        /// Its memory.
+        bytes: u64,
+    },
+}
+
+impl Default for RxMode {
+    fn default() -> Self {
+        Self::InCache { buffers: 16 }
+    }
+}
+
+/// How a UDP port is made.
+#[derive(Clone, Debug)]
+pub struct UdpConfig {
+    /// Address to bind; port 0 for any.
+    pub bind: SocketAddr,
+    /// Share the address with other sockets; the kernel's hash keeps a peer at one of them.
+    pub reuse_port: bool,
+    /// Copy payload, or gather it.
+    pub tx: TxMode,
+    /// Where received packets lie.
+    pub rx: RxMode,
+    /// Let the kernel segment trains.
+    pub gso: bool,
+    /// Send without the kernel's copy, where the kernel and the device can; no gain on loopback.
+    pub zero_copy: bool,
+    /// Trains that can be under way.
+    pub trains: u16,
+    /// Socket buffers in bytes, each way.
+    pub socket_buffer_bytes: u32,
+    /// Group number of the receive buffers, unique in the reactor.
+    pub buffer_group: u16,
+}
+
+impl UdpConfig {
+    /// The usual, bound to `bind`.
+    #[must_use]
+    pub fn new(bind: SocketAddr) -> Self {
+        Self {
+            bind,
+            reuse_port: false,
+            tx: TxMode::HeaderOnly,
+            rx: RxMode::default(),
+            gso: true,
+            zero_copy: false,
+            trains: 32,
+            socket_buffer_bytes: 16 << 20,
+            buffer_group: 0,
+        }
+    }
+}
+
+/// Why there is no port.
+#[derive(Debug, thiserror::Error)]
+pub enum UdpError {
+    /// The address cannot be bound.
+    #[error("cannot bind UDP {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A socket option was refused.
+    #[error("socket option {name}: {source}")]
+    Option {
+        /// Which.
+        name: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel lacks something that has no substitute here.
+    #[error("this kernel has no {0}")]
+    Unsupported(&'static str),
+    /// The reactor refused.
+    #[error(transparent)]
+    Reactor(#[from] flexblk_reactor::Error),
+}
+
+/// A UDP socket on a reactor.
+///
+/// What the kernel uses while operations are in flight goes to the reactor's
+/// [`Keeper`](flexblk_reactor::Keeper) when the port is dropped; [`UdpPort::close`] frees the
+/// address at once.
+#[derive(Debug)]
+pub struct UdpPort {
+    inner: ManuallyDrop<Box<Inner>>,
+    keeper: Keeper,
+}
+
+/// Everything that the kernel may use; boxed so that it moves to the keeper in one piece.
+#[derive(Debug)]
+struct Inner {
+    sender: Sender,
+    receiver: Receiver,
+    counters: PortCounters,
+    socket: Option<Socket>,
+    local: SocketAddr,
+    owner: u8,
+}
+
+/// Slot numbers of the port's tokens: the receive, its cancellation, and trains from `SEND_SLOTS`.
+const RECEIVE_SLOT: u64 = 0;
+const CANCEL_SLOT: u64 = 1;
+const SEND_SLOTS: u64 = 1 << 32;
+
+impl UdpPort {
+    /// Binds a socket and starts to receive; `owner` marks the port's tokens on this reactor.
+    ///
+    /// # Errors
+    /// [`UdpError`].
+    pub fn bind(reactor: &mut Reactor, owner: u8, config: &UdpConfig) -> Result<Self, UdpError> {
+        let socket = Socket::open(config.bind, config.reuse_port, config.socket_buffer_bytes)?;
+        let zero_copy = config.zero_copy && reactor.features().send_zc;
+        let fd = socket.fd();
+        let (trains, tx) = (config.trains.max(1), config.tx);
+        let sender = Sender::new(fd, owner, trains, tx, config.gso, zero_copy)?;
+        let receiver = Receiver::start(reactor, fd, owner, config.buffer_group, config.rx)?;
+        let inner = Inner {
+            sender,
+            receiver,
+            counters: PortCounters::default(),
+            local: socket.local_addr(),
+            socket: Some(socket),
+            owner,
+        };
+        Ok(Self {
+            inner: ManuallyDrop::new(Box::new(inner)),
+            keeper: reactor.keeper(),
+        })
+    }
+
+    /// Frees the address: no packet is received or sent any more. Completions with the owner's
+    /// tokens may still come and mean nothing.
+    pub fn close(mut self, reactor: &mut Reactor) {
+        let target = Token::new(self.inner.owner, RECEIVE_SLOT);
+        // SAFETY: no pointers.
+        unsafe {
+            reactor.submit(
+                Op::Cancel { token: target },
+                Token::new(self.inner.owner, CANCEL_SLOT),
+            );
+        }
+        // Nothing may name the descriptor after it is closed; what is in flight holds the file.
+        if reactor.submit_queued().is_ok() {
+            self.inner.receiver.stop(reactor);
+            self.inner.socket = None;
+        }
+    }
+
+    /// Bytes of datagrams that may wait in the socket, as granted by the kernel.
+    #[must_use]
+    pub fn receive_buffer_bytes(&self) -> u32 {
+        self.inner
+            .socket
+            .as_ref()
+            .map_or(0, Socket::receive_buffer_bytes)
+    }
+
+    /// Trains handed to the kernel that it has not finished with.
+    #[must_use]
+    pub fn trains_in_flight(&self) -> usize {
+        self.inner.sender.queue.in_flight()
+    }
+
+    /// Whether no train is left for the engine until completions come.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.inner.sender.queue.is_exhausted()
+    }
+
+    /// Largest IP packet on the way to `peer` as the kernel knows it now.
+    ///
+    /// # Errors
+    /// When the kernel has no route.
+    pub fn path_mtu_bytes(peer: SocketAddr) -> io::Result<u32> {
+        socket::path_mtu_bytes(peer)
+    }
+}
+
+impl Port for UdpPort {
+    type Sink = TrainQueue;
+
+    fn sink(&mut self) -> &mut TrainQueue {
+        &mut self.inner.sender.queue
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.inner.local
+    }
+
+    fn flush(&mut self, reactor: &mut Reactor, sent: Option<&mut dyn FnMut(&Train)>) {
+        let Inner {
+            sender, counters, ..
+        } = &mut **self.inner;
+        sender.flush(reactor, counters, sent);
+    }
+
+    fn on_completion(
+        &mut self,
+        reactor: &mut Reactor,
+        completion: &Completion,
+        packet: &mut dyn FnMut(SocketAddr, &[u8]),
+    ) {
+        let Inner {
+            sender,
+            receiver,
+            counters,
+            ..
+        } = &mut **self.inner;
+        match completion.token.slot() {
+            RECEIVE_SLOT => receiver.on_completion(reactor, completion, counters, packet),
+            CANCEL_SLOT => {}
+            slot => {
+                let id = TrainId::from_index((slot & 0xffff) as u16);
+                sender.on_completion(id, completion, counters);
+            }
+        }
+    }
+
+    fn counters(&self) -> PortCounters {
+        let trains = *self.inner.sender.queue.counters();
+        PortCounters {
+            payload_bytes_gathered: trains.payload_bytes_gathered,
+            payload_bytes_copied: trains.payload_bytes_copied,
+            header_bytes: trains.header_bytes,
+            rx_dropped_by_kernel: self.inner.socket.as_ref().map_or(0, Socket::dropped),
+            ..self.inner.counters
+        }
+    }
+}
+
+impl Drop for UdpPort {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here, and never used again.
+        let inner = unsafe { ManuallyDrop::take(&mut self.inner) };
+        self.keeper.keep(inner);
+    }
+}

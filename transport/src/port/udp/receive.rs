@@ -1,0 +1,228 @@
+//! The receiving side: one multishot `recvmsg` into a ring of provided buffers.
+//!
+//! `rx=in-cache` keeps few buffers in the ring, so that the same memory is filled again and again
+//! however much arrives; `rx=ring` walks through as many as asked for.
+#![allow(unsafe_code)]
+
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use flexblk_reactor::{
+    BufferRing, Completion, HugePages, Op, Reactor, ReceivedMessage, SharedMemory, Span, Token,
+};
+
+use super::socket::{UDP_GRO, read_address};
+use super::{RxMode, UdpError};
+use crate::port::PortCounters;
+
+/// Room for the sender's address: the larger of the two families.
+const NAME_ROOM: usize = size_of::<libc::sockaddr_in6>();
+/// Room for one control message with an `int`: `CMSG_SPACE(4)`.
+const CONTROL_ROOM: usize = size_of::<libc::cmsghdr>() + 8;
+/// A buffer holds the largest datagram (or coalesced train) and what is in front of it.
+const BUFFER_BYTES: u32 = 68 << 10;
+const _: () = assert!(
+    BUFFER_BYTES as usize >= ReceivedMessage::payload_offset(NAME_ROOM, CONTROL_ROOM) + (64 << 10)
+);
+/// Errors in a row after which the port gives up receiving.
+const MAX_ERRORS_IN_A_ROW: u32 = 64;
+
+#[derive(Debug)]
+pub(super) struct Receiver {
+    ring: Option<BufferRing>,
+    memory: Arc<SharedMemory>,
+    /// Boxed so that the kernel's pointer stays good.
+    header: Box<libc::msghdr>,
+    fd: RawFd,
+    owner: u8,
+    errors_in_a_row: u32,
+    /// The address of the last datagram, decoded: trains come from the same peer again and again.
+    last_name: ([u8; NAME_ROOM], usize, Option<SocketAddr>),
+}
+
+impl Receiver {
+    pub(super) fn start(
+        reactor: &mut Reactor,
+        fd: RawFd,
+        owner: u8,
+        group: u16,
+        mode: RxMode,
+    ) -> Result<Self, UdpError> {
+        if !reactor.features().recv_multishot {
+            return Err(UdpError::Unsupported("multishot recvmsg (Linux 6.0)"));
+        }
+        let wanted = match mode {
+            RxMode::InCache { buffers } => u64::from(buffers),
+            RxMode::Ring { bytes } => bytes / u64::from(BUFFER_BYTES),
+        };
+        let count = wanted.clamp(2, 32_768).next_power_of_two().min(32_768) as u16;
+        // Fewer than the ring's power of two may be wanted; a ring of entries costs little.
+        let filled = wanted.clamp(2, u64::from(count)) as u16;
+        let bytes = u64::from(filled) * u64::from(BUFFER_BYTES);
+        let memory = SharedMemory::create("flexins-rx", bytes, HugePages::Try)?;
+        let mut ring = reactor.register_buffer_ring(group, count)?;
+        for bid in 0..filled {
+            if let Some(buffer) = buffer(&memory, bid) {
+                // SAFETY: the memory lives as long as this receiver, whose owner keeps it until the
+                // operation has ended; the buffer is read only between completion and this call.
+                unsafe { ring.push(bid, buffer) };
+            }
+        }
+        ring.publish();
+        // SAFETY: all zeroes is a valid msghdr.
+        let mut header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
+        header.msg_namelen = NAME_ROOM as u32;
+        header.msg_controllen = CONTROL_ROOM as _;
+        let mut receiver = Self {
+            ring: Some(ring),
+            memory,
+            header,
+            fd,
+            owner,
+            errors_in_a_row: 0,
+            last_name: ([0; NAME_ROOM], 0, None),
+        };
+        receiver.arm(reactor);
+        Ok(receiver)
+    }
+
+    fn arm(&mut self, reactor: &mut Reactor) {
+        let Some(ring) = &self.ring else { return };
+        let op = Op::RecvMsgMulti {
+            fd: self.fd,
+            msg: &raw const *self.header,
+            group: ring.group(),
+        };
+        // SAFETY: the header is boxed and not changed; it, the buffers and the socket outlive the
+        // operation, see `UdpPort`.
+        unsafe { reactor.submit(op, Token::new(self.owner, super::RECEIVE_SLOT)) };
+    }
+
+    pub(super) fn on_completion(
+        &mut self,
+        reactor: &mut Reactor,
+        completion: &Completion,
+        counters: &mut PortCounters,
+        packet: &mut dyn FnMut(SocketAddr, &[u8]),
+    ) {
+        if let Some(bid) = completion.flags.buffer_id() {
+            if let (Ok(len), Some(buffer)) = (completion.bytes(), buffer(&self.memory, bid)) {
+                self.errors_in_a_row = 0;
+                self.cut(buffer, len, counters, packet);
+            }
+            if let (Some(ring), Some(buffer)) = (&mut self.ring, buffer(&self.memory, bid)) {
+                // SAFETY: as in `start`; the kernel had taken this buffer out of the ring.
+                unsafe { ring.push(bid, buffer) };
+                ring.publish();
+            }
+        }
+        if completion.flags.more() {
+            return;
+        }
+        match -completion.result {
+            libc::ECANCELED => return,
+            // All buffers were full, which is what a short ring is for: go on with the freed ones.
+            libc::ENOBUFS => {}
+            errno if errno > 0 => {
+                counters.rx_errors += 1;
+                self.errors_in_a_row += 1;
+                if self.errors_in_a_row > MAX_ERRORS_IN_A_ROW {
+                    tracing::error!(errno, "the UDP socket cannot receive any more");
+                    return;
+                }
+            }
+            _ => {}
+        }
+        counters.rx_restarts += 1;
+        self.arm(reactor);
+    }
+
+    /// Cuts a received train into its packets.
+    fn cut(
+        &mut self,
+        buffer: Span,
+        len: u32,
+        counters: &mut PortCounters,
+        packet: &mut dyn FnMut(SocketAddr, &[u8]),
+    ) {
+        let Some(filled) = buffer.sub(0, len) else {
+            return;
+        };
+        // SAFETY: the kernel has handed the buffer out and writes to it only after it was pushed
+        // again, which happens after this function.
+        let bytes = unsafe { filled.as_slice() };
+        let Some(message) = ReceivedMessage::parse(bytes, NAME_ROOM, CONTROL_ROOM) else {
+            return;
+        };
+        let Some(from) = self.sender(message.name) else {
+            return;
+        };
+        if message.is_truncated() {
+            counters.rx_truncated += 1;
+            return;
+        }
+        counters.trains_rx += 1;
+        counters.bytes_rx += message.payload.len() as u64;
+        let segment_len = segment_len(message.control).unwrap_or(message.payload.len());
+        for segment in message.payload.chunks(segment_len.max(1)) {
+            counters.segments_rx += 1;
+            packet(from, segment);
+        }
+    }
+
+    fn sender(&mut self, name: &[u8]) -> Option<SocketAddr> {
+        let (bytes, len, address) = &mut self.last_name;
+        if bytes.get(..*len) != Some(name) || *len == 0 {
+            *address = read_address(name);
+            *len = name.len();
+            bytes.get_mut(..name.len())?.copy_from_slice(name);
+        }
+        *address
+    }
+
+    pub(super) fn stop(&mut self, reactor: &mut Reactor) {
+        if let Some(ring) = self.ring.take() {
+            reactor.unregister_buffer_ring(ring);
+        }
+    }
+}
+
+fn buffer(memory: &SharedMemory, bid: u16) -> Option<Span> {
+    memory.span(u64::from(bid) * u64::from(BUFFER_BYTES), BUFFER_BYTES)
+}
+
+/// The value of the `UDP_GRO` control message: present when packets were coalesced.
+fn segment_len(control: &[u8]) -> Option<usize> {
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+    let header = control.get(..HEADER)?;
+    let level = i32::from_ne_bytes(header.get(HEADER - 8..HEADER - 4)?.try_into().ok()?);
+    let kind = i32::from_ne_bytes(header.get(HEADER - 4..)?.try_into().ok()?);
+    if (level, kind) != (libc::SOL_UDP, UDP_GRO) {
+        return None;
+    }
+    let value = i32::from_ne_bytes(control.get(HEADER..HEADER + 4)?.try_into().ok()?);
+    usize::try_from(value).ok().filter(|&len| len > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_messages_of_others_and_short_ones_are_no_segment_length() {
+        let mut control = vec![0_u8; CONTROL_ROOM];
+        control[..8].copy_from_slice(&20_usize.to_ne_bytes());
+        control[8..12].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
+        control[12..16].copy_from_slice(&UDP_GRO.to_ne_bytes());
+        control[16..20].copy_from_slice(&4136_i32.to_ne_bytes());
+        assert_eq!(segment_len(&control), Some(4136));
+        for len in 0..20 {
+            assert_eq!(segment_len(&control[..len]), None);
+        }
+        control[16..20].copy_from_slice(&(-1_i32).to_ne_bytes());
+        assert_eq!(segment_len(&control), None);
+        control[12] = 1;
+        assert_eq!(segment_len(&control), None);
+    }
+}
