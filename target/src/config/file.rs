@@ -1,0 +1,367 @@
+//! The TOML file. Unknown keys are errors; every error names the file, the line and the key.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flexblk_blockdev::BdevConfig;
+use flexblk_nvme::{Nqn, Nsid};
+use flexblk_reactor::affinity::{CoreList, ParseCoreListError};
+use serde::Deserialize;
+use toml::Spanned;
+use uuid::Uuid;
+
+use super::{
+    AllowedHosts, Config, Digest, Limits, Listener, MAX_ALLOWED_HOSTS, MAX_CORES, MAX_NSID,
+    MAX_SUBSYSTEMS, Namespace, Rx, Subsystem, Tx, size,
+};
+
+/// Largest configuration file that is read.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// Why a configuration file was refused. The text is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It could not be read.
+    #[error("{}: cannot read the configuration: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is longer than any configuration.
+    #[error("{}: longer than {} bytes, that is no configuration file", path.display(), MAX_FILE_BYTES)]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line of it is wrong.
+    #[error("{}:{line}: key `{key}`: {what}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// The key on that line.
+        key: String,
+        /// What is wrong and what would be right.
+        what: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a TOML file.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        if std::fs::metadata(path).map_err(read)?.len() > MAX_FILE_BYTES {
+            return Err(ConfigError::TooLong { path: path.to_owned() });
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        Self::from_toml(&text, path)
+    }
+
+    /// Checks the text of a TOML file; `path` is for the messages only.
+    pub fn from_toml(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let at = Place { text, path };
+        let file: File = toml::from_str(text).map_err(|error| at.syntax(&error))?;
+        file.check(&at)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    target: TargetTable,
+    #[serde(default)]
+    listener: ListenerTable,
+    #[serde(default)]
+    bdev: Vec<BdevConfig>,
+    #[serde(default)]
+    subsystem: Vec<SubsystemTable>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TargetTable {
+    cores: Option<Spanned<String>>,
+    memory_budget: Option<Spanned<Size>>,
+    poll_budget_us: Option<Spanned<u64>>,
+    max_controllers: Option<Spanned<u64>>,
+    max_io_queues: Option<Spanned<u64>>,
+    max_queue_entries: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenerTable {
+    address: Option<Spanned<String>>,
+    udp_port: Option<Spanned<u64>>,
+    mtu: Option<Spanned<u64>>,
+    tx: Option<Tx>,
+    rx: Option<Rx>,
+    digest: Option<Digest>,
+    fault: Option<String>,
+    capture: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SubsystemTable {
+    nqn: Spanned<String>,
+    serial: Option<Spanned<String>>,
+    model: Option<Spanned<String>>,
+    allow_hosts: Option<Spanned<Vec<Spanned<String>>>>,
+    #[serde(default)]
+    namespace: Vec<NamespaceTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamespaceTable {
+    nsid: Option<Spanned<u64>>,
+    bdev: Spanned<String>,
+    uuid: Option<Spanned<String>>,
+}
+
+/// A size: a number of bytes, or a text like `"1G"`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Bytes(u64),
+    Text(String),
+}
+
+impl File {
+    fn check(self, at: &Place<'_>) -> Result<Config, ConfigError> {
+        let mut config = Config::default();
+        self.target.check(at, &mut config)?;
+        config.listener = self.listener.check(at)?;
+        if self.subsystem.len() > MAX_SUBSYSTEMS {
+            let what = format!("{} subsystems, at most {MAX_SUBSYSTEMS} are possible", self.subsystem.len());
+            return Err(at.line(0, "subsystem", what));
+        }
+        config.bdevs = self.bdev;
+        let names: Vec<&str> = config.bdevs.iter().map(BdevConfig::name).collect();
+        for table in self.subsystem {
+            let nqn_span = table.nqn.span();
+            let subsystem = table.check(at, &names)?;
+            if config.subsystems.iter().any(|other| other.nqn == subsystem.nqn) {
+                return Err(at.value(&nqn_span, "nqn", "another subsystem has this name; names must differ"));
+            }
+            config.subsystems.push(subsystem);
+        }
+        Ok(config)
+    }
+}
+
+impl TargetTable {
+    fn check(self, at: &Place<'_>, config: &mut Config) -> Result<(), ConfigError> {
+        if let Some(cores) = self.cores {
+            config.cores = super::parse_cores(cores.as_ref())
+                .map_err(|what| at.value(&cores.span(), "cores", what))?;
+        }
+        if let Some(budget) = self.memory_budget {
+            config.memory_budget_bytes = match budget.as_ref() {
+                Size::Bytes(bytes) => *bytes,
+                Size::Text(text) => size::parse(text)
+                    .map_err(|error| at.value(&budget.span(), "memory_budget", error))?,
+            };
+        }
+        if let Some(micros) = self.poll_budget_us {
+            let micros = at.number(&micros, "poll_budget_us", 0..=10_000_000)?;
+            config.poll_budget = Duration::from_micros(micros);
+        }
+        let mut limits = Limits::default();
+        if let Some(n) = self.max_controllers {
+            limits.controllers = at.number(&n, "max_controllers", 1..=0xFFEF)?;
+        }
+        if let Some(n) = self.max_io_queues {
+            limits.io_queues = at.number(&n, "max_io_queues", 1..=1024)?;
+        }
+        if let Some(n) = self.max_queue_entries {
+            limits.queue_entries = at.number(&n, "max_queue_entries", 32..=4096)?;
+        }
+        config.limits = limits;
+        Ok(())
+    }
+}
+
+impl ListenerTable {
+    fn check(self, at: &Place<'_>) -> Result<Listener, ConfigError> {
+        let mut listener = Listener::default();
+        if let Some(address) = self.address {
+            listener.address = parse_listen(address.as_ref())
+                .map_err(|what| at.value(&address.span(), "address", what))?;
+        }
+        if let Some(port) = self.udp_port {
+            listener.udp_port = at.number(&port, "udp_port", 1..=65535)?;
+        }
+        if let Some(mtu) = self.mtu {
+            listener.mtu = Some(at.number(&mtu, "mtu", 1024..=61440)?);
+        }
+        listener.tx = self.tx.unwrap_or_default();
+        listener.rx = self.rx.unwrap_or_default();
+        listener.digest = self.digest.unwrap_or_default();
+        listener.fault = self.fault;
+        listener.capture = self.capture;
+        Ok(listener)
+    }
+}
+
+impl SubsystemTable {
+    fn check(self, at: &Place<'_>, bdevs: &[&str]) -> Result<Subsystem, ConfigError> {
+        let nqn = parse_nqn(self.nqn.as_ref()).map_err(|e| at.value(&self.nqn.span(), "nqn", e))?;
+        let mut subsystem = Subsystem::new(nqn);
+        subsystem.serial = at.ascii(self.serial, "serial", 20)?;
+        subsystem.model = at.ascii(self.model, "model", 40)?;
+        if let Some(hosts) = self.allow_hosts {
+            if hosts.as_ref().len() > MAX_ALLOWED_HOSTS {
+                let what = format!("at most {MAX_ALLOWED_HOSTS} hosts can be listed");
+                return Err(at.value(&hosts.span(), "allow_hosts", what));
+            }
+            let names = hosts.into_inner().into_iter().map(|host| {
+                Nqn::opaque(host.as_ref()).map_err(|e| at.value(&host.span(), "allow_hosts", e))
+            });
+            subsystem.hosts = AllowedHosts::Only(names.collect::<Result<_, _>>()?);
+        }
+        for table in self.namespace {
+            let span = table.nsid.as_ref().map(Spanned::span);
+            let namespace = table.check(at, bdevs)?;
+            let taken = |other: &Namespace| other.nsid.is_some() && other.nsid == namespace.nsid;
+            if let Some(span) = span
+                && subsystem.namespaces.iter().any(taken)
+            {
+                return Err(at.value(&span, "nsid", "another namespace of this subsystem has it"));
+            }
+            subsystem.namespaces.push(namespace);
+        }
+        Ok(subsystem)
+    }
+}
+
+impl NamespaceTable {
+    fn check(self, at: &Place<'_>, bdevs: &[&str]) -> Result<Namespace, ConfigError> {
+        let mut namespace = Namespace::new(self.bdev.as_ref().clone());
+        if !bdevs.contains(&self.bdev.as_ref().as_str()) {
+            // Not a name: a short form, which carries its own device.
+            let short: Result<BdevConfig, _> = self.bdev.as_ref().parse();
+            short.map_err(|e| at.value(&self.bdev.span(), "bdev", e))?;
+        }
+        if let Some(nsid) = self.nsid {
+            let number = at.number(&nsid, "nsid", 1..=u64::from(MAX_NSID))?;
+            namespace.nsid = Some(Nsid::new(number));
+        }
+        if let Some(uuid) = self.uuid {
+            let parsed: Uuid =
+                uuid.as_ref().parse().map_err(|e| at.value(&uuid.span(), "uuid", e))?;
+            namespace.uuid = Some(parsed);
+        }
+        Ok(namespace)
+    }
+}
+
+/// `traddr:trsvcid`, as `127.0.0.1:4420` or `[::1]:4420`; the port may be left out.
+pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.port() == 0 {
+            return Err("the service id (after the colon) must be 1-65535, as in 127.0.0.1:4420".into());
+        }
+        return Ok(address);
+    }
+    match text.trim_start_matches('[').trim_end_matches(']').parse() {
+        Ok(ip) => Ok(SocketAddr::new(ip, 4420)),
+        Err(_) => Err(format!("`{text}` is no address: give an IP address and a service id, as in 127.0.0.1:4420")),
+    }
+}
+
+/// The name of a subsystem that we serve: well-formed, and not the discovery service's.
+pub(super) fn parse_nqn(text: &str) -> Result<Nqn, String> {
+    let nqn = Nqn::new(text).map_err(|error| error.to_string())?;
+    if nqn.is_discovery() {
+        return Err("this is the discovery service's name, which is always served; choose another".into());
+    }
+    Ok(nqn)
+}
+
+/// A list of cores like `0,2-3`.
+pub(super) fn parse_cores(text: &str) -> Result<Vec<usize>, String> {
+    let list: CoreList = text.parse().map_err(|error: ParseCoreListError| error.to_string())?;
+    if list.cores().len() > MAX_CORES {
+        return Err(format!("at most {MAX_CORES} cores, as in 0,2-3"));
+    }
+    Ok(list.cores().to_vec())
+}
+
+/// Where in which file something was said.
+struct Place<'a> {
+    text: &'a str,
+    path: &'a Path,
+}
+
+impl Place<'_> {
+    /// An error of the TOML parser: its own message, cut to one line, with the key of its line.
+    fn syntax(&self, error: &toml::de::Error) -> ConfigError {
+        let offset = error.span().map_or(0, |span| span.start);
+        let message = error.message().trim().replace('\n', ", ");
+        let key = self.key_at(offset).unwrap_or_else(|| "(none)".to_owned());
+        self.line(offset, &key, message)
+    }
+
+    fn value(&self, span: &Range<usize>, key: &str, what: impl ToString) -> ConfigError {
+        self.line(span.start, key, what.to_string())
+    }
+
+    fn line(&self, offset: usize, key: &str, what: String) -> ConfigError {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line = before.matches('\n').count() + 1;
+        ConfigError::Line { path: self.path.to_owned(), line, key: key.to_owned(), what }
+    }
+
+    /// The key, or the table's name, on the line of that offset.
+    fn key_at(&self, offset: usize) -> Option<String> {
+        let start = self.text.get(..offset)?.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = self.text.get(start..)?.lines().next()?.trim();
+        let key = match line.split_once('=') {
+            Some((key, _)) => key,
+            None => line.trim_matches(['[', ']']),
+        };
+        let key = key.trim();
+        (!key.is_empty()).then(|| key.to_owned())
+    }
+
+    fn number<T: TryFrom<u64>>(
+        &self,
+        value: &Spanned<u64>,
+        key: &str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<T, ConfigError> {
+        let number = *value.as_ref();
+        let refuse = || {
+            let what = format!("{number} is out of range, give {} to {}", range.start(), range.end());
+            self.value(&value.span(), key, what)
+        };
+        if !range.contains(&number) {
+            return Err(refuse());
+        }
+        T::try_from(number).map_err(|_| refuse())
+    }
+
+    fn ascii(
+        &self,
+        value: Option<Spanned<String>>,
+        key: &str,
+        max: usize,
+    ) -> Result<Option<String>, ConfigError> {
+        let Some(value) = value else { return Ok(None) };
+        let text = value.as_ref();
+        let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if text.trim().is_empty() || text.len() > max || !printable {
+            let what = format!("must be 1 to {max} characters of ASCII");
+            return Err(self.value(&value.span(), key, what));
+        }
+        Ok(Some(value.into_inner()))
+    }
+}

@@ -1,0 +1,231 @@
+//! What the daemon is told: subsystems, listener, limits. Built from TOML ([`Config::from_file`]) or
+//! from flags; every value is checked when it gets in, so that the rest of the crate need not.
+
+mod file;
+pub mod size;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use flexblk_blockdev::BdevConfig;
+use flexblk_nvme::{Nqn, Nsid};
+use uuid::Uuid;
+
+pub use file::ConfigError;
+
+/// Name of the subsystem when none is given.
+pub const DEFAULT_SUBNQN: &str = "nqn.2026-11.dev.flexblk:target";
+/// Where the target listens when it is not told: this machine only, since a connection needs no
+/// password. `0.0.0.0:4420` opens it to the network.
+pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4420);
+/// UDP port of RoCEv2, on which FlexiNS rides.
+pub const DEFAULT_UDP_PORT: u16 = 4791;
+/// Default of [`Config::memory_budget_bytes`].
+pub const DEFAULT_MEMORY_BUDGET_BYTES: u64 = 256 << 20;
+/// Highest namespace identifier (NN in Identify Controller): tables are indexed by it.
+pub const MAX_NSID: u32 = 1024;
+/// Most subsystems of one target.
+pub const MAX_SUBSYSTEMS: usize = 256;
+/// Most host names in one allow-list.
+pub const MAX_ALLOWED_HOSTS: usize = 1024;
+/// Most data threads.
+pub const MAX_CORES: usize = 64;
+
+/// Everything the target is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where and how to listen.
+    pub listener: Listener,
+    /// Cores of the data threads, one thread each; empty is one thread on any core.
+    pub cores: Vec<usize>,
+    /// Bytes for I/O buffers and queues, over all threads. Namespaces in memory are not part of it.
+    pub memory_budget_bytes: u64,
+    /// How long a thread polls after the last activity before it sleeps.
+    pub poll_budget: Duration,
+    /// What hosts can get.
+    pub limits: Limits,
+    /// Block devices that namespaces name.
+    pub bdevs: Vec<BdevConfig>,
+    /// What is exported.
+    pub subsystems: Vec<Subsystem>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listener: Listener::default(),
+            cores: Vec::new(),
+            memory_budget_bytes: DEFAULT_MEMORY_BUDGET_BYTES,
+            poll_budget: Duration::from_micros(100),
+            limits: Limits::default(),
+            bdevs: Vec::new(),
+            subsystems: Vec::new(),
+        }
+    }
+}
+
+/// The FlexiNS listener.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// `traddr` and, as the port, `trsvcid`: the RDMA-CM service id, not a UDP port.
+    pub address: SocketAddr,
+    /// UDP port that FlexiNS rides on.
+    pub udp_port: u16,
+    /// Payload bytes a packet may carry at most; `None` is what the path carries.
+    pub mtu: Option<u32>,
+    /// How payload is sent.
+    pub tx: Tx,
+    /// How packets are received.
+    pub rx: Rx,
+    /// Checksum over every packet.
+    pub digest: Digest,
+    /// Faults to inject on purpose, in the transport's notation (`loss=0.01,reorder=0.01`).
+    pub fault: Option<String>,
+    /// Write every packet into this pcapng file.
+    pub capture: Option<PathBuf>,
+}
+
+impl Default for Listener {
+    fn default() -> Self {
+        Self {
+            address: DEFAULT_LISTEN,
+            udp_port: DEFAULT_UDP_PORT,
+            mtu: None,
+            tx: Tx::default(),
+            rx: Rx::default(),
+            digest: Digest::default(),
+            fault: None,
+            capture: None,
+        }
+    }
+}
+
+/// How payload is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tx {
+    /// Gathered from where it lies; the transport writes only headers.
+    #[default]
+    HeaderOnly,
+    /// Copied behind the header, as a classic stack does (for comparison).
+    Copy,
+}
+
+/// How packets are received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rx {
+    /// A few buffers, recycled last-freed-first, so that they stay in the cache.
+    #[default]
+    InCache,
+    /// A long ring in first-in first-out order (for comparison).
+    Ring,
+}
+
+/// Checksum over every packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Digest {
+    /// CRC32C.
+    #[default]
+    Crc32c,
+    /// None, unless the host wants it.
+    None,
+}
+
+/// What hosts can get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Controllers that may exist at a time, over all subsystems (at most 65519).
+    pub controllers: u16,
+    /// I/O queues of a controller, before the memory budget is asked.
+    pub io_queues: u16,
+    /// Entries of a queue (CAP.MQES + 1).
+    pub queue_entries: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { controllers: 1024, io_queues: 64, queue_entries: 1024 }
+    }
+}
+
+/// One NVM subsystem.
+#[derive(Clone, Debug)]
+pub struct Subsystem {
+    /// Its name.
+    pub nqn: Nqn,
+    /// Serial number, at most 20 characters of ASCII; `None` derives one from the name.
+    pub serial: Option<String>,
+    /// Model number, at most 40 characters of ASCII.
+    pub model: Option<String>,
+    /// Who may connect.
+    pub hosts: AllowedHosts,
+    /// What it holds.
+    pub namespaces: Vec<Namespace>,
+}
+
+impl Subsystem {
+    /// A subsystem of that name, open to any host, without namespaces.
+    #[must_use]
+    pub fn new(nqn: Nqn) -> Self {
+        Self { nqn, serial: None, model: None, hosts: AllowedHosts::Any, namespaces: Vec::new() }
+    }
+}
+
+/// Who may connect to a subsystem.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AllowedHosts {
+    /// Any host.
+    #[default]
+    Any,
+    /// Hosts with these names.
+    Only(Vec<Nqn>),
+}
+
+impl AllowedHosts {
+    /// May the host of that name connect?
+    #[must_use]
+    pub fn allows(&self, host: &Nqn) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(names) => names.contains(host),
+        }
+    }
+}
+
+/// One namespace.
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    /// Its identifier; `None` takes the lowest free one.
+    pub nsid: Option<Nsid>,
+    /// The block device behind it: the name of one of [`Config::bdevs`], or a short form such as
+    /// `ram:1G` (see [`BdevConfig`]).
+    pub bdev: String,
+    /// Its UUID; `None` takes the device's own.
+    pub uuid: Option<Uuid>,
+}
+
+impl Namespace {
+    /// A namespace on that block device.
+    #[must_use]
+    pub fn new(bdev: impl Into<String>) -> Self {
+        Self { nsid: None, bdev: bdev.into(), uuid: None }
+    }
+}
+
+/// Parses `traddr[:trsvcid]`, as `127.0.0.1:4420`. The error says what to write.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    file::parse_listen(text)
+}
+
+/// Parses the name of a subsystem that we are to serve.
+pub fn parse_nqn(text: &str) -> Result<Nqn, String> {
+    file::parse_nqn(text)
+}
+
+/// Parses a list of cores like `0,2-3`.
+pub fn parse_cores(text: &str) -> Result<Vec<usize>, String> {
+    file::parse_cores(text)
+}

@@ -1,0 +1,238 @@
+//! Identify (Base 5.1.13): what host tools show about controller and namespaces.
+
+use flexblk_blockdev::Caps;
+use flexblk_nvme::command::admin::{Cns, ControllerList, Csi, Identify};
+use flexblk_nvme::identify::descriptors::{self, Descriptor};
+use flexblk_nvme::identify::{
+    self, CommandSetVectors, ControllerType, IndependentNamespace, NamespaceList, Nmic, Nsfeat,
+    NvmController, NvmNamespace, Oaes, Oncs, PowerState, Sgls, Vwc,
+};
+use flexblk_nvme::{Nsid, Status, StatusCode, U16, U32, U64, U128};
+
+use super::keep_alive::GRANULARITY_100MS;
+use super::{Controller, Environment, Kind, MAX_ABORTS, MAX_EVENT_REQUESTS, properties};
+use crate::association::ERROR_LOG_ENTRIES;
+use crate::config::MAX_NSID;
+use crate::queue::request::{MAX_TRANSFER_BYTES, MAX_WRITE_ZEROES_BYTES};
+use crate::snapshot::{Namespace, Subsystem};
+
+/// Firmware revision: the crate's version.
+pub(super) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
+
+/// Sizes in Identify are powers of two in units of the smallest page, 4 KiB.
+const PAGE_SHIFT: u32 = 12;
+
+impl Controller {
+    /// The 4096 bytes, or the status that says why not.
+    pub(super) fn identify(
+        &self,
+        identify: &Identify,
+        environment: &Environment<'_>,
+    ) -> Result<Vec<u8>, Status> {
+        if self.kind == Kind::Discovery {
+            // Base 3.1.3.3: of Identify a discovery controller has CNS 01h.
+            return match identify.cns {
+                Cns::Controller => Ok(self.identify_discovery(environment).bytes().to_vec()),
+                _ => Err(StatusCode::InvalidField.dnr()),
+            };
+        }
+        let subsystem = self.subsystem(environment)?;
+        let nsid = identify.nsid;
+        Ok(match identify.cns {
+            Cns::Controller => self.identify_controller(subsystem, environment).bytes().to_vec(),
+            Cns::Namespace => match active(subsystem, nsid)? {
+                Some(namespace) => identify_namespace(namespace).bytes().to_vec(),
+                None => zeros(),
+            },
+            Cns::ActiveNamespaces => list(subsystem, nsid)?,
+            Cns::CommandSetActiveNamespaces if identify.csi == Csi::Nvm => list(subsystem, nsid)?,
+            Cns::NamespaceDescriptors => {
+                // Base 5.1.13.2.3: an inactive namespace is Invalid Namespace or Format.
+                let namespace = active(subsystem, nsid)?;
+                let namespace = namespace.ok_or_else(|| StatusCode::InvalidNamespaceOrFormat.dnr())?;
+                descriptors_of(namespace)
+            }
+            Cns::CommandSetNamespace if identify.csi == Csi::Nvm => {
+                active(subsystem, nsid)?;
+                NvmNamespace::zeroed().bytes().to_vec()
+            }
+            Cns::CommandSetController if identify.csi == Csi::Nvm => nvm_controller(subsystem),
+            // Base 5.1.13.2.6: a command set that is not supported has all zeros in 06h.
+            Cns::CommandSetController if matches!(identify.csi, Csi::KeyValue | Csi::Zoned) => zeros(),
+            Cns::IndependentNamespace => match active(subsystem, nsid)? {
+                Some(namespace) => independent(namespace).bytes().to_vec(),
+                None => zeros(),
+            },
+            Cns::AttachedControllers => {
+                active(subsystem, nsid)?;
+                self.controllers(identify)
+            }
+            Cns::Controllers => self.controllers(identify),
+            Cns::CommandSets => {
+                let mut vectors = CommandSetVectors::zeroed();
+                if let Some(first) = vectors.vector.first_mut() {
+                    *first = U64::new(1); // bit 0: the NVM command set
+                }
+                vectors.bytes().to_vec()
+            }
+            _ => return Err(StatusCode::InvalidField.dnr()),
+        })
+    }
+
+    /// This controller, if it is not below where the list starts. Dynamic controllers of other hosts
+    /// are none of this host's business.
+    fn controllers(&self, identify: &Identify) -> Vec<u8> {
+        let mut list = ControllerList::zeroed();
+        if self.association.cntlid >= identify.cntid {
+            list.count = U16::new(1);
+            if let Some(first) = list.cntlid.first_mut() {
+                *first = U16::new(self.association.cntlid.get());
+            }
+        }
+        list.bytes().to_vec()
+    }
+
+    /// What I/O and discovery controllers have in common.
+    fn identify_common(&self, environment: &Environment<'_>) -> identify::Controller {
+        let mut id = identify::Controller::zeroed();
+        id.set_names("", "flexblk", FIRMWARE);
+        id.mdts = (MAX_TRANSFER_BYTES.trailing_zeros() - PAGE_SHIFT) as u8;
+        id.cntlid = U16::new(self.association.cntlid.get());
+        id.ver = U32::new(properties::VERSION.into_bits());
+        id.ctratt = U32::new(
+            (identify::Ctratt::HOST_ID_128 | identify::Ctratt::TRAFFIC_BASED_KEEP_ALIVE).bits(),
+        );
+        id.aerl = (MAX_EVENT_REQUESTS - 1) as u8;
+        id.elpe = (ERROR_LOG_ENTRIES - 1) as u8;
+        id.lpa = identify::Lpa::EXTENDED.bits();
+        id.kas = U16::new(GRANULARITY_100MS);
+        id.maxcmd = U16::new(environment.directory.limits().queue_entries);
+        id.sgls = U32::new((Sgls::SUPPORTED | Sgls::KEYED | Sgls::OFFSET).bits());
+        id.subnqn = self.association.subnqn.to_field();
+        id
+    }
+
+    fn identify_discovery(&self, environment: &Environment<'_>) -> identify::Controller {
+        let mut id = self.identify_common(environment);
+        id.cntrltype = ControllerType::Discovery.raw();
+        id.oaes = U32::new(Oaes::DISCOVERY_LOG.bits());
+        id
+    }
+
+    fn identify_controller(
+        &self,
+        subsystem: &Subsystem,
+        environment: &Environment<'_>,
+    ) -> identify::Controller {
+        let mut id = self.identify_common(environment);
+        id.set_names(&subsystem.serial, &subsystem.model, FIRMWARE);
+        id.cntrltype = ControllerType::Io.raw();
+        id.cmic = (identify::Cmic::MULTI_PORT | identify::Cmic::MULTI_CONTROLLER).bits();
+        id.oaes = U32::new(Oaes::NAMESPACE_ATTRIBUTE.bits());
+        // How long a host waits before it repeats a command that found no memory: 100 ms.
+        id.crdt1 = U16::new(1);
+        id.acl = MAX_ABORTS - 1;
+        // One firmware slot, read only.
+        id.frmw = 0b0000_0011;
+        id.lpa |= (identify::Lpa::EFFECTS | identify::Lpa::SUPPORTED_PAGES).bits();
+        id.tnvmcap = U128::new(subsystem.active().map(|ns| u128::from(ns.info.size_bytes())).sum());
+        // Entries of 64 and 16 bytes, required and at most.
+        id.sqes = 0x66;
+        id.cqes = 0x44;
+        id.nn = U32::new(MAX_NSID);
+        id.mnan = U32::new(MAX_NSID);
+        id.oncs = U16::new(
+            (Oncs::COMPARE
+                | Oncs::DATASET_MANAGEMENT
+                | Oncs::WRITE_ZEROES
+                | Oncs::SAVE_SELECT
+                | Oncs::VERIFY)
+                .bits(),
+        );
+        let cache = if subsystem.has_write_cache() { Vwc::PRESENT } else { Vwc::empty() };
+        id.vwc = (cache | Vwc::NO_BROADCAST_FLUSH).bits();
+        id.set_in_capsule_bytes(environment.in_capsule_bytes);
+        id.msdbd = 1;
+        if let Some(state) = id.psd.first_mut() {
+            *state = PowerState::zeroed();
+        }
+        id
+    }
+}
+
+/// The namespace if it is active, `None` if the identifier is valid and inactive (Base 3.2.1.2,
+/// 5.1.13.2: then the data is zeros). FFFFFFFFh is refused, as without Namespace Management.
+fn active(subsystem: &Subsystem, nsid: Nsid) -> Result<Option<&Namespace>, Status> {
+    if !(1..=MAX_NSID).contains(&nsid.get()) {
+        return Err(StatusCode::InvalidNamespaceOrFormat.dnr());
+    }
+    Ok(subsystem.namespace(nsid).map(|namespace| &**namespace))
+}
+
+/// Active namespaces above an identifier; FFFFFFFEh and FFFFFFFFh are Invalid Namespace or Format
+/// (Base 5.1.13.2.2).
+fn list(subsystem: &Subsystem, after: Nsid) -> Result<Vec<u8>, Status> {
+    if after >= Nsid::MAX {
+        return Err(StatusCode::InvalidNamespaceOrFormat.dnr());
+    }
+    let active = subsystem.active().map(|namespace| namespace.nsid);
+    Ok(NamespaceList::above(after, active).bytes().to_vec())
+}
+
+fn identify_namespace(namespace: &Namespace) -> identify::Namespace {
+    let info = &namespace.info;
+    let mut id = identify::Namespace::zeroed();
+    id.set_blocks(info.block_count);
+    id.set_single_format(namespace.block_shift());
+    id.nmic = Nmic::SHARED.bits();
+    id.nvmcap = U128::new(info.size_bytes().into());
+    id.nguid = *namespace.uuid.as_bytes();
+    id.nsattr = u8::from(namespace.read_only());
+    if info.caps.contains(Caps::DISCARD) {
+        // 2:0 001b: deallocated blocks read as zeros; bit 3: DEAC of Write Zeroes.
+        id.dlfeat = u8::from(info.caps.contains(Caps::DISCARD_ZEROES)) | 1 << 3;
+    }
+    let optimal = info.optimal_io_bytes >> namespace.block_shift();
+    if let Some(zeroes_based) = optimal.checked_sub(1).and_then(|blocks| u16::try_from(blocks).ok()) {
+        id.nsfeat |= Nsfeat::OPTIMAL_PERFORMANCE.bits();
+        let blocks = U16::new(zeroes_based);
+        (id.npwg, id.npwa, id.npdg, id.npda, id.nows) = (blocks, blocks, blocks, blocks, blocks);
+    }
+    id
+}
+
+fn independent(namespace: &Namespace) -> IndependentNamespace {
+    let mut id = IndependentNamespace::zeroed();
+    // Bit 5: no volatile write cache.
+    id.nsfeat = u8::from(!namespace.info.volatile_write_cache) << 5;
+    id.nmic = Nmic::SHARED.bits();
+    id.nsattr = u8::from(namespace.read_only());
+    id.nstat = IndependentNamespace::READY;
+    id
+}
+
+fn descriptors_of(namespace: &Namespace) -> Vec<u8> {
+    let uuid = namespace.uuid;
+    descriptors::emit(&[
+        Descriptor::Nguid(*uuid.as_bytes()),
+        Descriptor::Uuid(uuid),
+        Descriptor::Csi(Csi::Nvm),
+    ])
+    .to_vec()
+}
+
+fn nvm_controller(subsystem: &Subsystem) -> Vec<u8> {
+    let mut id = NvmController::zeroed();
+    id.vsl = (MAX_TRANSFER_BYTES.trailing_zeros() - PAGE_SHIFT) as u8;
+    id.wzsl = (MAX_WRITE_ZEROES_BYTES.trailing_zeros() - PAGE_SHIFT) as u8;
+    if subsystem.active().any(|namespace| namespace.info.caps.contains(Caps::DISCARD)) {
+        id.dmrl = u8::MAX;
+        id.dmrsl = U32::new(u32::MAX);
+        id.dmsl = U64::new(u64::from(u32::MAX) * 256);
+    }
+    id.bytes().to_vec()
+}
+
+fn zeros() -> Vec<u8> {
+    vec![0; Identify::DATA_LEN]
+}

@@ -1,0 +1,211 @@
+//! Get Log Page (Base 5.1.12): true numbers, and the discovery log.
+
+use std::net::{IpAddr, SocketAddr};
+
+use flexblk_nvme::command::admin::{Csi, GetLogPage, opcode as admin};
+use flexblk_nvme::command::nvm::opcode as nvm;
+use flexblk_nvme::identify::NamespaceList;
+use flexblk_nvme::log::discovery::{
+    self, AddressFamily, EntryFlags, Record, SubsystemType, TransportType, Treq, TsasRdma,
+};
+use flexblk_nvme::log::{
+    self, ChangedNamespaces, CommandEffects, CriticalWarning, Effects, ErrorEntry, FirmwareSlot,
+    LogPageId, Smart, SupportedLogPages, data_units,
+};
+use flexblk_nvme::{Cntlid, Nqn, Nsid, Status, StatusCode, U128};
+
+use super::events::Event;
+use super::features::IO_FEATURES;
+use super::{Controller, Environment, Kind, identify};
+use crate::counters;
+use crate::queue::request::MAX_TRANSFER_BYTES;
+use crate::snapshot::Snapshot;
+
+/// Log pages of an I/O controller.
+const IO_PAGES: &[LogPageId] = &[
+    LogPageId::Supported,
+    LogPageId::Error,
+    LogPageId::Smart,
+    LogPageId::FirmwareSlot,
+    LogPageId::ChangedNamespaces,
+    LogPageId::Effects,
+    LogPageId::FeatureEffects,
+];
+/// Log pages of a discovery controller.
+const DISCOVERY_PAGES: &[LogPageId] = &[LogPageId::Supported, LogPageId::Discovery];
+
+impl Controller {
+    /// The bytes asked for, or the status that says why not.
+    pub(super) fn log_page(
+        &mut self,
+        get: &GetLogPage,
+        environment: &Environment<'_>,
+    ) -> Result<Vec<u8>, Status> {
+        let invalid = || StatusCode::InvalidField.dnr();
+        let len = u32::try_from(get.len_bytes()).ok().filter(|len| *len <= MAX_TRANSFER_BYTES);
+        let len = len.and_then(|len| usize::try_from(len).ok()).ok_or_else(invalid)?;
+        // No page is a list that an index (OT 1) could count; offsets are of dwords (Base 5.1.12).
+        if get.offset_is_index || !get.offset.is_multiple_of(4) || get.csi != Csi::Nvm {
+            return Err(invalid());
+        }
+        let page = self.page(get, environment)?;
+        let part = log::window(&page, get.offset, len).ok_or_else(invalid)?;
+        if !get.retain_event {
+            match get.lid {
+                LogPageId::ChangedNamespaces => {
+                    self.changed = Default::default();
+                    self.events.clear(Event::NamespaceChanged);
+                }
+                LogPageId::Discovery => self.events.clear(Event::DiscoveryChanged),
+                _ => {}
+            }
+        }
+        Ok(part)
+    }
+
+    fn page(&self, get: &GetLogPage, environment: &Environment<'_>) -> Result<Vec<u8>, Status> {
+        let pages = match self.kind {
+            Kind::Io => IO_PAGES,
+            Kind::Discovery => DISCOVERY_PAGES,
+        };
+        if !pages.contains(&get.lid) {
+            return Err(StatusCode::InvalidLogPage.dnr());
+        }
+        Ok(match get.lid {
+            LogPageId::Supported => SupportedLogPages::with(pages).bytes().to_vec(),
+            LogPageId::Error => self.error_page(),
+            LogPageId::Smart => self.smart(get.nsid, environment)?.bytes().to_vec(),
+            LogPageId::FirmwareSlot => FirmwareSlot::single(identify::FIRMWARE).bytes().to_vec(),
+            LogPageId::ChangedNamespaces => self.changed_page().bytes().to_vec(),
+            LogPageId::Effects => effects().bytes().to_vec(),
+            LogPageId::FeatureEffects => feature_effects(),
+            LogPageId::Discovery => {
+                let host = &self.association.hostnqn;
+                discovery_log(environment.snapshot, environment.address, host)
+            }
+            _ => return Err(StatusCode::InvalidLogPage.dnr()),
+        })
+    }
+
+    fn error_page(&self) -> Vec<u8> {
+        let (_, entries) = self.association.errors();
+        let mut page = Vec::with_capacity(crate::association::ERROR_LOG_ENTRIES * ErrorEntry::SIZE);
+        for (count, error) in &entries {
+            let mut entry = ErrorEntry::new(*count, error.sqid, error.cid, error.opcode, error.status)
+                .at(error.nsid, error.lba);
+            // Transport type of the connection; the specification has no number for FlexiNS, whose
+            // binding is NVMe/RDMA's.
+            entry.trtype = TransportType::Rdma.raw();
+            page.extend_from_slice(entry.bytes());
+        }
+        page.resize(crate::association::ERROR_LOG_ENTRIES * ErrorEntry::SIZE, 0);
+        page
+    }
+
+    /// SMART / Health (Base 5.1.12.1.3): of the subsystem; per namespace it is not kept (LPA bit 0).
+    fn smart(&self, nsid: Nsid, environment: &Environment<'_>) -> Result<Smart, Status> {
+        if nsid != Nsid::NONE && nsid != Nsid::BROADCAST {
+            return Err(StatusCode::InvalidField.dnr());
+        }
+        let subsystem = self.subsystem(environment)?;
+        let totals = counters::total(&subsystem.counters);
+        let mut smart = Smart::zeroed();
+        let mut active = subsystem.active().peekable();
+        if active.peek().is_some() && active.all(|namespace| namespace.read_only()) {
+            smart.critical_warning = CriticalWarning::READ_ONLY.bits();
+        }
+        smart.available_spare = 100;
+        smart.data_units_read = U128::new(data_units(totals.read_bytes.into()));
+        smart.data_units_written = U128::new(data_units(totals.written_bytes.into()));
+        smart.host_reads = U128::new(totals.reads.into());
+        smart.host_writes = U128::new(totals.writes.into());
+        smart.busy_minutes = U128::new((totals.busy_us / 60_000_000).into());
+        smart.power_cycles = U128::new(1);
+        let up = environment.now.saturating_duration_since(environment.started);
+        smart.power_on_hours = U128::new((up.as_secs() / 3600).into());
+        smart.media_errors = U128::new(totals.media_errors.into());
+        smart.error_entries = U128::new(self.association.errors().0.into());
+        Ok(smart)
+    }
+
+    fn changed_page(&self) -> ChangedNamespaces {
+        if self.changed.overflow {
+            return ChangedNamespaces::overflow();
+        }
+        NamespaceList::above(Nsid::NONE, self.changed.nsids.iter().copied().map(Nsid::new))
+    }
+}
+
+fn effects() -> Effects {
+    let mut effects = Effects::zeroed();
+    for opcode in [
+        admin::GET_LOG_PAGE,
+        admin::IDENTIFY,
+        admin::ABORT,
+        admin::SET_FEATURES,
+        admin::GET_FEATURES,
+        admin::ASYNC_EVENT_REQUEST,
+        admin::KEEP_ALIVE,
+    ] {
+        effects.set_admin(opcode, CommandEffects::SUPPORTED);
+    }
+    for opcode in [nvm::FLUSH, nvm::READ, nvm::COMPARE, nvm::VERIFY] {
+        effects.set_io(opcode, CommandEffects::SUPPORTED);
+    }
+    for opcode in [nvm::WRITE, nvm::WRITE_ZEROES, nvm::DATASET_MANAGEMENT] {
+        effects.set_io(opcode, CommandEffects::WRITES);
+    }
+    effects
+}
+
+/// Feature Identifiers Supported and Effects (Base 5.1.12.1.19): a dword per feature, bit 0
+/// supported, bits 31:20 the scope, of which bit 1 is the controller.
+fn feature_effects() -> Vec<u8> {
+    const CONTROLLER_SCOPE: u32 = 1 << 21;
+    let mut page = vec![0; 1024];
+    for feature in IO_FEATURES {
+        let at = usize::from(feature.raw()) * 4;
+        if let Some(entry) = page.get_mut(at..at + 4) {
+            entry.copy_from_slice(&(CONTROLLER_SCOPE | 1).to_le_bytes());
+        }
+    }
+    page
+}
+
+/// The discovery log as `host` may see it: the discovery service itself, and every subsystem that
+/// lets the host in.
+#[must_use]
+pub fn discovery_log(snapshot: &Snapshot, address: SocketAddr, host: &Nqn) -> Vec<u8> {
+    let allowed = snapshot.subsystems.iter().flatten().filter(|subsystem| subsystem.hosts.allows(host));
+    let own = record(SubsystemType::CurrentDiscovery, Nqn::discovery(), address);
+    let records: Vec<Record> = std::iter::once(own)
+        .chain(allowed.map(|subsystem| record(SubsystemType::Nvm, subsystem.nqn.clone(), address)))
+        .collect();
+    discovery::emit(snapshot.generation, &records)
+}
+
+fn record(subtype: SubsystemType, subnqn: Nqn, address: SocketAddr) -> Record {
+    let persistent = match subtype {
+        SubsystemType::CurrentDiscovery => EntryFlags::PERSISTENT_DISCOVERY,
+        _ => EntryFlags::empty(),
+    };
+    let mut tsas = [0; 256];
+    tsas.copy_from_slice(TsasRdma::roce_v2().bytes());
+    Record {
+        trtype: TransportType::Flexins,
+        adrfam: match address.ip() {
+            IpAddr::V4(_) => AddressFamily::Ipv4,
+            IpAddr::V6(_) => AddressFamily::Ipv6,
+        },
+        subtype,
+        treq: Treq::new().with_secure_channel(2).with_sq_flow_control_disable(true),
+        portid: 1,
+        cntlid: Cntlid::DYNAMIC,
+        asqsz: crate::queue::ADMIN_ENTRIES,
+        eflags: persistent,
+        trsvcid: address.port().to_string(),
+        subnqn,
+        traddr: address.ip().to_string(),
+        tsas,
+    }
+}

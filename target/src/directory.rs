@@ -1,0 +1,273 @@
+//! Which controllers there are, and who gets one: Connect (Base 6.3), controller identifiers, and
+//! the current snapshot. Locked at connect, tear-down and management, never for an I/O.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use flexblk_nvme::command::fabrics::{Connect, ConnectData, ConnectReply};
+use flexblk_nvme::{Cntlid, Nqn, Qid, Status, StatusCode};
+
+use crate::association::{Association, QueueRefusal, QueueShared, lock};
+use crate::budget::{Budget, Reservation};
+use crate::config::Limits;
+use crate::snapshot::Snapshot;
+
+/// The target's controllers and what they may see.
+#[derive(Debug)]
+pub struct Directory {
+    state: Mutex<State>,
+    limits: Limits,
+    budget: Budget,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    snapshot: Arc<Snapshot>,
+    controllers: BTreeMap<u16, Arc<Association>>,
+    last_cntlid: u16,
+}
+
+/// A queue as its transport connection announced it (NVMe/RDMA private data).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// Queue identifier.
+    pub qid: Qid,
+    /// Entries of the submission queue that the connection was made for.
+    pub entries: u16,
+}
+
+/// A successful Connect.
+#[derive(Debug)]
+pub enum Connected {
+    /// Of an Admin queue: a new controller.
+    Admin(Arc<Association>),
+    /// Of an I/O queue of an existing controller.
+    Io {
+        /// The controller.
+        association: Arc<Association>,
+        /// The queue.
+        queue: Arc<QueueShared>,
+        /// Memory for it, out of the budget.
+        memory: Reservation,
+    },
+}
+
+/// A refused Connect: what its completion says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Status.
+    pub status: Status,
+    /// Dword 0.
+    pub reply: ConnectReply,
+    /// For the log.
+    pub reason: &'static str,
+}
+
+impl Refusal {
+    fn new(code: StatusCode, reason: &'static str) -> Self {
+        Self { status: code.dnr(), reply: ConnectReply::new(), reason }
+    }
+
+    fn sqe(offset: u16, reason: &'static str) -> Self {
+        let reply = ConnectReply::invalid_sqe(offset);
+        Self { reply, ..Self::new(StatusCode::ConnectInvalidParameters, reason) }
+    }
+
+    fn data(offset: u16, reason: &'static str) -> Self {
+        let reply = ConnectReply::invalid_data(offset);
+        Self { reply, ..Self::new(StatusCode::ConnectInvalidParameters, reason) }
+    }
+
+    /// May succeed later: Do Not Retry is 0.
+    fn busy(reason: &'static str) -> Self {
+        Self {
+            status: StatusCode::ConnectControllerBusy.into(),
+            ..Self::new(StatusCode::ConnectControllerBusy, reason)
+        }
+    }
+}
+
+impl Directory {
+    /// An empty one.
+    #[must_use]
+    pub fn new(limits: Limits, budget: Budget) -> Self {
+        Self { state: Mutex::default(), limits, budget }
+    }
+
+    /// What is exported now.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&lock(&self.state).snapshot)
+    }
+
+    /// Replaces it; `change` gets the current one and says what comes next. The epoch is counted
+    /// here.
+    pub fn update<E>(
+        &self,
+        change: impl FnOnce(&Snapshot) -> Result<Snapshot, E>,
+    ) -> Result<Arc<Snapshot>, E> {
+        let mut state = lock(&self.state);
+        let mut next = change(&state.snapshot)?;
+        next.epoch = state.snapshot.epoch + 1;
+        state.snapshot = Arc::new(next);
+        Ok(Arc::clone(&state.snapshot))
+    }
+
+    /// What hosts can get.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Memory for queues.
+    #[must_use]
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Controllers at the moment.
+    #[must_use]
+    pub fn controller_count(&self) -> usize {
+        lock(&self.state).controllers.len()
+    }
+
+    /// Judges a Connect (Base 6.3) that arrived on `thread`. `memory_bytes` is what a queue of the
+    /// announced size costs.
+    pub fn connect(
+        &self,
+        connect: &Connect,
+        data: &ConnectData,
+        announced: Announced,
+        thread: usize,
+        memory_bytes: u64,
+    ) -> Result<Connected, Refusal> {
+        if connect.qid != announced.qid {
+            return Err(Refusal::sqe(Connect::QID_OFFSET, "QID differs from the connection's"));
+        }
+        // SQSIZE is 0's based; 0 and more than the connection or CAP.MQES has are not allowed.
+        let entries = u32::from(connect.sqsize) + 1;
+        let most = announced.entries.min(self.limits.queue_entries);
+        if connect.sqsize == 0 || entries > u32::from(most) {
+            return Err(Refusal::sqe(Connect::SQSIZE_OFFSET, "SQSIZE is 0 or too large"));
+        }
+        let subnqn = data
+            .subnqn()
+            .map_err(|_| Refusal::data(ConnectData::SUBNQN_OFFSET, "SUBNQN is malformed"))?;
+        let hostnqn = data
+            .hostnqn()
+            .map_err(|_| Refusal::data(ConnectData::HOSTNQN_OFFSET, "HOSTNQN is malformed"))?;
+        if data.hostid == [0; 16] {
+            return Err(Refusal::data(ConnectData::HOSTID_OFFSET, "HOSTID is 0"));
+        }
+        if connect.qid.is_admin() {
+            self.connect_admin(data, subnqn, hostnqn, thread)
+        } else {
+            self.connect_io(connect.qid, data, &subnqn, &hostnqn, thread, memory_bytes)
+        }
+    }
+
+    fn connect_admin(
+        &self,
+        data: &ConnectData,
+        subnqn: Nqn,
+        hostnqn: Nqn,
+        thread: usize,
+    ) -> Result<Connected, Refusal> {
+        let mut state = lock(&self.state);
+        let subsystem = if subnqn.is_discovery() {
+            None
+        } else {
+            let subsystem = state
+                .snapshot
+                .find(&subnqn)
+                .ok_or_else(|| Refusal::data(ConnectData::SUBNQN_OFFSET, "no such subsystem"))?;
+            if !subsystem.hosts.allows(&hostnqn) {
+                let reason = "the host is not on the subsystem's allow-list";
+                return Err(Refusal::new(StatusCode::ConnectInvalidHost, reason));
+            }
+            Some(subsystem.slot)
+        };
+        // Base 3.1.2.1: with the dynamic controller model CNTLID is FFFFh.
+        if data.cntlid() != Cntlid::DYNAMIC {
+            let reason = "CNTLID is not FFFFh (controllers are dynamic)";
+            return Err(Refusal::data(ConnectData::CNTLID_OFFSET, reason));
+        }
+        let cntlid = state
+            .free_cntlid(self.limits.controllers)
+            .ok_or_else(|| Refusal::busy("all controllers are in use"))?;
+        let host = (hostnqn, data.hostid());
+        let association = Arc::new(Association::new(cntlid, (subsystem, subnqn), host, thread));
+        state.controllers.insert(cntlid.get(), Arc::clone(&association));
+        Ok(Connected::Admin(association))
+    }
+
+    fn connect_io(
+        &self,
+        qid: Qid,
+        data: &ConnectData,
+        subnqn: &Nqn,
+        hostnqn: &Nqn,
+        thread: usize,
+        memory_bytes: u64,
+    ) -> Result<Connected, Refusal> {
+        let association = {
+            let state = lock(&self.state);
+            let found = state.controllers.get(&data.cntlid().get()).map(Arc::clone);
+            found.ok_or_else(|| Refusal::data(ConnectData::CNTLID_OFFSET, "no such controller"))?
+        };
+        // Base 6.3: the fields must be those of the Admin queue's Connect.
+        if association.subnqn != *subnqn {
+            return Err(Refusal::data(ConnectData::SUBNQN_OFFSET, "not the controller's SUBNQN"));
+        }
+        if association.hostnqn != *hostnqn {
+            return Err(Refusal::data(ConnectData::HOSTNQN_OFFSET, "not the controller's HOSTNQN"));
+        }
+        if association.hostid != data.hostid() {
+            return Err(Refusal::data(ConnectData::HOSTID_OFFSET, "not the controller's HOSTID"));
+        }
+        if association.subsystem.is_none() {
+            let reason = "a discovery controller has no I/O queues";
+            return Err(Refusal::sqe(Connect::QID_OFFSET, reason));
+        }
+        let (queue, granted) = association
+            .add_queue(qid, thread, self.limits.io_queues, memory_bytes)
+            .map_err(|refusal| match refusal {
+                QueueRefusal::NotReady => {
+                    Refusal::new(StatusCode::CommandSequenceError, "the controller is not ready")
+                }
+                QueueRefusal::Exists => {
+                    Refusal::new(StatusCode::CommandSequenceError, "the queue exists")
+                }
+                QueueRefusal::BeyondGrant => {
+                    Refusal::sqe(Connect::QID_OFFSET, "QID is above the number of queues")
+                }
+            })?;
+        match granted.or_else(|| self.budget.reserve(memory_bytes)) {
+            Some(memory) => Ok(Connected::Io { association, queue, memory }),
+            None => {
+                association.remove_queue(qid);
+                Err(Refusal::busy("the memory budget is used up"))
+            }
+        }
+    }
+
+    /// Forgets a controller; its identifier can be used again.
+    pub fn remove(&self, association: &Association) {
+        lock(&self.state).controllers.remove(&association.cntlid.get());
+    }
+}
+
+impl State {
+    /// The next free identifier after the last one given out, so that one is not used again soon.
+    fn free_cntlid(&mut self, limit: u16) -> Option<Cntlid> {
+        let limit = limit.min(Cntlid::MAX.get());
+        if self.controllers.len() >= usize::from(limit) {
+            return None;
+        }
+        let last = self.last_cntlid;
+        let mut candidates = (last.saturating_add(1)..=Cntlid::MAX.get()).chain(1..=last);
+        let free = candidates.find(|id| !self.controllers.contains_key(id))?;
+        self.last_cntlid = free;
+        Some(Cntlid::new(free))
+    }
+}
