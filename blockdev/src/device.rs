@@ -99,9 +99,10 @@ pub trait BlockDevice: Send + Sync {
 /// are in flight; one more is refused with [`crate::IoError::Busy`] and nothing is queued beyond that, so
 /// that the caller, who knows the queues, decides who waits.
 ///
-/// Drop a channel when nothing is [in flight](Channel::in_flight). One that is dropped earlier
-/// leaks what the kernel may still touch (and says so in the log); its I/Os then never end for the
-/// caller, whose lent memory must stay where it is until the reactor itself is gone.
+/// Drop a channel when nothing is [in flight](Channel::in_flight). One that is dropped earlier leaves
+/// what the kernel may still touch to the reactor (and says so in the log), the open file included;
+/// its I/Os then never end for the caller, whose lent memory must stay where it is until the reactor
+/// is gone.
 pub trait Channel {
     /// Starts an I/O.
     fn submit(&mut self, reactor: &mut Reactor, io: Io) -> Submitted;

@@ -53,7 +53,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 enum Expect {
     Done,
-    Bytes { data: Box<IoBuffers>, bytes: Vec<u8> },
+    Bytes {
+        data: Box<IoBuffers>,
+        bytes: Vec<u8>,
+    },
     Mismatch,
 }
 
@@ -61,6 +64,7 @@ enum Expect {
 /// looked at until it is written again; none of the devices tested here is like that.
 struct Model {
     rig: Rig,
+    blocks: u64,
     bytes: Vec<u8>,
     in_flight: HashMap<u64, (Range<u64>, Expect, u64)>,
     areas: Vec<u64>,
@@ -71,6 +75,7 @@ impl Model {
         let size = device.info().size_bytes() as usize;
         Self {
             rig: Rig::new(device),
+            blocks: device.info().block_count,
             bytes: vec![0; size],
             in_flight: HashMap::new(),
             areas: (0..SLOTS).collect(),
@@ -117,8 +122,9 @@ impl Model {
 
     fn step(&mut self, step: &Step) {
         let block_size = u64::from(self.rig.block_size);
-        let blocks = u64::from(step.blocks).min(BLOCKS - step.lba);
-        let range = step.lba * block_size..(step.lba + blocks) * block_size;
+        let lba = step.lba % self.blocks;
+        let blocks = u64::from(step.blocks).min(self.blocks - lba);
+        let range = lba * block_size..(lba + blocks) * block_size;
         let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
         if self.areas.is_empty() || self.in_flight.values().any(|(other, ..)| overlaps(other)) {
             self.drain();
@@ -143,7 +149,14 @@ impl Model {
             6..=11 => {
                 fill(&vec![0xa5; len as usize]);
                 let bytes = self.bytes[held].to_vec();
-                (IoOp::Read, data.clone(), Expect::Bytes { data: Box::new(data), bytes })
+                (
+                    IoOp::Read,
+                    data.clone(),
+                    Expect::Bytes {
+                        data: Box::new(data),
+                        bytes,
+                    },
+                )
             }
             12 | 13 => {
                 let mut bytes = self.bytes[held].to_vec();
@@ -181,7 +194,7 @@ impl Model {
             18 => (IoOp::Verify, IoBuffers::none(), Expect::Done),
             _ => (IoOp::Flush, IoBuffers::none(), Expect::Done),
         };
-        let tag = self.rig.start(op, step.lba, blocks as u32, data);
+        let tag = self.rig.start(op, lba, blocks as u32, data);
         self.in_flight.insert(tag, (range, expect, area));
     }
 
@@ -191,7 +204,7 @@ impl Model {
         }
         self.drain();
         // everything once more, in one long read
-        let all = self.rig.read(0, BLOCKS as u32).expect("a read of all");
+        let all = self.rig.read(0, self.blocks as u32).expect("a read of all");
         assert!(
             all == self.bytes,
             "the device differs from the model at the end"
@@ -248,39 +261,28 @@ proptest! {
 
 #[test]
 fn loop_device() {
-    for options in [
-        &["--direct-io=off"][..],
-        &["--direct-io=off", "--sector-size", "4096"],
-    ] {
-        let Some(device) = Loop::new(BLOCKS * 512, options) else {
+    for block_size in [512_u32, 4096] {
+        let size = u64::from(AREA / 4);
+        let Some(device) = Loop::new(size, &["--sector-size", &block_size.to_string()]) else {
             return;
         };
-        // with 4096 the model's 512 blocks would not fit: the block size is checked below instead
-        let opened = FileDevice::new(&FileConfig {
+        let config = FileConfig {
             direct: DirectMode::On,
             ..file_config(&device.path)
-        });
-        if options.len() == 2 {
-            assert_eq!(opened.expect("a device").info().block_size, 4096);
-            continue;
-        }
-        let opened = opened.expect("a device");
-        assert_eq!(&*opened.info().kind, "block device (direct)");
+        };
+        let opened = FileDevice::new(&config).expect("a device");
+        let info = opened.info();
+        assert_eq!(&*info.kind, "block device (direct)");
+        assert_eq!((info.block_size, info.size_bytes()), (block_size, size));
         let mut runner = proptest::test_runner::TestRunner::new(cases(12));
-        let zero = vec![0; (BLOCKS * 512) as usize];
         runner
             .run(&steps(), |steps| {
                 let mut model = Model::new(&opened);
-                let result = model.rig.plain(
-                    IoOp::WriteZeroes {
-                        unmap: false,
-                        fua: false,
-                    },
-                    0,
-                    BLOCKS as u32,
-                );
-                prop_assert_eq!(result, Ok(()));
-                model.bytes.copy_from_slice(&zero);
+                let clear = IoOp::WriteZeroes {
+                    unmap: false,
+                    fua: false,
+                };
+                prop_assert_eq!(model.rig.plain(clear, 0, info.block_count as u32), Ok(()));
                 model.run(&steps);
                 Ok(())
             })

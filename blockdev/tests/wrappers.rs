@@ -329,7 +329,6 @@ fn ram_gives_memory_back_and_long_zeroing_takes_turns() {
         rig.write(mib * 2048, &block).unwrap();
     }
     assert_eq!(used(), ByteSize(64 << 20));
-    // a page's half is not given back but zeroed
     let tag = rig.start(IoOp::Discard, 1, 131_072 - 1, IoBuffers::none());
     assert_eq!(
         rig.channel.in_flight(),
@@ -337,7 +336,8 @@ fn ram_gives_memory_back_and_long_zeroing_takes_turns() {
         "64 MiB are not zeroed in one go"
     );
     assert_eq!(rig.wait(tag), Ok(()));
-    assert_eq!(used(), ByteSize(4096));
+    // the kernel gives back whole folios, which may be larger than pages
+    assert!(used() <= ByteSize(2 << 20), "{} still in use", used());
     assert_eq!(rig.read(0, 1).unwrap(), [3; 512]);
     assert!(rig.read(1, 1000).unwrap().iter().all(|byte| *byte == 0));
     assert!(

@@ -12,7 +12,8 @@ use std::{
 };
 
 use flexblk_reactor::{
-    Completion, Error as ReactorError, HugePages, Op, Order, Pool, Reactor, SharedMemory, Span,
+    Completion, Error as ReactorError, HugePages, Keeper, Op, Order, Pool, Reactor, SharedMemory,
+    Span,
 };
 
 use super::{
@@ -34,6 +35,8 @@ pub(super) struct FileChannel {
     /// A page-aligned range that nobody writes to.
     zeroes: Span,
     flushes: Flushes,
+    /// Where all of that goes if it is still needed when the channel is dropped.
+    keeper: Keeper,
 }
 
 /// Flushes share system calls: while one `fdatasync` runs, later flushes wait for the next one. (They
@@ -67,6 +70,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
 impl FileChannel {
     pub(super) fn new(
+        keeper: Keeper,
         shared: Arc<Shared>,
         tokens: Tokens,
         depth: u32,
@@ -81,6 +85,7 @@ impl FileChannel {
             .span(bounce_bytes, ZEROES_BYTES)
             .unwrap_or_else(Span::empty);
         Ok(Self {
+            keeper,
             tokens,
             slots: (0..depth).map(|_| Slot::free()).collect(),
             free: (0..depth).rev().collect(),
@@ -283,7 +288,7 @@ impl FileChannel {
         };
         let token = self.tokens.slot(index);
         // SAFETY: the file, the vector, the bounce memory and the zeroes live as long as the channel,
-        // whose drop leaks them if anything is in flight; the vector is rewritten only by `issue` for
+        // whose drop hands them to the reactor if anything is in flight; the vector is rewritten only by `issue` for
         // the same slot, after its completion. Spans of the caller stay in place until the I/O is
         // done, by their contract.
         unsafe { reactor.submit(op, token) };
@@ -447,7 +452,7 @@ impl FileChannel {
             fd: self.shared.fd(),
             data_only: true,
         };
-        // SAFETY: no memory; the file lives as long as the channel, whose drop leaks it if anything is
+        // SAFETY: no memory; the file lives as long as the channel, whose drop hands it to the reactor if anything is
         // in flight.
         unsafe { reactor.submit(op, self.tokens.slot(self.flush_slot())) };
     }
@@ -571,11 +576,12 @@ impl Drop for FileChannel {
         tracing::warn!(
             path = %self.shared.path.display(),
             in_flight = self.in_flight(),
-            "a channel is dropped with I/O in flight; what the kernel may touch is leaked"
+            "a channel is dropped with I/O in flight; the reactor keeps what the kernel may touch"
         );
-        mem::forget(Arc::clone(&self.shared));
-        mem::forget(Arc::clone(self.bounce.memory()));
-        mem::forget(mem::take(&mut self.vectors));
+        let memory = Arc::clone(self.bounce.memory());
+        let vectors = mem::take(&mut self.vectors);
+        self.keeper
+            .keep(Box::new((Arc::clone(&self.shared), memory, vectors)));
     }
 }
 

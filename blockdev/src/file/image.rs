@@ -92,13 +92,18 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<Image, Error> {
         FlockOperation::NonBlockingLockExclusive
     };
     retry(deadline, Errno::WOULDBLOCK, || flock(&file, lock)).map_err(failed("locking"))?;
-    Ok(Image {
+    let image = Image {
         file,
         path: path.to_owned(),
         node,
         device: metadata.st_rdev(),
         preferred_io_bytes: metadata.st_blksize(),
-    })
+    };
+    // a write-protected device can be opened for writing; only the writes would fail
+    if node == Node::BlockDevice && !read_only && image.device_number("ro") == Some(1) {
+        return Err(explain(path, read_only, "opening", Errno::ROFS));
+    }
+    Ok(image)
 }
 
 /// The size of a file or block device.
@@ -249,17 +254,20 @@ impl Image {
         identity::derived(&[&identity::machine_id(), path.as_os_str().as_encoded_bytes()])
     }
 
-    /// A number of `/sys/dev/block/M:m/queue`; of a partition, that of its disk. 0 if unknown.
+    /// A limit of a block device's queue, which a partition shares with its disk; 0 if unknown.
     fn queue_limit(&self, name: &str) -> u64 {
+        let of = |dir: &str| self.device_number(&format!("{dir}/{name}"));
+        of("queue").or_else(|| of("../queue")).unwrap_or(0)
+    }
+
+    /// A number the kernel shows about a block device, by its path below `/sys/dev/block/M:m`.
+    fn device_number(&self, name: &str) -> Option<u64> {
         let (major, minor) = (
             rustix::fs::major(self.device),
             rustix::fs::minor(self.device),
         );
-        let read = |dir: &str| {
-            let path = format!("/sys/dev/block/{major}:{minor}/{dir}/{name}");
-            std::fs::read_to_string(path).ok()?.trim().parse().ok()
-        };
-        read("queue").or_else(|| read("../queue")).unwrap_or(0)
+        let path = format!("/sys/dev/block/{major}:{minor}/{name}");
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
     }
 }
 

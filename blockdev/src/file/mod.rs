@@ -177,12 +177,17 @@ impl BlockDevice for FileDevice {
         }
     }
 
-    fn open(&self, _reactor: &mut Reactor, tokens: Tokens) -> Result<Box<dyn Channel>, Error> {
-        let channel = channel::FileChannel::new(Arc::clone(&self.shared), tokens, self.depth)
-            .map_err(|source| Error::Reactor {
-                what: self.name.to_string(),
-                source,
-            })?;
+    fn open(&self, reactor: &mut Reactor, tokens: Tokens) -> Result<Box<dyn Channel>, Error> {
+        let channel = channel::FileChannel::new(
+            reactor.keeper(),
+            Arc::clone(&self.shared),
+            tokens,
+            self.depth,
+        )
+        .map_err(|source| Error::Reactor {
+            what: self.name.to_string(),
+            source,
+        })?;
         Ok(Box::new(channel))
     }
 
