@@ -98,7 +98,12 @@ unsafe fn scan_options(table: NonNull<c_void>) -> (u32, Option<u32>) {
     // fio has about 400 options: a table without an end is no option table.
     for _ in 0..4096 {
         // SAFETY: within the table, by the caller's promise; `name` is the first word, `off1` a 32-bit one.
-        let (name, off1) = unsafe { (read::<*const c_char>(entry, 0), read::<u32>(entry, fixed::OPTION_OFF1)) };
+        let (name, off1) = unsafe {
+            (
+                read::<*const c_char>(entry, 0),
+                read::<u32>(entry, fixed::OPTION_OFF1),
+            )
+        };
         if name.is_null() {
             break;
         }
@@ -146,7 +151,11 @@ fn build_operations(layout: &Layout) -> NonNull<u8> {
         for (offset, function) in slots {
             write(table.as_ptr(), offset, function);
         }
-        write(table.as_ptr(), ops.option_struct_size, OPTION_BLOCK_BYTES as i32);
+        write(
+            table.as_ptr(),
+            ops.option_struct_size,
+            OPTION_BLOCK_BYTES as i32,
+        );
         write(table.as_ptr(), ops.options, build_options().as_ptr());
     }
     table
@@ -267,10 +276,16 @@ fn exported() -> Option<&'static Export> {
 unsafe fn option_block(export: &Export, td: *mut u8) -> Option<*mut u8> {
     // SAFETY: both lie within the first 4 KiB of `thread_data`, which is larger in every release.
     let (magic, block) = unsafe {
-        (read::<u32>(td, fixed::OPT_MAGIC), read::<*mut u8>(td, export.layout.engine_options))
+        (
+            read::<u32>(td, fixed::OPT_MAGIC),
+            read::<*mut u8>(td, export.layout.engine_options),
+        )
     };
     if magic != fixed::OPT_MAGIC_VALUE || block.is_null() {
-        log(&export.layout.changed("its thread data is laid out otherwise").to_string());
+        log(&export
+            .layout
+            .changed("its thread data is laid out otherwise")
+            .to_string());
         return None;
     }
     Some(block)
@@ -286,7 +301,11 @@ unsafe fn state<'a>(export: &Export, td: *mut u8) -> Option<&'a mut State> {
         let block = option_block(export, td)?;
         let mut state = read::<*mut State>(block, STATE_WORD * 8);
         if state.is_null() || (*state).owner != td as usize {
-            state = Box::into_raw(Box::new(State { owner: td as usize, files: Vec::new(), running: None }));
+            state = Box::into_raw(Box::new(State {
+                owner: td as usize,
+                files: Vec::new(),
+                running: None,
+            }));
             write(block, STATE_WORD * 8, state);
         }
         Some(&mut *state)
@@ -334,13 +353,23 @@ unsafe extern "C" fn get_file_size(td: *mut u8, file: *mut u8) -> c_int {
     let Some(export) = exported() else { return 1 };
     // SAFETY: fio's own pointers; offsets proven (version, option table) or proven here (magic).
     unsafe {
-        let Some(block) = option_block(export, td) else { return 1 };
-        let Some(state) = state(export, td) else { return 1 };
+        let Some(block) = option_block(export, td) else {
+            return 1;
+        };
+        let Some(state) = state(export, td) else {
+            return 1;
+        };
         let name = read::<*const c_char>(file, fixed::FILE_NAME);
-        let name = if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() };
+        let name = if name.is_null() {
+            String::new()
+        } else {
+            CStr::from_ptr(name).to_string_lossy().into_owned()
+        };
         let number = read::<i32>(file, fixed::FILENO);
         let count = read::<u32>(td, export.nr_files).max(1);
-        let Ok(number) = u32::try_from(number) else { return 1 };
+        let Ok(number) = u32::try_from(number) else {
+            return 1;
+        };
         match Job::probe(&options(block), &name, number, count) {
             Ok(found) => {
                 write(file, fixed::FILETYPE, fixed::FILETYPE_BLOCK);
@@ -362,8 +391,12 @@ unsafe extern "C" fn init(td: *mut u8) -> c_int {
     let Some(export) = exported() else { return 1 };
     // SAFETY: fio's own pointer; the magic is checked before anything else is read.
     unsafe {
-        let Some(block) = option_block(export, td) else { return 1 };
-        let Some(state) = state(export, td) else { return 1 };
+        let Some(block) = option_block(export, td) else {
+            return 1;
+        };
+        let Some(state) = state(export, td) else {
+            return 1;
+        };
         let depth = read::<u32>(td, fixed::IODEPTH).clamp(1, 1 << 16);
         match Job::start(options(block), &state.files, depth) {
             Ok(job) => {
@@ -391,14 +424,21 @@ unsafe extern "C" fn io_u_init(_td: *mut u8, io_u: *mut u8) -> c_int {
     let list = export.layout.io_u.verify_list;
     // SAFETY: an `io_u` has more than 300 bytes in every release.
     let (flags, next, prev) = unsafe {
-        (read::<u32>(io_u, fixed::FLAGS), read::<usize>(io_u, list), read::<usize>(io_u, list + 8))
+        (
+            read::<u32>(io_u, fixed::FLAGS),
+            read::<usize>(io_u, list),
+            read::<usize>(io_u, list + 8),
+        )
     };
     let own = io_u as usize + list;
     if flags == fixed::FLAG_FREE && next == own && prev == own {
         return 0;
     }
     // fio prints a failure of this call and goes on to exit 0, as if all were well.
-    log(&export.layout.changed("its I/O units are laid out otherwise").to_string());
+    log(&export
+        .layout
+        .changed("its I/O units are laid out otherwise")
+        .to_string());
     process::exit(1);
 }
 
@@ -413,7 +453,9 @@ unsafe extern "C" fn iomem_alloc(td: *mut u8, bytes: usize) -> c_int {
             log(&export.layout.changed("its buffer is elsewhere").to_string());
             return 1;
         }
-        let Some(running) = running(export, td) else { return 1 };
+        let Some(running) = running(export, td) else {
+            return 1;
+        };
         match running.job.allocate(bytes) {
             Ok(address) => {
                 write(td, field, address);
@@ -454,11 +496,15 @@ unsafe extern "C" fn invalidate(_td: *mut u8, _file: *mut u8) -> c_int {
 
 /// Takes one I/O.
 unsafe extern "C" fn queue(td: *mut u8, io_u: *mut u8) -> c_int {
-    let Some(export) = exported() else { return QUEUE_BUSY };
+    let Some(export) = exported() else {
+        return QUEUE_BUSY;
+    };
     let at = &export.layout.io_u;
     // SAFETY: fio's own pointers, all offsets proven by `init` and `io_u_init`.
     unsafe {
-        let Some(running) = running(export, td) else { return QUEUE_BUSY };
+        let Some(running) = running(export, td) else {
+            return QUEUE_BUSY;
+        };
         let file = read::<*const u8>(io_u, fixed::FILE);
         let request = Request {
             file: read::<u32>(file, fixed::FILENO),
@@ -469,10 +515,14 @@ unsafe extern "C" fn queue(td: *mut u8, io_u: *mut u8) -> c_int {
             started_ns: {
                 let seconds = read::<u64>(io_u, fixed::START_TIME);
                 let nanoseconds = read::<u64>(io_u, fixed::START_TIME + 8);
-                seconds.wrapping_mul(1_000_000_000).wrapping_add(nanoseconds)
+                seconds
+                    .wrapping_mul(1_000_000_000)
+                    .wrapping_add(nanoseconds)
             },
         };
-        let Some(slot) = running.free.pop() else { return QUEUE_BUSY };
+        let Some(slot) = running.free.pop() else {
+            return QUEUE_BUSY;
+        };
         match running.job.queue(slot, &request) {
             Ok(()) => {
                 if let Some(unit) = running.units.get_mut(slot as usize) {
@@ -499,13 +549,25 @@ unsafe extern "C" fn commit(td: *mut u8) -> c_int {
 }
 
 /// Waits for at least `min` I/Os and hands out up to `max`.
-unsafe extern "C" fn getevents(td: *mut u8, min: c_uint, max: c_uint, timeout: *const libc::timespec) -> c_int {
-    let Some(export) = exported() else { return -libc::EINVAL };
+unsafe extern "C" fn getevents(
+    td: *mut u8,
+    min: c_uint,
+    max: c_uint,
+    timeout: *const libc::timespec,
+) -> c_int {
+    let Some(export) = exported() else {
+        return -libc::EINVAL;
+    };
     // SAFETY: fio's own pointers; the time-out is null or a `struct timespec`.
     unsafe {
-        let Some(running) = running(export, td) else { return -libc::EINVAL };
+        let Some(running) = running(export, td) else {
+            return -libc::EINVAL;
+        };
         let timeout = timeout.as_ref().map(|time| {
-            Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+            Duration::new(
+                time.tv_sec.try_into().unwrap_or(0),
+                time.tv_nsec.try_into().unwrap_or(0),
+            )
         });
         if running.taken == running.finished.len() {
             running.finished.clear();
@@ -519,7 +581,9 @@ unsafe extern "C" fn getevents(td: *mut u8, min: c_uint, max: c_uint, timeout: *
         running.events.clear();
         let fresh = running.finished.get(running.taken..).unwrap_or_default();
         for finished in fresh.iter().take(max as usize) {
-            let Some(&unit) = running.units.get(finished.slot as usize) else { continue };
+            let Some(&unit) = running.units.get(finished.slot as usize) else {
+                continue;
+            };
             running.free.push(finished.slot);
             if finished.errno != 0 {
                 write(unit, export.layout.io_u.error, finished.errno);
@@ -568,7 +632,10 @@ mod tests {
         // SAFETY: a writable pointer.
         unsafe { get_ioengine(&raw mut operations) };
         assert!(operations.is_null());
-        assert_eq!(EXPORT.get().and_then(|e| e.as_ref().err()), Some(&Refusal::NotFio("fio_version_string")));
+        assert_eq!(
+            EXPORT.get().and_then(|e| e.as_ref().err()),
+            Some(&Refusal::NotFio("fio_version_string"))
+        );
     }
 
     #[test]
@@ -579,9 +646,18 @@ mod tests {
             unsafe {
                 assert_eq!(read::<i32>(table.as_ptr(), 24), row.ioops);
                 assert_eq!(CStr::from_ptr(read(table.as_ptr(), 16)), NAME);
-                assert_eq!(read::<i32>(table.as_ptr(), row.ops.option_struct_size) as usize, OPTION_BLOCK_BYTES);
-                assert_eq!(read::<usize>(table.as_ptr(), row.ops.cleanup), cleanup as *const () as usize);
-                assert_eq!(read::<usize>(table.as_ptr(), row.ops.io_u_init), io_u_init as *const () as usize);
+                assert_eq!(
+                    read::<i32>(table.as_ptr(), row.ops.option_struct_size) as usize,
+                    OPTION_BLOCK_BYTES
+                );
+                assert_eq!(
+                    read::<usize>(table.as_ptr(), row.ops.cleanup),
+                    cleanup as *const () as usize
+                );
+                assert_eq!(
+                    read::<usize>(table.as_ptr(), row.ops.io_u_init),
+                    io_u_init as *const () as usize
+                );
             }
             assert!(row.ops.options + 8 <= row.ops.size);
             assert!(row.ops.io_u_init + 8 <= row.ops.option_struct_size);

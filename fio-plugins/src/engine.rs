@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flexblk_initiator::{
-    Command, Controller, IoCompletion, Nsid, Op, QueueCounters, QueuePair, QueuePairOptions, SharedMemory, Span,
+    Command, Controller, IoCompletion, Nsid, Op, QueueCounters, QueuePair, QueuePairOptions,
+    SharedMemory, Span,
 };
-use flexblk_reactor::memory::HugePages;
+use flexblk_reactor::HugePages;
 
 use crate::abi::log;
 use crate::address::{self, Address};
@@ -157,15 +158,25 @@ struct Slot {
 
 impl Job {
     /// Finds out how large a file is. Leaves no connection behind: fio may fork after this.
-    pub(crate) fn probe(options: &Options, name: &str, number: u32, count: u32) -> Result<JobFile, String> {
+    pub(crate) fn probe(
+        options: &Options,
+        name: &str,
+        number: u32,
+        count: u32,
+    ) -> Result<JobFile, String> {
         let address = address::resolve(options, name)?;
         let controller = Controller::connect(&address.connect).map_err(|e| e.to_string())?;
-        let namespace = controller.namespace(address.nsid).map_err(|e| e.to_string());
+        let namespace = controller
+            .namespace(address.nsid)
+            .map_err(|e| e.to_string());
         controller.disconnect();
         let namespace = namespace?;
         let block_size = namespace.block_size;
         if block_size == 0 {
-            return Err(format!("namespace {} says its blocks have no bytes", address.nsid));
+            return Err(format!(
+                "namespace {} says its blocks have no bytes",
+                address.nsid
+            ));
         }
         // A named file is a namespace; nrfiles=N without names is N equal parts of one.
         let (first_byte, len_bytes) = if address::is_address(name) || count <= 1 {
@@ -173,7 +184,13 @@ impl Job {
         } else {
             part(namespace.len_bytes(), u64::from(block_size), number, count)?
         };
-        Ok(JobFile { number, address, first_byte, len_bytes, block_size })
+        Ok(JobFile {
+            number,
+            address,
+            first_byte,
+            len_bytes,
+            block_size,
+        })
     }
 
     /// Connects to everything that the files of a job are on.
@@ -183,16 +200,23 @@ impl Job {
             size => size,
         };
         let queue_size = u16::try_from(queue_size).unwrap_or(u16::MAX);
-        let mut names: Vec<&str> = Vec::new();
+        let mut connected: Vec<&Address> = Vec::new();
         let mut links = Vec::new();
-        let count = files.iter().map(|file| file.number as usize + 1).max().unwrap_or(0);
+        let count = files
+            .iter()
+            .map(|file| file.number as usize + 1)
+            .max()
+            .unwrap_or(0);
         let mut places = vec![None; count];
         for file in files {
-            let link = match names.iter().position(|name| *name == file.address.link) {
+            let link = match connected
+                .iter()
+                .position(|known| known.same_controller(&file.address))
+            {
                 Some(link) => link,
                 None => {
                     links.push(Link::connect(&file.address, queue_size)?);
-                    names.push(&file.address.link);
+                    connected.push(&file.address);
                     links.len() - 1
                 }
             };
@@ -223,9 +247,10 @@ impl Job {
     /// Memory for fio's buffers, known to every queue pair, so that no payload is copied. Returns its address.
     pub(crate) fn allocate(&mut self, bytes: usize) -> Result<usize, String> {
         let len = bytes.next_multiple_of(4096);
-        let too_large = || format!("buffers of {bytes} bytes are more than 4 GiB: lower iodepth or bs");
+        let too_large =
+            || format!("buffers of {bytes} bytes are more than 4 GiB: lower iodepth or bs");
         let span_len = u32::try_from(len).map_err(|_| too_large())?;
-        let memory = SharedMemory::create("flexblk-fio", len, HugePages::No)
+        let memory = SharedMemory::create("flexblk-fio", u64::from(span_len), HugePages::No)
             .map_err(|e| format!("memory for buffers: {e}"))?;
         let span = memory.span(0, span_len).ok_or_else(too_large)?;
         for link in &mut self.links {
@@ -238,8 +263,13 @@ impl Job {
 
     /// Takes an I/O, or says at once with which errno it fails.
     pub(crate) fn queue(&mut self, slot: u32, request: &Request) -> Result<(), i32> {
-        let Some(Some(place)) = self.files.get(request.file as usize).copied() else { return Err(libc::EBADF) };
-        let (Some(link), Some(state)) = (self.links.get_mut(place.link), self.slots.get_mut(slot as usize)) else {
+        let Some(Some(place)) = self.files.get(request.file as usize).copied() else {
+            return Err(libc::EBADF);
+        };
+        let (Some(link), Some(state)) = (
+            self.links.get_mut(place.link),
+            self.slots.get_mut(slot as usize),
+        ) else {
             return Err(libc::EBADF);
         };
         *state = Slot::default();
@@ -251,7 +281,12 @@ impl Job {
             (Direction::Trim, _) => Op::Discard,
             (Direction::Flush, _) => {
                 state.left = 1;
-                link.submit(Command::flush(place.nsid), u64::from(slot), 0, request.started_ns);
+                link.submit(
+                    Command::flush(place.nsid),
+                    u64::from(slot),
+                    0,
+                    request.started_ns,
+                );
                 return Ok(());
             }
             (Direction::Other, _) => return Err(libc::EOPNOTSUPP),
@@ -261,7 +296,9 @@ impl Job {
             complain(&mut self.complaints, || {
                 format!(
                     "{} of {} bytes at {}: the namespace has blocks of {block} bytes; set bs and blockalign to multiples of that",
-                    request.direction.word(), request.len, request.offset
+                    request.direction.word(),
+                    request.len,
+                    request.offset
                 )
             });
             return Err(libc::EINVAL);
@@ -273,7 +310,11 @@ impl Job {
             let len = (request.len - done).min(largest);
             let buffer = if with_data {
                 let address = request.address + done as usize;
-                let Some(span) = self.buffers.as_ref().and_then(|buffers| buffers.span(address, len)) else {
+                let Some(span) = self
+                    .buffers
+                    .as_ref()
+                    .and_then(|buffers| buffers.span(address, len))
+                else {
                     // Only possible for the first part: the parts of one I/O are in one buffer.
                     return Err(libc::EFAULT);
                 };
@@ -289,7 +330,12 @@ impl Job {
                 buffer,
             };
             state.left += 1;
-            link.submit(command, u64::from(slot), if with_data { len } else { 0 }, request.started_ns);
+            link.submit(
+                command,
+                u64::from(slot),
+                if with_data { len } else { 0 },
+                request.started_ns,
+            );
             done += len;
         }
         Ok(())
@@ -338,10 +384,14 @@ impl Job {
                 link.queue.poll(&mut self.completions);
             } else {
                 // I/Os may be made of several commands: one completion, then look again.
-                link.queue.wait(sleep.min(Duration::from_secs(60)), 1, &mut self.completions);
+                link.queue
+                    .wait(sleep.min(Duration::from_secs(60)), 1, &mut self.completions);
             }
             for completion in self.completions.drain(..) {
-                let Some(state) = usize::try_from(completion.tag).ok().and_then(|tag| self.slots.get_mut(tag)) else {
+                let Some(state) = usize::try_from(completion.tag)
+                    .ok()
+                    .and_then(|tag| self.slots.get_mut(tag))
+                else {
                     continue;
                 };
                 if let Err(error) = completion.result {
@@ -352,7 +402,10 @@ impl Job {
                 }
                 state.left = state.left.saturating_sub(1);
                 if state.left == 0 {
-                    out.push(Finished { slot: completion.tag as u32, errno: state.errno });
+                    out.push(Finished {
+                        slot: completion.tag as u32,
+                        errno: state.errno,
+                    });
                 }
             }
             link.drain_backlog();
@@ -361,17 +414,25 @@ impl Job {
 
     /// Nothing that could still complete.
     fn idle(&self) -> bool {
-        self.links.iter().all(|link| link.queue.outstanding() == 0 && link.backlog.is_empty())
+        self.links
+            .iter()
+            .all(|link| link.queue.outstanding() == 0 && link.backlog.is_empty())
     }
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
-        let Some(path) = &self.counters_file else { return };
+        let Some(path) = &self.counters_file else {
+            return;
+        };
         let mut text = String::new();
         for link in &self.links {
             let commands = link.queue.counters();
-            let _ = writeln!(text, "{}", counters_json(&commands, link.queue.transport_counters().entries()));
+            let _ = writeln!(
+                text,
+                "{}",
+                counters_json(&commands, link.queue.transport_counters().entries())
+            );
         }
         // One write per job, so that lines of parallel jobs do not mix.
         let written = std::fs::OpenOptions::new()
@@ -385,10 +446,17 @@ impl Drop for Job {
     }
 }
 
-fn counters_json(commands: &QueueCounters, transport: impl Iterator<Item = (&'static str, u64)>) -> String {
+fn counters_json(
+    commands: &QueueCounters,
+    transport: impl Iterator<Item = (&'static str, u64)>,
+) -> String {
     let mut text = format!(
         "{{\"submitted\":{},\"completed\":{},\"failed\":{},\"bounced\":{},\"bounced_bytes\":{},\"immediate_completions\":{}",
-        commands.submitted, commands.completed, commands.failed, commands.bounced, commands.bounced_bytes,
+        commands.submitted,
+        commands.completed,
+        commands.failed,
+        commands.bounced,
+        commands.bounced_bytes,
         commands.immediate_completions
     );
     for (name, value) in transport {
@@ -404,7 +472,10 @@ fn complain(complaints: &mut u32, text: impl FnOnce() -> String) {
     if *complaints < MAX_COMPLAINTS {
         log(&text());
     } else if *complaints == MAX_COMPLAINTS {
-        log(&format!("{}; further errors of this job are not shown", text()));
+        log(&format!(
+            "{}; further errors of this job are not shown",
+            text()
+        ));
     }
 }
 
@@ -412,7 +483,9 @@ fn complain(complaints: &mut u32, text: impl FnOnce() -> String) {
 fn part(len_bytes: u64, block_size: u64, number: u32, count: u32) -> Result<(u64, u64), String> {
     let blocks = len_bytes / block_size / u64::from(count);
     if blocks == 0 {
-        return Err(format!("a namespace of {len_bytes} bytes cannot be parted into nrfiles={count}"));
+        return Err(format!(
+            "a namespace of {len_bytes} bytes cannot be parted into nrfiles={count}"
+        ));
     }
     let len = blocks * block_size;
     Ok((len * u64::from(number), len))
@@ -421,14 +494,17 @@ fn part(len_bytes: u64, block_size: u64, number: u32, count: u32) -> Result<(u64
 impl Buffers {
     fn span(&self, address: usize, len: u64) -> Option<Span> {
         let offset = address.checked_sub(self.base)?;
-        self.memory.span(offset, u32::try_from(len).ok()?)
+        self.memory.span(u64::try_from(offset).ok()?, u32::try_from(len).ok()?)
     }
 }
 
 impl Link {
     fn connect(address: &Address, queue_size: u16) -> Result<Link, String> {
         let controller = Controller::connect(&address.connect).map_err(|e| e.to_string())?;
-        let options = QueuePairOptions { depth: Some(queue_size), ..QueuePairOptions::default() };
+        let options = QueuePairOptions {
+            depth: Some(queue_size),
+            ..QueuePairOptions::default()
+        };
         let queue = controller.queue_pair(&options).map_err(|e| e.to_string())?;
         if queue.depth() < queue_size {
             log(&format!(
@@ -451,7 +527,11 @@ impl Link {
     fn largest(&self, with_data: bool, block: u64) -> u64 {
         // NLB is a 16-bit, zero-based field; a discard range has 32 bits.
         let blocks = 1_u64 << 16;
-        let bytes = if with_data { u64::from(self.max_transfer_bytes) } else { blocks * block };
+        let bytes = if with_data {
+            u64::from(self.max_transfer_bytes)
+        } else {
+            blocks * block
+        };
         ((bytes / block).clamp(1, blocks)) * block
     }
 
@@ -510,7 +590,10 @@ mod tests {
     #[test]
     fn directions_are_fios() {
         use Direction::{Flush, Other, Read, Trim, Write};
-        for (ddir, direction) in [Read, Write, Trim, Flush, Flush, Flush, Other, Other].into_iter().enumerate() {
+        for (ddir, direction) in [Read, Write, Trim, Flush, Flush, Flush, Other, Other]
+            .into_iter()
+            .enumerate()
+        {
             assert_eq!(Direction::from_fio(ddir as u32), direction);
         }
     }

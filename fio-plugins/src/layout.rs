@@ -165,13 +165,19 @@ pub(crate) static RELEASES: [Layout; 15] = [
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     /// The symbols that every fio exports are not there.
-    #[error("the program that loaded this engine does not export {0}: it is not fio, or a fio before 3.28")]
+    #[error(
+        "the program that loaded this engine does not export {0}: it is not fio, or a fio before 3.28"
+    )]
     NotFio(&'static str),
     /// The version string is not in the table.
-    #[error("{0} is not supported; use one of fio 3.28 to 3.42, as released (its plugin interface differs in every release)")]
+    #[error(
+        "{0} is not supported; use one of fio 3.28 to 3.42, as released (its plugin interface differs in every release)"
+    )]
     Version(String),
     /// The version string is in the table, the structures are others.
-    #[error("this {version} is not as released ({what}); use an unchanged fio 3.28 to 3.42, for instance your distribution's")]
+    #[error(
+        "this {version} is not as released ({what}); use an unchanged fio 3.28 to 3.42, for instance your distribution's"
+    )]
     Changed {
         /// The version it claims.
         version: &'static str,
@@ -229,9 +235,18 @@ mod tests {
 
     #[test]
     fn an_unknown_fio_is_refused_by_name() {
-        for version in ["fio-3.27", "fio-3.43", "fio-3.50", "fio-3.39-12-g0123456", "", "fio-3.3"] {
+        for version in [
+            "fio-3.27",
+            "fio-3.43",
+            "fio-3.50",
+            "fio-3.39-12-g0123456",
+            "",
+            "fio-3.3",
+        ] {
             let refusal = select(version).expect_err("not in the table");
-            assert!(refusal.to_string().starts_with(&format!("{version} is not supported; use one of fio 3.28 to 3.42")));
+            assert!(refusal.to_string().starts_with(&format!(
+                "{version} is not supported; use one of fio 3.28 to 3.42"
+            )));
         }
     }
 
@@ -240,14 +255,21 @@ mod tests {
         let row = select("fio-3.33").expect("in the table");
         for max_off1 in [0, 4188 - 8, 4188 + 8, 3488] {
             let refusal = row.prove_options(max_off1).expect_err("another layout");
-            assert!(refusal.to_string().starts_with("this fio-3.33 is not as released"));
+            assert!(
+                refusal
+                    .to_string()
+                    .starts_with("this fio-3.33 is not as released")
+            );
         }
     }
 
     #[test]
     fn rows_of_one_interface_version_differ_where_they_must() {
         // Same FIO_IOOPS_VERSION, other structures: fio's own check cannot tell these apart, ours does.
-        let (a, b) = (select("fio-3.41").expect("row"), select("fio-3.42").expect("row"));
+        let (a, b) = (
+            select("fio-3.41").expect("row"),
+            select("fio-3.42").expect("row"),
+        );
         assert_eq!(a.ioops, b.ioops);
         assert_ne!(a.engine_options, b.engine_options);
         assert!(b.prove_options(3528).is_err());
@@ -256,10 +278,44 @@ mod tests {
     #[test]
     fn offsets_of_3_33_and_3_42_are_the_measured_ones() {
         let row = select("fio-3.33").expect("row");
-        assert_eq!(row.io_u, IoUnit { offset: 72, xfer_buf: 104, xfer_buflen: 112, error: 144, verify_list: 160 });
-        assert_eq!((row.ops.cleanup, row.ops.iomem_alloc, row.ops.options, row.ops.size), (120, 184, 256, 264));
+        assert_eq!(
+            row.io_u,
+            IoUnit {
+                offset: 72,
+                xfer_buf: 104,
+                xfer_buflen: 112,
+                error: 144,
+                verify_list: 160
+            }
+        );
+        assert_eq!(
+            (
+                row.ops.cleanup,
+                row.ops.iomem_alloc,
+                row.ops.options,
+                row.ops.size
+            ),
+            (120, 184, 256, 264)
+        );
         let row = select("fio-3.42").expect("row");
-        assert_eq!(row.io_u, IoUnit { offset: 80, xfer_buf: 112, xfer_buflen: 120, error: 152, verify_list: 176 });
-        assert_eq!((row.ops.cleanup, row.ops.iomem_alloc, row.ops.options, row.ops.size), (112, 176, 280, 288));
+        assert_eq!(
+            row.io_u,
+            IoUnit {
+                offset: 80,
+                xfer_buf: 112,
+                xfer_buflen: 120,
+                error: 152,
+                verify_list: 176
+            }
+        );
+        assert_eq!(
+            (
+                row.ops.cleanup,
+                row.ops.iomem_alloc,
+                row.ops.options,
+                row.ops.size
+            ),
+            (112, 176, 280, 288)
+        );
     }
 }

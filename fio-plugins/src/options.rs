@@ -153,6 +153,19 @@ impl Options {
         }
     }
 
+    /// Any option as its user would write it; `None` for text that is absent or empty.
+    pub(crate) fn word(&self, name: &str) -> Option<String> {
+        let index = SPECS.iter().position(|spec| spec.name == name)?;
+        let number = || self.number(name);
+        match &SPECS.get(index)?.kind {
+            Kind::Text => self.text(name).map(str::to_owned),
+            Kind::Number { .. } | Kind::Flag => Some(number().to_string()),
+            Kind::Choice { words, .. } => words
+                .get(number() as usize)
+                .map(|(word, _)| (*word).to_owned()),
+        }
+    }
+
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.number(name) != 0
     }
@@ -178,7 +191,11 @@ mod tests {
             assert!(seen.insert(spec.name), "{} twice", spec.name);
             assert!(!spec.help.is_empty());
             if let Kind::Choice { default, words } = &spec.kind {
-                assert!(words.iter().any(|(word, _)| word == default), "{}", spec.name);
+                assert!(
+                    words.iter().any(|(word, _)| word == default),
+                    "{}",
+                    spec.name
+                );
                 assert!(words.len() < 32, "fio has room for 32");
             }
         }

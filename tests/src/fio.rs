@@ -219,6 +219,12 @@ impl FioResult {
         sum
     }
 
+    /// How long the longest job ran.
+    pub fn runtime(&self) -> Duration {
+        let longest = self.jobs().iter().filter_map(|job| job.get("job_runtime")?.as_u64()).max();
+        Duration::from_millis(longest.unwrap_or(0))
+    }
+
     /// Processor time of fio's jobs in percent of one core.
     pub fn cpu_percent(&self) -> f64 {
         let of = |job: &Value, name: &str| job.get(name).and_then(Value::as_f64).unwrap_or(0.0);

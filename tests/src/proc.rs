@@ -39,10 +39,14 @@ impl CpuMeter {
         })
     }
 
+    /// Processor time used since the start.
+    pub fn used(&self) -> Result<Duration> {
+        Ok(cpu_time(self.pid)?.saturating_sub(self.before))
+    }
+
     /// Percent of one core since the start.
     pub fn percent(&self) -> Result<f64> {
-        let used = cpu_time(self.pid)?.saturating_sub(self.before);
-        Ok(used.as_secs_f64() / self.started.elapsed().as_secs_f64().max(1e-9) * 100.0)
+        Ok(self.used()?.as_secs_f64() / self.started.elapsed().as_secs_f64().max(1e-9) * 100.0)
     }
 }
 
