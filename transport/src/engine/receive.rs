@@ -1,0 +1,132 @@
+//! From a datagram to the queue pair that it is for. Nothing here trusts a byte.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::{Delivery, Engine};
+use crate::cm::{GSI_QKEY, GSI_QPN};
+use crate::rc::{CRC_LEN_BYTES, Request, checksum_ok};
+use crate::verbs::{Digest, QpState};
+use crate::wire::sack::Sack;
+use crate::wire::trailer::{FACK_LEN_BYTES, FLEXINS_LEN_BYTES, Fack};
+use crate::wire::{Aeth, BTH_LEN_BYTES, Bth, DETH_LEN_BYTES, Deth, Opcode, Probe, Syndrome, array_at};
+
+impl Engine {
+    /// Takes a received packet. Afterwards [`Engine::poll_delivery`] has to be called until `None`,
+    /// while `packet` is still there.
+    pub fn handle_packet(&mut self, now: Instant, from: SocketAddr, packet: &[u8]) {
+        self.env.counters.packets_rx += 1;
+        if !self.env.deliveries.is_empty() {
+            // They may point into a packet that is gone; this one will be repeated.
+            self.env.counters.undrained += 1;
+            return;
+        }
+        let Some(bth) = Bth::parse(packet) else {
+            self.env.counters.malformed += 1;
+            return;
+        };
+        if bth.dest_qpn.get() == GSI_QPN {
+            return self.handle_mad(now, from, &bth, packet);
+        }
+        let now_ns = self.clock.ns(now);
+        let qpn = bth.dest_qpn;
+        let env = &mut self.env;
+        let Some(qp) = super::find(&mut self.qps, self.slot_mask, qpn) else {
+            env.counters.unknown_qpn += 1;
+            return;
+        };
+        if !qp.path.is_peer(from) {
+            env.counters.wrong_peer += 1;
+            return;
+        }
+        if !qp.state.can_receive() && qp.state != QpState::Error {
+            env.counters.wrong_state += 1;
+            return;
+        }
+        let Some(end) = packet.len().checked_sub(usize::from(qp.path.trailer_len)) else {
+            env.counters.malformed += 1;
+            return;
+        };
+        if qp.path.digest == Digest::Crc32c && !checksum_ok(packet) {
+            env.counters.crc_failures += 1;
+            return;
+        }
+        let Some(request) = Request::parse(&bth, packet, end) else {
+            env.counters.malformed += 1;
+            return;
+        };
+        if qp.state == QpState::Error {
+            env.counters.wrong_state += 1;
+            if bth.opcode.is_request() || bth.opcode == Opcode::Probe {
+                qp.on_request_after_failure();
+            }
+            return self.settle(qpn);
+        }
+        if !qp.resp.heard {
+            qp.resp.heard = true;
+            if let Some(conn) = qp.conn {
+                self.cm.communication_established(conn);
+                self.pump_cm();
+            }
+        }
+        // Borrowed again: the connection manager may have changed the queue pair.
+        let env = &mut self.env;
+        let Some(qp) = super::find(&mut self.qps, self.slot_mask, qpn) else { return };
+        if qp.path.trailer_len as usize == FLEXINS_LEN_BYTES
+            && let Some(fack) = array_at::<FACK_LEN_BYTES>(packet, end)
+            && let Some(psn) = Fack::parse(fack).cumulative
+        {
+            qp.on_cumulative(env, now_ns, psn);
+        }
+        match bth.opcode {
+            opcode if opcode.is_request() => qp.on_request(env, now_ns, &request),
+            opcode if opcode.is_read_response() => qp.on_read_response(env, now_ns, &request),
+            Opcode::Acknowledge => match Syndrome::from_u8((request.word >> 24) as u8) {
+                Some(syndrome) => {
+                    let aeth = Aeth { syndrome, msn: request.word & 0x00FF_FFFF };
+                    qp.on_aeth(env, now_ns, bth.psn, aeth);
+                }
+                None => env.counters.malformed += 1,
+            },
+            Opcode::Sack if qp.path.is_flexins() => match Sack::parse(&bth, request.payload) {
+                Some(sack) => qp.on_sack(env, now_ns, &sack),
+                None => env.counters.malformed += 1,
+            },
+            Opcode::Probe if qp.path.is_flexins() => match Probe::parse(request.payload, 0) {
+                Some(probe) => qp.on_probe(env, bth.psn, probe.token),
+                None => env.counters.malformed += 1,
+            },
+            _ => env.counters.malformed += 1,
+        }
+        self.settle(qpn);
+    }
+
+    /// Next message that the packet has brought; until `None` after each packet.
+    #[inline]
+    pub fn poll_delivery(&mut self) -> Option<Delivery> {
+        self.env.deliveries.pop_front()
+    }
+
+    /// A datagram to queue pair 1.
+    fn handle_mad(&mut self, now: Instant, from: SocketAddr, bth: &Bth, packet: &[u8]) {
+        let counters = &mut self.env.counters;
+        if bth.opcode != Opcode::UdSendOnly {
+            counters.malformed += 1;
+            return;
+        }
+        if !checksum_ok(packet) {
+            counters.crc_failures += 1;
+            return;
+        }
+        let start = BTH_LEN_BYTES + DETH_LEN_BYTES;
+        let deth = Deth::parse(packet, BTH_LEN_BYTES).filter(|deth| deth.qkey == GSI_QKEY);
+        let mad = packet.get(start..packet.len() - CRC_LEN_BYTES);
+        let (Some(_), Some(mad)) = (deth, mad) else {
+            counters.malformed += 1;
+            return;
+        };
+        counters.mads_rx += 1;
+        self.cm.handle_mad(now, from, mad);
+        self.pump_cm();
+    }
+}

@@ -1,0 +1,772 @@
+//! Responder: requests of the peer, executed once and in order; WRITE data placed on arrival.
+
+use std::collections::VecDeque;
+
+use super::Env;
+use super::psn_bits::{PsnBits, WINDOW_BITS};
+use crate::engine::{Delivery, DeliveryKind, HeldBuffer, Payload};
+use crate::memory::MemoryFault;
+use crate::qp::{NEVER, Qp, Receive};
+use crate::verbs::{
+    Access, INLINE_RECV_MAX_BYTES, QpState, Rkey, WcOpcode, WcStatus, WcWord, WorkCompletion,
+};
+use crate::wire::{Bth, NakCode, Opcode, Psn, Reth, Syndrome, u32_at};
+
+/// What a held message costs of the budget beside its bytes.
+const HELD_OVERHEAD_BYTES: usize = 96;
+/// How far back a request may be and still be answered as a duplicate.
+const DUPLICATE_WINDOW: u32 = 2 * WINDOW_BITS;
+
+/// A packet of the peer, taken apart; lengths have been checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request<'a> {
+    pub(crate) opcode: Opcode,
+    pub(crate) psn: Psn,
+    pub(crate) ack_req: bool,
+    pub(crate) reth: Reth,
+    /// Immediate value, key to invalidate, or AETH.
+    pub(crate) word: u32,
+    pub(crate) payload: &'a [u8],
+    /// Where the payload is in the packet; `None` for a held message.
+    pub(crate) payload_at: Option<u32>,
+}
+
+impl<'a> Request<'a> {
+    /// Takes a packet apart; `end` is where its trailer begins.
+    #[inline]
+    pub(crate) fn parse(bth: &Bth, packet: &'a [u8], end: usize) -> Option<Self> {
+        let opcode = bth.opcode;
+        let start = opcode.header_len();
+        let payload = packet.get(start..end.checked_sub(usize::from(bth.pad))?)?;
+        let reth = if opcode.has_reth() {
+            Reth::parse(packet, crate::wire::BTH_LEN_BYTES)?
+        } else {
+            Reth { addr: 0, rkey: 0, len: 0 }
+        };
+        let word = if opcode.has_imm() || opcode.has_ieth() || opcode.has_aeth() {
+            u32_at(packet, start - 4)?
+        } else {
+            0
+        };
+        Some(Self {
+            opcode,
+            psn: bth.psn,
+            ack_req: bth.ack_req,
+            reth,
+            word,
+            payload,
+            payload_at: Some(start as u32),
+        })
+    }
+}
+
+/// READ data that is still to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadJob {
+    pub(crate) psn: Psn,
+    pub(crate) addr: u64,
+    pub(crate) rkey: u32,
+    pub(crate) left: u32,
+    /// Nothing of it has been sent.
+    pub(crate) fresh: bool,
+}
+
+/// A message that waits for a gap before it to close.
+struct Held {
+    psn: Psn,
+    opcode: Opcode,
+    ack_req: bool,
+    reth: Reth,
+    word: u32,
+    payload: Box<[u8]>,
+}
+
+/// A message of several packets under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Assembly {
+    None,
+    Send { offset: u32 },
+    Write { addr: u64, rkey: u32, left: u32, total: u32 },
+}
+
+/// State of a queue pair's receiving side.
+pub(crate) struct Responder {
+    pub(crate) expected: Psn,
+    /// Messages completed (24 bit).
+    pub(crate) msn: u32,
+    /// Requests received since an acknowledgement last left.
+    pub(crate) unacked: u32,
+    /// When the delayed acknowledgement is due.
+    pub(crate) ack_at: u64,
+    pub(crate) ack_now: bool,
+    pub(crate) sack_now: bool,
+    nak_sent: bool,
+    /// A packet of the peer has come.
+    pub(crate) heard: bool,
+    assembly: Assembly,
+    /// Received beyond `expected`.
+    pub(crate) ahead: PsnBits,
+    pub(crate) ahead_count: u32,
+    /// Token of a probe to answer after the READ data.
+    pub(crate) echo: Option<u32>,
+    pub(crate) nak: Option<(Syndrome, Psn)>,
+    /// The NAK that ended the connection, for a peer that has missed it.
+    fatal: Option<(Syndrome, Psn)>,
+    pub(crate) reads: VecDeque<ReadJob>,
+    reads_max: usize,
+    held: VecDeque<Held>,
+}
+
+/// What became of a request that was in order.
+enum Verdict {
+    /// Carried out; it took so many sequence numbers.
+    Done(u32),
+    /// Not taken; the peer will repeat it.
+    Drop,
+    /// No receive request.
+    NotReady,
+    /// Never.
+    Refuse(NakCode),
+}
+
+impl From<MemoryFault> for Verdict {
+    fn from(_: MemoryFault) -> Self {
+        Self::Refuse(NakCode::RemoteAccess)
+    }
+}
+
+impl Responder {
+    pub(crate) fn new(max_reads: u8) -> Self {
+        // Twice, because repeated READs queue beside the first ones.
+        let reads_max = usize::from(max_reads.max(1)) * 2;
+        Self {
+            expected: Psn::new(0),
+            msn: 0,
+            unacked: 0,
+            ack_at: NEVER,
+            ack_now: false,
+            sack_now: false,
+            nak_sent: false,
+            heard: false,
+            assembly: Assembly::None,
+            ahead: PsnBits::new(),
+            ahead_count: 0,
+            echo: None,
+            nak: None,
+            fatal: None,
+            reads: VecDeque::new(),
+            reads_max,
+            held: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        // READ jobs are allocated when the first READ comes, up to this.
+        self.reads_max.next_power_of_two() * size_of::<ReadJob>()
+            + self.held.iter().map(|held| held.payload.len() + HELD_OVERHEAD_BYTES).sum::<usize>()
+    }
+
+    pub(crate) fn start(&mut self, expected: Psn) {
+        self.expected = expected;
+    }
+
+    /// Forgets what is queued, but not how the connection ended.
+    pub(crate) fn stop(&mut self, env: &mut Env) {
+        for held in self.held.drain(..) {
+            env.held_bytes -= held.payload.len() + HELD_OVERHEAD_BYTES;
+        }
+        self.ahead.reset();
+        self.ahead_count = 0;
+        self.ack_at = NEVER;
+        self.unacked = 0;
+        self.ack_now = false;
+        self.sack_now = false;
+        self.echo = None;
+        self.assembly = Assembly::None;
+        if self.fatal.is_none() {
+            self.reads.clear();
+            self.nak = None;
+        }
+    }
+
+    pub(crate) fn reset(&mut self, env: &mut Env) {
+        self.fatal = None;
+        self.stop(env);
+        self.nak_sent = false;
+        self.heard = false;
+        self.msn = 0;
+    }
+
+    /// The last sequence number received in order.
+    #[inline]
+    pub(crate) const fn cumulative(&self) -> Psn {
+        self.expected.previous()
+    }
+
+    /// An acknowledgement has left, piggy-backed or not.
+    #[inline]
+    pub(crate) const fn on_acknowledged(&mut self) {
+        self.unacked = 0;
+        self.ack_at = NEVER;
+        self.ack_now = false;
+    }
+
+    /// Whether the responder has packets to send.
+    #[inline]
+    pub(crate) fn has_responses(&self) -> bool {
+        self.ack_now
+            || self.sack_now
+            || self.nak.is_some()
+            || self.echo.is_some()
+            || !self.reads.is_empty()
+    }
+
+    /// The next packets that are expected are not ahead of it any more.
+    fn forget_ahead(&mut self, packets: u32) {
+        self.ahead_count -= self.ahead.count_range(self.expected, packets);
+        self.ahead.clear_range(self.expected, packets);
+    }
+
+    fn queue_read(&mut self, job: ReadJob) -> bool {
+        if self.reads.len() >= self.reads_max {
+            return false;
+        }
+        if self.reads.capacity() == 0 {
+            self.reads.reserve_exact(self.reads_max);
+        }
+        self.reads.push_back(job);
+        true
+    }
+}
+
+/// Sequence numbers that the answer to a READ of `len` bytes takes.
+pub(crate) fn packets_of(len: u32, mtu: u32) -> u32 {
+    len.div_ceil(mtu).max(1)
+}
+
+impl Qp {
+    /// Takes a request packet.
+    pub(crate) fn on_request(&mut self, env: &mut Env, now: u64, request: &Request<'_>) {
+        if request.psn == self.resp.expected {
+            return self.on_expected(env, now, request);
+        }
+        let ahead = request.psn.distance_from(self.resp.expected);
+        if ahead < WINDOW_BITS {
+            return self.on_ahead(env, request, ahead);
+        }
+        let behind = self.resp.expected.distance_from(request.psn);
+        if behind <= DUPLICATE_WINDOW {
+            return self.on_duplicate(env, request, behind);
+        }
+        env.counters.stale_psn += 1;
+    }
+
+    /// In the error state: repeats the NAK that ended it.
+    pub(crate) fn on_request_after_failure(&mut self) {
+        self.resp.nak = self.resp.fatal;
+    }
+
+    fn on_expected(&mut self, env: &mut Env, now: u64, request: &Request<'_>) {
+        let verdict = self.execute(env, request);
+        if !self.conclude(env, now, request, verdict) || self.resp.ahead_count == 0 {
+            return;
+        }
+        // A gap has closed: go on with what had arrived behind it, and tell at once.
+        self.resp.ack_now = true;
+        while self.resp.ahead_count > 0 && self.resp.ahead.get(self.resp.expected) {
+            let psn = self.resp.expected;
+            self.drop_passed(env);
+            if self.resp.held.front().is_none_or(|held| held.psn != psn) {
+                // WRITE data that is in its place already.
+                self.finish(env, now, 1, false);
+                continue;
+            }
+            let Some(held) = self.resp.held.pop_front() else { break };
+            env.held_bytes -= held.payload.len() + HELD_OVERHEAD_BYTES;
+            let again = Request {
+                opcode: held.opcode,
+                psn,
+                ack_req: held.ack_req,
+                reth: held.reth,
+                word: held.word,
+                payload: &held.payload,
+                payload_at: None,
+            };
+            // Not ahead any more; if it is not carried out it has to come again.
+            self.resp.forget_ahead(self.packets_of_request(&again));
+            let verdict = self.execute(env, &again);
+            if !self.conclude(env, now, &again, verdict) {
+                break;
+            }
+        }
+        if self.resp.ahead_count > 0 && self.state.can_receive() {
+            self.resp.sack_now = true;
+        }
+    }
+
+    /// Drops held parts of a READ that was carried out as a whole meanwhile.
+    fn drop_passed(&mut self, env: &mut Env) {
+        let expected = self.resp.expected;
+        while let Some(held) = self.resp.held.pop_front_if(|held| held.psn.is_before(expected)) {
+            env.held_bytes -= held.payload.len() + HELD_OVERHEAD_BYTES;
+        }
+    }
+
+    /// Acts on the outcome of a request in order. False when it was not carried out.
+    fn conclude(&mut self, env: &mut Env, now: u64, request: &Request<'_>, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Done(packets) => {
+                self.resp.nak_sent = false;
+                self.finish(env, now, packets, request.ack_req);
+                return true;
+            }
+            Verdict::Drop => {}
+            Verdict::NotReady => {
+                self.resp.nak = Some((Syndrome::RnrNak(env.limits.rnr_code), request.psn));
+            }
+            Verdict::Refuse(code) => self.refuse(env, code, request.psn),
+        }
+        false
+    }
+
+    /// Ends the connection with a NAK.
+    pub(crate) fn refuse(&mut self, env: &mut Env, code: NakCode, psn: Psn) {
+        self.resp.fatal = Some((Syndrome::Nak(code), psn));
+        self.resp.nak = self.resp.fatal;
+        let status = match code {
+            NakCode::RemoteAccess => WcStatus::RemAccessErr,
+            NakCode::RemoteOperational => WcStatus::RemOpErr,
+            NakCode::InvalidRequest | NakCode::PsnSequence => WcStatus::RemInvReqErr,
+        };
+        self.break_down(env, status);
+    }
+
+    /// Moves on by `packets`, and decides when that is acknowledged.
+    #[inline]
+    fn finish(&mut self, env: &Env, now: u64, packets: u32, ack_req: bool) {
+        let resp = &mut self.resp;
+        if resp.ahead_count > 0 {
+            resp.forget_ahead(packets);
+        }
+        resp.expected = resp.expected.add(packets);
+        resp.unacked += 1;
+        if ack_req || resp.unacked >= env.limits.ack_coalesce {
+            resp.ack_now = true;
+        } else if resp.ack_at == NEVER {
+            resp.ack_at = now + env.limits.ack_delay_ns;
+        }
+    }
+
+    fn packets_of_request(&self, request: &Request<'_>) -> u32 {
+        if request.opcode == Opcode::ReadRequest {
+            packets_of(request.reth.len, self.path.mtu)
+        } else {
+            1
+        }
+    }
+
+    /// A packet after a gap.
+    fn on_ahead(&mut self, env: &mut Env, request: &Request<'_>, ahead: u32) {
+        env.counters.out_of_order += 1;
+        if !self.path.is_flexins() {
+            // Go-back-N: one NAK per gap (IBA 9.7.5.2.4).
+            if !self.resp.nak_sent {
+                self.resp.nak_sent = true;
+                self.resp.nak = Some((Syndrome::Nak(NakCode::PsnSequence), self.resp.expected));
+            }
+            return;
+        }
+        self.resp.sack_now = true;
+        if self.resp.ahead.get(request.psn) {
+            env.counters.duplicates += 1;
+            return;
+        }
+        let packets = self.packets_of_request(request);
+        if packets > WINDOW_BITS - ahead || request.payload.len() > self.path.mtu as usize {
+            return;
+        }
+        let taken = match request.opcode {
+            // What fails here is not taken, comes again in order and is refused then.
+            Opcode::WriteOnly => self.place(env, request).is_ok(),
+            Opcode::WriteOnlyImm => self.place(env, request).is_ok() && self.hold(env, request, &[]),
+            Opcode::ReadRequest => self.hold(env, request, &[]),
+            opcode if opcode.is_send() => self.hold(env, request, request.payload),
+            _ => false,
+        };
+        if taken {
+            self.resp.ahead_count += packets - self.resp.ahead.count_range(request.psn, packets);
+            self.resp.ahead.set_range(request.psn, packets);
+        }
+    }
+
+    /// Keeps a message until the gap before it closes.
+    fn hold(&mut self, env: &mut Env, request: &Request<'_>, payload: &[u8]) -> bool {
+        let cost = payload.len() + HELD_OVERHEAD_BYTES;
+        if env.held_bytes + cost > env.limits.hold_budget_bytes {
+            env.counters.hold_overflows += 1;
+            return false;
+        }
+        env.held_bytes += cost;
+        env.counters.held += 1;
+        let expected = self.resp.expected;
+        let distance = request.psn.distance_from(expected);
+        let at = self.resp.held.partition_point(|held| held.psn.distance_from(expected) < distance);
+        self.resp.held.insert(
+            at,
+            Held {
+                psn: request.psn,
+                opcode: request.opcode,
+                ack_req: request.ack_req,
+                reth: request.reth,
+                word: request.word,
+                payload: payload.into(),
+            },
+        );
+        true
+    }
+
+    /// A request that was carried out before: READs are answered again, the rest acknowledged.
+    fn on_duplicate(&mut self, env: &mut Env, request: &Request<'_>, behind: u32) {
+        env.counters.duplicates += 1;
+        if request.opcode != Opcode::ReadRequest {
+            if self.path.is_flexins() && self.resp.ahead_count > 0 {
+                self.resp.sack_now = true;
+            } else {
+                self.resp.ack_now = true;
+            }
+            return;
+        }
+        let Reth { addr, rkey, len } = request.reth;
+        let readable = self.access.contains(Access::REMOTE_READ)
+            && (len == 0 || env.mrs.remote(self.init.pd, rkey, addr, len, Access::REMOTE_READ).is_ok());
+        if readable && packets_of(len, self.path.mtu) <= behind {
+            let job = ReadJob { psn: request.psn, addr, rkey, left: len, fresh: true };
+            if !self.resp.queue_read(job) {
+                env.counters.read_overflows += 1;
+            }
+        }
+    }
+
+    /// Carries out a request that is in order.
+    #[inline]
+    fn execute(&mut self, env: &mut Env, request: &Request<'_>) -> Verdict {
+        if request.payload.len() > self.path.mtu as usize {
+            return Verdict::Refuse(NakCode::InvalidRequest);
+        }
+        match request.opcode {
+            Opcode::WriteOnly | Opcode::WriteOnlyImm => self.execute_write_only(env, request),
+            Opcode::SendOnly | Opcode::SendOnlyImm | Opcode::SendOnlyInv => {
+                if self.resp.assembly != Assembly::None {
+                    return Verdict::Refuse(NakCode::InvalidRequest);
+                }
+                self.execute_send(env, request)
+            }
+            Opcode::ReadRequest => self.execute_read(env, request),
+            Opcode::WriteFirst | Opcode::WriteMiddle | Opcode::WriteLast | Opcode::WriteLastImm => {
+                self.execute_write_part(env, request)
+            }
+            Opcode::SendFirst
+            | Opcode::SendMiddle
+            | Opcode::SendLast
+            | Opcode::SendLastImm
+            | Opcode::SendLastInv => self.execute_send(env, request),
+            _ => Verdict::Refuse(NakCode::InvalidRequest),
+        }
+    }
+
+    fn execute_read(&mut self, env: &mut Env, request: &Request<'_>) -> Verdict {
+        if self.resp.assembly != Assembly::None {
+            return Verdict::Refuse(NakCode::InvalidRequest);
+        }
+        let Reth { addr, rkey, len } = request.reth;
+        if len > 1 << 31 {
+            return Verdict::Refuse(NakCode::InvalidRequest);
+        }
+        if !self.access.contains(Access::REMOTE_READ) {
+            return Verdict::Refuse(NakCode::RemoteAccess);
+        }
+        if len > 0
+            && let Err(fault) = env.mrs.remote(self.init.pd, rkey, addr, len, Access::REMOTE_READ)
+        {
+            return fault.into();
+        }
+        let packets = packets_of(len, self.path.mtu);
+        if self.path.is_flexins() && packets > WINDOW_BITS {
+            // The requester asks for as much as fits its window.
+            return Verdict::Refuse(NakCode::InvalidRequest);
+        }
+        if !self.resp.queue_read(ReadJob { psn: request.psn, addr, rkey, left: len, fresh: true }) {
+            env.counters.read_overflows += 1;
+            return Verdict::Drop;
+        }
+        self.bump_msn();
+        Verdict::Done(packets)
+    }
+
+    /// Puts the payload of a self-contained WRITE in its place.
+    #[inline]
+    fn place(&mut self, env: &mut Env, request: &Request<'_>) -> Result<(), MemoryFault> {
+        let payload = request.payload;
+        if payload.is_empty() {
+            return Ok(());
+        }
+        if !self.access.contains(Access::REMOTE_WRITE) {
+            return Err(MemoryFault::Access);
+        }
+        let Reth { addr, rkey, .. } = request.reth;
+        let span = env.mrs.remote(
+            self.init.pd,
+            rkey,
+            addr,
+            payload.len() as u32,
+            Access::REMOTE_WRITE | Access::LOCAL_WRITE,
+        )?;
+        span.copy_from_slice(payload);
+        env.counters.rx_payload_bytes_placed += payload.len() as u64;
+        Ok(())
+    }
+
+    fn execute_write_only(&mut self, env: &mut Env, request: &Request<'_>) -> Verdict {
+        if self.resp.assembly != Assembly::None
+            || (!self.path.is_flexins() && request.reth.len as usize != request.payload.len())
+        {
+            return Verdict::Refuse(NakCode::InvalidRequest);
+        }
+        let has_imm = request.opcode == Opcode::WriteOnlyImm;
+        if has_imm && self.rq.ready() == Receive::NotReady {
+            return Verdict::NotReady;
+        }
+        // A held WRITE_WITH_IMM has no payload any more: it was placed when it came.
+        if let Err(fault) = self.place(env, request) {
+            return fault.into();
+        }
+        if has_imm {
+            self.deliver_imm(env, request.word, request.reth.len);
+        }
+        self.bump_msn();
+        Verdict::Done(1)
+    }
+
+    /// A packet of a WRITE in standard framing.
+    fn execute_write_part(&mut self, env: &mut Env, request: &Request<'_>) -> Verdict {
+        const INVALID: Verdict = Verdict::Refuse(NakCode::InvalidRequest);
+        let len = request.payload.len() as u32;
+        let (addr, rkey, left, total) = match (request.opcode, self.resp.assembly) {
+            (Opcode::WriteFirst, Assembly::None) => {
+                let Reth { addr, rkey, len } = request.reth;
+                (addr, rkey, len, len)
+            }
+            (Opcode::WriteMiddle | Opcode::WriteLast | Opcode::WriteLastImm, Assembly::Write { addr, rkey, left, total }) => {
+                (addr, rkey, left, total)
+            }
+            _ => return INVALID,
+        };
+        let ends = request.opcode.is_end();
+        if (ends && len != left) || (!ends && (len != self.path.mtu || len >= left)) {
+            return INVALID;
+        }
+        let has_imm = request.opcode == Opcode::WriteLastImm;
+        if has_imm && self.rq.ready() == Receive::NotReady {
+            return Verdict::NotReady;
+        }
+        if !self.access.contains(Access::REMOTE_WRITE) {
+            return Verdict::Refuse(NakCode::RemoteAccess);
+        }
+        // The whole rest is checked with each packet: the key may be gone meanwhile.
+        let need = Access::REMOTE_WRITE | Access::LOCAL_WRITE;
+        match env.mrs.remote(self.init.pd, rkey, addr, left, need) {
+            Ok(span) => {
+                span.copy_from_slice(request.payload);
+                env.counters.rx_payload_bytes_placed += u64::from(len);
+            }
+            Err(fault) => return fault.into(),
+        }
+        self.resp.assembly = if ends {
+            Assembly::None
+        } else {
+            Assembly::Write { addr: addr.wrapping_add(u64::from(len)), rkey, left: left - len, total }
+        };
+        if ends {
+            if has_imm {
+                self.deliver_imm(env, request.word, total);
+            }
+            self.bump_msn();
+        }
+        Verdict::Done(1)
+    }
+
+    /// A SEND, whole or in part.
+    fn execute_send(&mut self, env: &mut Env, request: &Request<'_>) -> Verdict {
+        const INVALID: Verdict = Verdict::Refuse(NakCode::InvalidRequest);
+        let starts = request.opcode.is_send_start();
+        let ends = request.opcode.is_end();
+        let offset = match self.resp.assembly {
+            Assembly::None if starts => 0,
+            Assembly::Send { offset } if !starts => offset,
+            _ => return INVALID,
+        };
+        if !ends && request.payload.len() != self.path.mtu as usize {
+            return INVALID;
+        }
+        let ready = self.rq.ready();
+        match ready {
+            Receive::NotReady if !starts => return INVALID,
+            Receive::NotReady => return Verdict::NotReady,
+            // Messages of several packets have no one place to be handed out from.
+            Receive::InPlace if !(starts && ends) => return INVALID,
+            Receive::InPlace | Receive::Posted => {}
+        }
+        if request.opcode.has_ieth()
+            && let Err(fault) = env.mrs.invalidate(self.init.pd, request.word)
+        {
+            return fault.into();
+        }
+        if ready == Receive::InPlace {
+            self.deliver_in_place(env, request);
+        } else if let Err(refusal) = self.deliver_posted(env, request, offset, ends) {
+            return refusal;
+        }
+        self.resp.assembly = if ends {
+            Assembly::None
+        } else {
+            Assembly::Send { offset: offset.saturating_add(request.payload.len() as u32) }
+        };
+        if ends {
+            self.bump_msn();
+        }
+        Verdict::Done(1)
+    }
+
+    #[inline]
+    const fn bump_msn(&mut self) {
+        self.resp.msn = self.resp.msn.wrapping_add(1) & 0x00FF_FFFF;
+    }
+
+    /// Uses up a credit for a message in one packet.
+    #[inline]
+    fn deliver_in_place(&mut self, env: &mut Env, request: &Request<'_>) {
+        self.rq.take_credit();
+        let payload = request.payload;
+        let len = payload.len();
+        if self.init.inline_recv && len <= INLINE_RECV_MAX_BYTES {
+            let mut completion = self.completion(0, WcOpcode::Recv, WcStatus::Success);
+            fill_word(&mut completion, request);
+            completion.byte_len = len as u32;
+            completion.inline_len = len as u8;
+            if let Some(place) = completion.inline.get_mut(..len) {
+                place.copy_from_slice(payload);
+            }
+            env.cqs.push(self.init.recv_cq, completion);
+            return;
+        }
+        if self.init.inline_recv {
+            env.cqs.release(self.init.recv_cq, 1);
+        }
+        let kind = match request.opcode {
+            Opcode::SendOnlyImm => DeliveryKind::SendImm(request.word),
+            Opcode::SendOnlyInv => DeliveryKind::SendInv(Rkey(request.word)),
+            _ => DeliveryKind::Send,
+        };
+        let place = match request.payload_at {
+            Some(at) => Payload::InPacket(at..at + len as u32),
+            None => Payload::Held(HeldBuffer(payload.into())),
+        };
+        self.deliver(env, kind, place, len as u32);
+    }
+
+    fn deliver(&self, env: &mut Env, kind: DeliveryKind, payload: Payload, len: u32) {
+        env.counters.deliveries += 1;
+        env.deliveries.push_back(Delivery {
+            qpn: self.qpn,
+            user: self.init.user,
+            kind,
+            payload,
+            len,
+        });
+    }
+
+    /// Copies (a part of) a message into the posted buffer at the head.
+    fn deliver_posted(
+        &mut self,
+        env: &mut Env,
+        request: &Request<'_>,
+        offset: u32,
+        ends: bool,
+    ) -> Result<(), Verdict> {
+        let Some((wr_id, sges)) = self.rq.front() else { return Err(Verdict::NotReady) };
+        let room: u64 = sges.iter().map(|sge| u64::from(sge.len)).sum();
+        let end = u64::from(offset) + request.payload.len() as u64;
+        let failure = if end > room {
+            Some((WcStatus::LocLenErr, NakCode::InvalidRequest))
+        } else if env.scatter(self.init.pd, sges, offset, request.payload).is_err() {
+            Some((WcStatus::LocProtErr, NakCode::RemoteOperational))
+        } else {
+            None
+        };
+        if let Some((status, code)) = failure {
+            let completion = self.completion(wr_id, WcOpcode::Recv, status);
+            self.rq.pop();
+            env.cqs.push(self.init.recv_cq, completion);
+            return Err(Verdict::Refuse(code));
+        }
+        if ends {
+            let mut completion = self.completion(wr_id, WcOpcode::Recv, WcStatus::Success);
+            fill_word(&mut completion, request);
+            completion.byte_len = end as u32;
+            self.rq.pop();
+            env.cqs.push(self.init.recv_cq, completion);
+        }
+        Ok(())
+    }
+
+    /// Reports a WRITE_WITH_IMM of `len` bytes; a receive request or credit is there.
+    fn deliver_imm(&mut self, env: &mut Env, imm: u32, len: u32) {
+        let wr_id = match self.rq.front() {
+            Some((wr_id, _)) => {
+                self.rq.pop();
+                wr_id
+            }
+            None => {
+                self.rq.take_credit();
+                if !self.init.inline_recv {
+                    let nothing = Payload::InPacket(0..0);
+                    return self.deliver(env, DeliveryKind::WriteImm(imm), nothing, len);
+                }
+                0
+            }
+        };
+        let mut completion = self.completion(wr_id, WcOpcode::RecvRdmaWithImm, WcStatus::Success);
+        completion.word = imm;
+        completion.word_kind = WcWord::Imm;
+        completion.byte_len = len;
+        env.cqs.push(self.init.recv_cq, completion);
+    }
+
+    /// Takes a probe: the answer leaves after the READ data that is queued now.
+    pub(crate) fn on_probe(&mut self, env: &mut Env, next_psn: Psn, token: u32) {
+        let ahead = next_psn.distance_from(self.resp.expected);
+        let behind = self.resp.expected.distance_from(next_psn);
+        if ahead > WINDOW_BITS && behind > DUPLICATE_WINDOW {
+            env.counters.stale_psn += 1;
+            return;
+        }
+        self.resp.echo = Some(token);
+    }
+
+    /// Whether packets of the error state may still leave: the NAK that explains it.
+    pub(crate) const fn may_transmit(&self) -> bool {
+        self.state.can_transmit() || (matches!(self.state, QpState::Error) && self.resp.nak.is_some())
+    }
+}
+
+/// Immediate value or invalidated key of a SEND.
+fn fill_word(completion: &mut WorkCompletion, request: &Request<'_>) {
+    completion.word = request.word;
+    completion.word_kind = if request.opcode.has_imm() {
+        WcWord::Imm
+    } else if request.opcode.has_ieth() {
+        WcWord::Invalidated
+    } else {
+        WcWord::None
+    };
+}
