@@ -11,6 +11,7 @@
 
 mod channel;
 mod image;
+mod pieces;
 mod slots;
 
 use std::{

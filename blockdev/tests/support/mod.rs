@@ -4,7 +4,8 @@
 use std::{
     collections::HashMap,
     fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -194,7 +195,7 @@ impl Image {
     }
 }
 
-pub fn file_config(path: &std::path::Path) -> FileConfig {
+pub fn file_config(path: &Path) -> FileConfig {
     let BdevConfig::File(config) = format!("file:{}", path.display()).parse().expect("a spec")
     else {
         unreachable!()
@@ -225,27 +226,32 @@ pub fn direct_works() -> bool {
     works
 }
 
-/// A loop device over a new image; detached on drop.
+/// A loop device; detached on drop.
 pub struct Loop {
     pub path: PathBuf,
-    _image: Image,
+    image: Option<Image>,
 }
 
 impl Loop {
+    /// Over a new image; `None` where it is not allowed, which is said on stderr.
     pub fn new(bytes: u64, options: &[&str]) -> Option<Self> {
         let image = Image::new(bytes);
-        let output = std::process::Command::new("losetup")
+        let mut device = Self::over(&image.path, options)?;
+        device.image = Some(image);
+        Some(device)
+    }
+
+    /// Over an image that is there.
+    pub fn over(image: &Path, options: &[&str]) -> Option<Self> {
+        let output = Command::new("losetup")
             .args(["-f", "--show"])
             .args(options)
-            .arg(&image.path)
+            .arg(image)
             .output();
         match output {
             Ok(output) if output.status.success() => {
                 let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-                Some(Self {
-                    path,
-                    _image: image,
-                })
+                Some(Self { path, image: None })
             }
             other => {
                 eprintln!("skipped: no loop device ({other:?})");
@@ -257,9 +263,36 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("losetup")
-            .arg("-d")
-            .arg(&self.path)
-            .status();
+        let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
+    }
+}
+
+/// A file system with room for 1 MiB; unmounted on drop.
+pub struct SmallFileSystem(tempfile::TempDir);
+
+impl SmallFileSystem {
+    /// `None` where it is not allowed, which is said on stderr.
+    pub fn new() -> Option<Self> {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1M", "none"])
+            .arg(dir.path())
+            .output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(dir));
+        }
+        eprintln!("skipped: cannot mount");
+        None
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        // lazily: the kernel may still be letting go of a loop device's file
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
 }
