@@ -104,6 +104,8 @@ pub struct TrainQueue {
     limits: TrainLimits,
     mode: TxMode,
     counters: TrainCounters,
+    /// A packet found no room.
+    refused: bool,
     /// Keeps the arenas mapped.
     _memory: Arc<SharedMemory>,
 }
@@ -132,6 +134,7 @@ impl TrainQueue {
             },
             mode,
             counters: TrainCounters::default(),
+            refused: false,
             _memory: memory,
         })
     }
@@ -167,6 +170,11 @@ impl TrainQueue {
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.free.is_empty()
+    }
+
+    /// Whether a packet found no room since the last call.
+    pub fn take_refused(&mut self) -> bool {
+        std::mem::take(&mut self.refused)
     }
 
     /// Trains that are neither free nor ready nor under construction.
@@ -211,10 +219,10 @@ impl TrainQueue {
 impl TrainSink for TrainQueue {
     #[inline]
     fn open(&mut self, shape: &PacketShape) -> Option<&mut [u8]> {
-        if shape.len() > self.limits.max_bytes {
+        if shape.len() > self.limits.max_bytes || self.train_for(shape).is_none() {
+            self.refused = true;
             return None;
         }
-        self.train_for(shape)?;
         self.counters.header_bytes += u64::from(shape.head) + u64::from(shape.trailer);
         let train = self.current()?;
         train.begin(shape);

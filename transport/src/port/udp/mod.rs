@@ -28,24 +28,16 @@ use crate::train::{Train, TrainId, TrainQueue};
 pub const ROCE_UDP_PORT: u16 = 4791;
 
 /// Where received packets lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum RxMode {
     /// Few buffers, used again at once: they stay in the cache however much arrives.
-    InCache {
-        /// How many.
-        buffers: u16,
-    },
+    #[default]
+    InCache,
     /// A long ring, filled from end to end.
     Ring {
         /// Its memory.
-        bytes: u64,
+        bytes: usize,
     },
-}
-
-impl Default for RxMode {
-    fn default() -> Self {
-        Self::InCache { buffers: 16 }
-    }
 }
 
 /// How a UDP port is made.
@@ -59,6 +51,8 @@ pub struct UdpConfig {
     pub tx: TxMode,
     /// Where received packets lie.
     pub rx: RxMode,
+    /// Buffers of [`RxMode::InCache`], each for a train.
+    pub in_cache_buffers: u16,
     /// Let the kernel segment trains.
     pub gso: bool,
     /// Send without the kernel's copy, where the kernel and the device can; no gain on loopback.
@@ -80,6 +74,7 @@ impl UdpConfig {
             reuse_port: false,
             tx: TxMode::HeaderOnly,
             rx: RxMode::default(),
+            in_cache_buffers: 16,
             gso: true,
             zero_copy: false,
             trains: 32,
@@ -154,7 +149,7 @@ impl UdpPort {
         let fd = socket.fd();
         let (trains, tx) = (config.trains.max(1), config.tx);
         let sender = Sender::new(fd, owner, trains, tx, config.gso, zero_copy)?;
-        let receiver = Receiver::start(reactor, fd, owner, config.buffer_group, config.rx)?;
+        let receiver = Receiver::start(reactor, fd, owner, config)?;
         let inner = Inner {
             sender,
             receiver,

@@ -13,7 +13,7 @@ use flexblk_reactor::{
 };
 
 use super::socket::{UDP_GRO, read_address};
-use super::{RxMode, UdpError};
+use super::{RxMode, UdpConfig, UdpError};
 use crate::port::PortCounters;
 
 /// Room for the sender's address: the larger of the two families.
@@ -46,22 +46,21 @@ impl Receiver {
         reactor: &mut Reactor,
         fd: RawFd,
         owner: u8,
-        group: u16,
-        mode: RxMode,
+        config: &UdpConfig,
     ) -> Result<Self, UdpError> {
         if !reactor.features().recv_multishot {
             return Err(UdpError::Unsupported("multishot recvmsg (Linux 6.0)"));
         }
-        let wanted = match mode {
-            RxMode::InCache { buffers } => u64::from(buffers),
-            RxMode::Ring { bytes } => bytes / u64::from(BUFFER_BYTES),
+        let wanted = match config.rx {
+            RxMode::InCache => u64::from(config.in_cache_buffers),
+            RxMode::Ring { bytes } => bytes as u64 / u64::from(BUFFER_BYTES),
         };
         let count = wanted.clamp(2, 32_768).next_power_of_two().min(32_768) as u16;
         // Fewer than the ring's power of two may be wanted; a ring of entries costs little.
         let filled = wanted.clamp(2, u64::from(count)) as u16;
         let bytes = u64::from(filled) * u64::from(BUFFER_BYTES);
         let memory = SharedMemory::create("flexins-rx", bytes, HugePages::Try)?;
-        let mut ring = reactor.register_buffer_ring(group, count)?;
+        let mut ring = reactor.register_buffer_ring(config.buffer_group, count)?;
         for bid in 0..filled {
             if let Some(buffer) = buffer(&memory, bid) {
                 // SAFETY: the memory lives as long as this receiver, whose owner keeps it until the
