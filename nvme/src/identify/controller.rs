@@ -22,7 +22,7 @@ wire! {
         72 => pub rab: u8,
         /// IEEE OUI Identifier (IEEE), least significant byte first.
         73 => pub ieee: [u8; 3],
-        /// Controller Multi-Path I/O and Namespace Sharing Capabilities (CMIC), [`Cmic`].
+        /// Controller Multi-Path I/O and Namespace Sharing Capabilities (CMIC), [`super::Cmic`].
         76 => pub cmic: u8,
         /// Maximum Data Transfer Size (MDTS): 2 to this power, units of CAP.MPSMIN; 0 no limit.
         77 => pub mdts: u8,
@@ -34,9 +34,9 @@ wire! {
         84 => pub rtd3r: U32,
         /// RTD3 Entry Latency (RTD3E) in microseconds.
         88 => pub rtd3e: U32,
-        /// Optional Asynchronous Events Supported (OAES), [`Oaes`].
+        /// Optional Asynchronous Events Supported (OAES), [`super::Oaes`].
         92 => pub oaes: U32,
-        /// Controller Attributes (CTRATT), [`Ctratt`].
+        /// Controller Attributes (CTRATT), [`super::Ctratt`].
         96 => pub ctratt: U32,
         /// Read Recovery Levels Supported (RRLS).
         100 => pub rrls: U16,
@@ -48,7 +48,7 @@ wire! {
         108 => _r108: [u8; 2],
         /// Power Loss Signaling Information (PLSI).
         110 => pub plsi: u8,
-        /// Controller Type (CNTRLTYPE), [`ControllerType`].
+        /// Controller Type (CNTRLTYPE), [`super::ControllerType`].
         111 => pub cntrltype: u8,
         /// FRU Globally Unique Identifier (FGUID).
         112 => pub fguid: [u8; 16],
@@ -67,7 +67,7 @@ wire! {
         254 => pub vwci: u8,
         /// Management Endpoint Capabilities (MEC).
         255 => pub mec: u8,
-        /// Optional Admin Command Support (OACS), [`Oacs`].
+        /// Optional Admin Command Support (OACS), [`super::Oacs`].
         256 => pub oacs: U16,
         /// Abort Command Limit (ACL), 0's based.
         258 => pub acl: u8,
@@ -75,7 +75,7 @@ wire! {
         259 => pub aerl: u8,
         /// Firmware Updates (FRMW): bit 0 first slot read only, 3:1 number of slots.
         260 => pub frmw: u8,
-        /// Log Page Attributes (LPA), [`Lpa`].
+        /// Log Page Attributes (LPA), [`super::Lpa`].
         261 => pub lpa: u8,
         /// Error Log Page Entries (ELPE), 0's based.
         262 => pub elpe: u8,
@@ -127,7 +127,7 @@ wire! {
         340 => pub endgidmax: U16,
         /// ANA Transition Time (ANATT) in seconds.
         342 => pub anatt: u8,
-        /// Asymmetric Namespace Access Capabilities (ANACAP), [`Anacap`].
+        /// Asymmetric Namespace Access Capabilities (ANACAP), [`super::Anacap`].
         343 => pub anacap: u8,
         /// ANA Group Identifier Maximum (ANAGRPMAX).
         344 => pub anagrpmax: U32,
@@ -159,13 +159,13 @@ wire! {
         514 => pub maxcmd: U16,
         /// Number of Namespaces (NN): the highest valid NSID.
         516 => pub nn: U32,
-        /// Optional NVM Command Support (ONCS), [`Oncs`].
+        /// Optional NVM Command Support (ONCS), [`super::Oncs`].
         520 => pub oncs: U16,
         /// Fused Operation Support (FUSES): bit 0 Compare and Write.
         522 => pub fuses: U16,
         /// Format NVM Attributes (FNA).
         524 => pub fna: u8,
-        /// Volatile Write Cache (VWC), [`Vwc`].
+        /// Volatile Write Cache (VWC), [`super::Vwc`].
         525 => pub vwc: u8,
         /// Atomic Write Unit Normal (AWUN) in logical blocks, 0's based.
         526 => pub awun: U16,
@@ -179,7 +179,7 @@ wire! {
         532 => pub acwu: U16,
         /// Copy Descriptor Formats Supported (CDFS), a bit per format.
         534 => pub cdfs: U16,
-        /// SGL Support (SGLS), [`Sgls`].
+        /// SGL Support (SGLS), [`super::Sgls`].
         536 => pub sgls: U32,
         /// Maximum Number of Allowed Namespaces (MNAN).
         540 => pub mnan: U32,
