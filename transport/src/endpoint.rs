@@ -42,6 +42,8 @@ pub struct EndpointConfig {
     pub reuse_port: bool,
     /// Where received packets lie.
     pub rx: RxMode,
+    /// Buffers of [`RxMode::InCache`], each for a train.
+    pub in_cache_buffers: u16,
     /// Faults done to received packets.
     pub fault: Option<FaultConfig>,
     /// File for a packet capture.
@@ -71,6 +73,7 @@ impl EndpointConfig {
             peer: None,
             reuse_port: udp.reuse_port,
             rx: udp.rx,
+            in_cache_buffers: udp.in_cache_buffers,
             fault: None,
             capture: None,
             gso: udp.gso,
@@ -175,6 +178,7 @@ impl Endpoint {
             gso: config.gso,
             zero_copy: config.zero_copy,
             trains: config.trains,
+            in_cache_buffers: config.in_cache_buffers,
             socket_buffer_bytes: config.socket_buffer_bytes,
             buffer_group: config.buffer_group,
         };
