@@ -221,7 +221,11 @@ impl FioResult {
 
     /// How long the longest job ran.
     pub fn runtime(&self) -> Duration {
-        let longest = self.jobs().iter().filter_map(|job| job.get("job_runtime")?.as_u64()).max();
+        let longest = self
+            .jobs()
+            .iter()
+            .filter_map(|job| job.get("job_runtime")?.as_u64())
+            .max();
         Duration::from_millis(longest.unwrap_or(0))
     }
 

@@ -7,5 +7,6 @@ pub mod fio;
 pub mod ports;
 pub mod proc;
 pub mod process;
+pub mod setup;
 pub mod skip;
 pub mod target;
