@@ -196,7 +196,7 @@ impl TransportId {
         let text = text.trim();
         let mut builder = words::Builder::default();
         let mut rest = Vec::new();
-        if text.contains("://") {
+        if uri::has_scheme(text) {
             uri::parse(text, &mut builder, &mut rest)?;
         } else {
             words::parse(text, &mut builder, &mut rest)?;

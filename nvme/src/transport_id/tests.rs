@@ -61,6 +61,14 @@ fn uris() {
 }
 
 #[test]
+fn a_name_with_a_uri_in_it_stays_a_word() {
+    let id = parse("trtype=tcp traddr=h subnqn=a://b");
+    assert_eq!(id.subnqn.as_ref().unwrap().as_str(), "a://b");
+    assert_eq!(id.words().parse(), Ok(id.clone()));
+    assert_eq!(id.uri().parse(), Ok(id));
+}
+
+#[test]
 fn default_ports() {
     assert_eq!(parse("trtype=flexins traddr=::1").port(), DISCOVERY_PORT);
     assert_eq!(parse("nvme+flexins://a").authority(), "a:8009");

@@ -5,6 +5,13 @@ use super::{TransportId, TransportIdError};
 
 const SCHEME_PREFIX: &str = "nvme+";
 
+/// Does the text begin as a URI does (RFC 3986, 3.1), rather than being words with `://` in a value?
+pub(super) fn has_scheme(text: &str) -> bool {
+    let in_scheme = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+    text.split_once("://")
+        .is_some_and(|(scheme, _)| scheme.bytes().all(in_scheme))
+}
+
 /// Reads a URI into the builder, query keys it does not know into `rest`.
 pub(super) fn parse(
     text: &str,
