@@ -12,14 +12,29 @@ pub(crate) struct Need {
     pub(crate) package: &'static str,
 }
 
-pub(crate) const FIO: Need = Need { program: "fio", package: "fio" };
-pub(crate) const MKE2FS: Need = Need { program: "mke2fs", package: "e2fsprogs" };
-pub(crate) const TASKSET: Need = Need { program: "taskset", package: "util-linux" };
-pub(crate) const SHA256SUM: Need = Need { program: "sha256sum", package: "coreutils" };
+pub(crate) const FIO: Need = Need {
+    program: "fio",
+    package: "fio",
+};
+pub(crate) const MKE2FS: Need = Need {
+    program: "mke2fs",
+    package: "e2fsprogs",
+};
+pub(crate) const TASKSET: Need = Need {
+    program: "taskset",
+    package: "util-linux",
+};
+pub(crate) const SHA256SUM: Need = Need {
+    program: "sha256sum",
+    package: "coreutils",
+};
 
 /// Makes sure that all programs are there. Asks before it installs anything, unless `yes` or `CI` is set.
 pub(crate) fn ensure(needs: &[Need], yes: bool) -> Result<()> {
-    let missing: Vec<&Need> = needs.iter().filter(|need| find_program(need.program).is_err()).collect();
+    let missing: Vec<&Need> = needs
+        .iter()
+        .filter(|need| find_program(need.program).is_err())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -37,7 +52,8 @@ pub(crate) fn ensure(needs: &[Need], yes: bool) -> Result<()> {
     arguments.extend(&packages);
     apt_get(&arguments)?;
     for need in missing {
-        find_program(need.program).with_context(|| format!("package {} was installed", need.package))?;
+        find_program(need.program)
+            .with_context(|| format!("package {} was installed", need.package))?;
     }
     Ok(())
 }
@@ -54,7 +70,10 @@ fn agreed(list: &str) -> Result<bool> {
 }
 
 fn apt_get(arguments: &[&str]) -> Result<()> {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
+    let root = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|output| output.stdout == b"0\n");
     let mut command = if root {
         Command::new("apt-get")
     } else {
@@ -62,7 +81,9 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
         command.arg("apt-get");
         command
     };
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(arguments);
     let status = command.status().context("cannot run apt-get")?;
     if !status.success() {
         bail!("apt-get {} failed", arguments.join(" "));

@@ -1,6 +1,461 @@
-//! `cargo xtask bench`.
-use anyhow::Result;
+//! `cargo xtask bench`: how fast and how big, beside what raw sockets reach in the same run.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use flexblk_tests::binaries::{self, Binaries};
+use flexblk_tests::proc::resident_bytes;
+use flexblk_tests::process::{Process, eventually, run as run_program};
+use flexblk_tests::target::{Target, TargetOptions};
+use serde_json::{Value, json};
+
+use crate::apt;
+use crate::load::{Counters, Load, MODES, Mode, Run, cells, value};
+use crate::table::{Table, count, micros};
+
 #[derive(Args)]
-pub(crate) struct Arguments {}
-pub(crate) fn run(_: &Arguments) -> Result<bool> { Ok(true) }
+pub(crate) struct Arguments {
+    /// Install what is missing without asking.
+    #[arg(long)]
+    yes: bool,
+    /// Seconds for each run.
+    #[arg(long, default_value_t = 3)]
+    seconds: u32,
+    /// Cores of target and fio.
+    #[arg(long, default_value = "0,1", value_parser = two_cores)]
+    cores: (usize, usize),
+    /// Size of the RAM namespace in MiB.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..))]
+    ram: u64,
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// End with an error when a goal is missed.
+    #[arg(long)]
+    check: bool,
+}
+
+/// At depth 128: at least this part of what raw UDP trains reach.
+const GOAL_OF_STREAM: f64 = 0.5;
+/// At depth 1: at most this many raw round trips.
+const GOAL_OF_ROUND_TRIP: f64 = 2.5;
+/// Memory of an idle queue pair.
+const GOAL_IDLE_BYTES: u64 = 64 << 10;
+/// Queue pairs of the memory measurement.
+const IDLE_QUEUES: u64 = 32;
+
+fn two_cores(text: &str) -> Result<(usize, usize), String> {
+    let wrong = || format!("'{text}' is not two cores such as 0,1");
+    let (a, b) = text.split_once(',').ok_or_else(wrong)?;
+    Ok((
+        a.trim().parse().map_err(|_| wrong())?,
+        b.trim().parse().map_err(|_| wrong())?,
+    ))
+}
+
+/// One measurement of raw sockets.
+struct Ceiling {
+    blocks_per_second: f64,
+    round_trip_p50_us: f64,
+    round_trip_p99_us: f64,
+}
+
+struct Row {
+    mode: Mode,
+    by: &'static str,
+    direction: &'static str,
+    depth: u32,
+    run: Run,
+}
+
+struct Goal {
+    what: String,
+    measured: String,
+    goal: String,
+    met: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+    apt::ensure(&[apt::FIO, apt::TASKSET], arguments.yes)?;
+    if !arguments.json {
+        println!("== building in release mode");
+    }
+    let binaries = binaries::build(true)?;
+    let directory = binaries::target_directory()?.join("bench");
+    if directory.exists() {
+        fs::remove_dir_all(&directory)?;
+    }
+    fs::create_dir_all(&directory)?;
+    let good = measure(arguments, &binaries, &directory);
+    fs::remove_dir_all(&directory)?;
+    good
+}
+
+fn measure(arguments: &Arguments, binaries: &Binaries, directory: &Path) -> Result<bool> {
+    let say = |text: &str| {
+        if !arguments.json {
+            println!("== {text}");
+        }
+    };
+    let mut rows = Vec::new();
+    let mut ceilings = Vec::new();
+    let mut counted = Vec::new();
+    for mode in MODES {
+        say("raw UDP sockets");
+        ceilings.push(ceiling(arguments, binaries)?);
+        say(&format!(
+            "{mode}: target on core {}, fio on core {}",
+            arguments.cores.0, arguments.cores.1
+        ));
+        let device = format!("ram:{}M,block_size=4096", arguments.ram);
+        let load = Load::start(binaries, directory, mode, &[&device], Some(arguments.cores))?;
+        // Every page of the namespace exists before anything is measured.
+        load.job("fill", 1)
+            .option("rw", "write")
+            .option("bs", "128k")
+            .option("iodepth", 16)
+            .success(LIMIT)?;
+        for direction in ["read", "write"] {
+            for depth in [1, 32, 128] {
+                let run = one(&load, arguments, direction, depth)?;
+                rows.push(Row {
+                    mode,
+                    by: "fio",
+                    direction,
+                    depth,
+                    run,
+                });
+            }
+        }
+        let initiator = load.initiator_counters()?;
+        counted.push((mode, initiator, load.finish()?));
+    }
+    say("raw UDP sockets");
+    ceilings.push(ceiling(arguments, binaries)?);
+    say("memory of idle queue pairs");
+    let idle = idle_bytes(binaries, directory)?;
+    let goals = goals(&rows, &ceilings, &counted, idle);
+    if arguments.json {
+        println!("{:#}", as_json(&rows, &ceilings, &counted, idle, &goals));
+    } else {
+        print(&rows, &ceilings, &counted, &goals);
+    }
+    Ok(!arguments.check || goals.iter().all(|goal| goal.met))
+}
+
+const LIMIT: Duration = Duration::from_secs(600);
+
+fn one(load: &Load<'_>, arguments: &Arguments, direction: &str, depth: u32) -> Result<Run> {
+    let mut fio = load
+        .job(&format!("rand{direction}-{depth}"), 1)
+        .option("rw", format!("rand{direction}"))
+        .option("bs", "4k")
+        .option("iodepth", depth)
+        .option("norandommap", 1)
+        .option("randrepeat", 0)
+        .option("time_based", 1)
+        .option("ramp_time", "500ms")
+        .option("runtime", arguments.seconds);
+    if depth == 1 {
+        fio = fio.flag("hipri");
+    }
+    load.run(&fio, LIMIT)
+}
+
+/// What plain sockets reach now: trains one way, and round trips of a request and a block.
+fn ceiling(arguments: &Arguments, binaries: &Binaries) -> Result<Ceiling> {
+    let (a, b) = arguments.cores;
+    let measure = |test: &[&str]| -> Result<Value> {
+        let mut command = Command::new(&binaries.flexins_perf);
+        command.args(test).args([
+            "--json",
+            "--cores",
+            &format!("{a},{b}"),
+            "--seconds",
+            &arguments.seconds.to_string(),
+        ]);
+        let done = run_program(&mut command, LIMIT)?
+            .success()
+            .with_context(|| format!("flexins-perf {}", test.join(" ")))?;
+        serde_json::from_str(done.stdout.trim()).context("flexins-perf prints JSON")
+    };
+    let number = |json: &Value, name: &str| {
+        json.get(name)
+            .and_then(Value::as_f64)
+            .with_context(|| format!("flexins-perf prints {name}: {json}"))
+    };
+    let stream = measure(&["udp-stream", "--size", "4096"])?;
+    // A read: a small request, a block with its headers back.
+    let round_trip = measure(&["udp-rtt", "--size", "128", "--reply-size", "4160"])?;
+    Ok(Ceiling {
+        blocks_per_second: number(&stream, "blocks_per_second")?,
+        round_trip_p50_us: number(&round_trip, "p50_us")?,
+        round_trip_p99_us: number(&round_trip, "p99_us")?,
+    })
+}
+
+/// Memory of an idle I/O queue pair in the target and in the initiator.
+#[derive(Clone, Copy)]
+struct Idle {
+    target: u64,
+    initiator: u64,
+}
+
+fn idle_bytes(binaries: &Binaries, directory: &Path) -> Result<Idle> {
+    let target = Target::start(
+        binaries,
+        directory,
+        TargetOptions::with_devices(&["ram:64M"]),
+    )?;
+    let hold = |count: u64, name: &str| -> Result<(Process, u64, u64)> {
+        let mut command = Command::new(&binaries.idle_queue_pairs);
+        command.args([target.udp_port().to_string(), count.to_string()]);
+        let mut process = Process::spawn(&mut command, name, directory)?;
+        let ready = format!("ready {count}");
+        eventually("idle queue pairs are open", Duration::from_secs(30), || {
+            process.stdout().contains("ready") || !matches!(process.status(), Ok(None))
+        })?;
+        if !process.stdout().contains(&ready) {
+            bail!(
+                "{count} idle queue pairs were not granted: {}",
+                process.tail()
+            );
+        }
+        thread::sleep(Duration::from_millis(300));
+        let (ours, theirs) = (resident_bytes(process.id())?, resident_bytes(target.id())?);
+        Ok((process, ours, theirs))
+    };
+    // One queue pair first: it brings a controller, threads and pools with it, which the others share.
+    let (one, one_initiator, one_target) = hold(1, "idle-one")?;
+    let (many, many_initiator, many_target) = hold(IDLE_QUEUES + 1, "idle-many")?;
+    drop((one, many));
+    Ok(Idle {
+        // The second program brings its own controller: not subtracted, so this is rather too much.
+        target: many_target.saturating_sub(one_target) / (IDLE_QUEUES + 1),
+        initiator: many_initiator.saturating_sub(one_initiator) / IDLE_QUEUES,
+    })
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
+    if count == 0.0 { 0.0 } else { sum / count }
+}
+
+/// Payload bytes that the transport copied per byte that it sent.
+fn copies_per_byte(counters: &Counters) -> f64 {
+    let copied = value(counters, "payload_bytes_copied") as f64;
+    let sent = copied + value(counters, "payload_bytes_gathered") as f64;
+    if sent == 0.0 { 0.0 } else { copied / sent }
+}
+
+fn goals(
+    rows: &[Row],
+    ceilings: &[Ceiling],
+    counted: &[(Mode, Counters, Counters)],
+    idle: Idle,
+) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    let stream = mean(ceilings.iter().map(|ceiling| ceiling.blocks_per_second));
+    let (p50, p99) = (
+        mean(ceilings.iter().map(|ceiling| ceiling.round_trip_p50_us)),
+        mean(ceilings.iter().map(|ceiling| ceiling.round_trip_p99_us)),
+    );
+    let first = MODES.first().copied();
+    for row in rows.iter().filter(|row| Some(row.mode) == first) {
+        let measured = row.run.result.measured(row.direction);
+        if row.depth == 128 {
+            let fraction = measured.iops / stream;
+            goals.push(Goal {
+                what: format!(
+                    "rand{} 4k at depth 128 of raw UDP trains ({} of {} blocks/s)",
+                    row.direction,
+                    count(measured.iops),
+                    count(stream)
+                ),
+                measured: format!("{fraction:.2}"),
+                goal: format!(">= {GOAL_OF_STREAM}"),
+                met: fraction >= GOAL_OF_STREAM,
+            });
+        }
+        if row.depth == 1 && row.direction == "read" {
+            let ratio = measured.p50_us / p50;
+            goals.push(Goal {
+                what: format!(
+                    "randread 4k at depth 1, p50 {} us (p99 {}), to a raw UDP round trip, p50 {} us (p99 {})",
+                    micros(measured.p50_us), micros(measured.p99_us), micros(p50), micros(p99)
+                ),
+                measured: format!("{ratio:.2}"),
+                goal: format!("<= {GOAL_OF_ROUND_TRIP}"),
+                met: ratio <= GOAL_OF_ROUND_TRIP,
+            });
+        }
+    }
+    for (mode, initiator, target) in counted.iter().filter(|(mode, ..)| mode.tx == "header-only") {
+        for (side, counters) in [("initiator", initiator), ("target", target)] {
+            let copies = copies_per_byte(counters);
+            goals.push(Goal {
+                what: format!("payload copies per byte sent by the {side}, {mode}"),
+                measured: format!("{copies:.3}"),
+                goal: "0".to_owned(),
+                met: copies == 0.0,
+            });
+        }
+    }
+    for (side, bytes) in [("target", idle.target), ("initiator", idle.initiator)] {
+        goals.push(Goal {
+            what: format!("memory of an idle queue pair in the {side}"),
+            measured: format!("{:.1} KiB", bytes as f64 / 1024.0),
+            goal: format!("< {} KiB", GOAL_IDLE_BYTES >> 10),
+            met: bytes < GOAL_IDLE_BYTES,
+        });
+    }
+    goals
+}
+
+fn print(
+    rows: &[Row],
+    ceilings: &[Ceiling],
+    counted: &[(Mode, Counters, Counters)],
+    goals: &[Goal],
+) {
+    println!();
+    let stream = mean(ceilings.iter().map(|ceiling| ceiling.blocks_per_second));
+    let mut table = Table::new(&[
+        "4 KiB at random over FlexiNS",
+        "by",
+        "",
+        "qd",
+        "IOPS",
+        "GB/s",
+        "p50 us",
+        "p99 us",
+        "p99.9 us",
+        "fio CPU %",
+        "target CPU %",
+        "of raw UDP",
+    ]);
+    for row in rows {
+        let measured = row.run.result.measured(row.direction);
+        let [iops, rate, p50, p99, p999] = cells(&measured);
+        table.row(&[
+            row.mode.to_string(),
+            row.by.to_owned(),
+            format!("rand{}", row.direction),
+            row.depth.to_string(),
+            iops,
+            rate,
+            p50,
+            p99,
+            p999,
+            format!("{:.0}", row.run.fio_cpu),
+            format!("{:.0}", row.run.target_cpu),
+            format!("{:.2}", measured.iops / stream),
+        ]);
+    }
+    table.print();
+    println!();
+    let mut table = Table::new(&[
+        "raw UDP in the same run",
+        "blocks/s",
+        "GB/s",
+        "round trip p50 us",
+        "p99 us",
+    ]);
+    for (number, ceiling) in ceilings.iter().enumerate() {
+        table.row(&[
+            format!("measurement {}", number + 1),
+            count(ceiling.blocks_per_second),
+            format!("{:.2}", ceiling.blocks_per_second * 4096.0 / 1e9),
+            micros(ceiling.round_trip_p50_us),
+            micros(ceiling.round_trip_p99_us),
+        ]);
+    }
+    table.print();
+    println!();
+    let mut table = Table::new(&[
+        "transport, per side",
+        "copies/byte",
+        "header bytes/packet",
+        "packets/train",
+        "retransmissions",
+    ]);
+    for (mode, initiator, target) in counted {
+        for (side, counters) in [("initiator", initiator), ("target", target)] {
+            let per = |a: &str, b: &str| {
+                let below = value(counters, b);
+                if below == 0 {
+                    "-".to_owned()
+                } else {
+                    format!("{:.1}", value(counters, a) as f64 / below as f64)
+                }
+            };
+            table.row(&[
+                format!("{side} {mode}"),
+                format!("{:.3}", copies_per_byte(counters)),
+                per("header_bytes_written", "packets_tx"),
+                per("segments_tx", "trains_tx"),
+                value(counters, "retransmissions").to_string(),
+            ]);
+        }
+    }
+    table.print();
+    println!();
+    let mut table = Table::new(&["goal", "measured", "wanted", ""]);
+    for goal in goals {
+        table.row(&[
+            goal.what.as_str(),
+            &goal.measured,
+            &goal.goal,
+            if goal.met { "met" } else { "MISSED" },
+        ]);
+    }
+    table.print();
+}
+
+fn as_json(
+    rows: &[Row],
+    ceilings: &[Ceiling],
+    counted: &[(Mode, Counters, Counters)],
+    idle: Idle,
+    goals: &[Goal],
+) -> Value {
+    let rows: Vec<Value> = rows
+        .iter()
+        .map(|row| {
+            let measured = row.run.result.measured(row.direction);
+            json!({
+                "tx": row.mode.tx, "rx": row.mode.rx, "by": row.by, "rw": format!("rand{}", row.direction), "depth": row.depth,
+                "iops": measured.iops, "bytes_per_second": measured.bytes_per_second, "p50_us": measured.p50_us,
+                "p99_us": measured.p99_us, "p999_us": measured.p999_us, "fio_cpu_percent": row.run.fio_cpu,
+                "target_cpu_percent": row.run.target_cpu,
+            })
+        })
+        .collect();
+    let ceilings: Vec<Value> = ceilings
+        .iter()
+        .map(|ceiling| {
+            json!({
+                "udp_stream_blocks_per_second": ceiling.blocks_per_second,
+                "udp_round_trip_p50_us": ceiling.round_trip_p50_us,
+                "udp_round_trip_p99_us": ceiling.round_trip_p99_us,
+            })
+        })
+        .collect();
+    let counters: Vec<Value> = counted
+        .iter()
+        .map(|(mode, initiator, target)| json!({ "tx": mode.tx, "rx": mode.rx, "initiator": initiator, "target": target }))
+        .collect();
+    let goals: Vec<Value> = goals
+        .iter()
+        .map(|goal| json!({ "what": goal.what, "measured": goal.measured, "goal": goal.goal, "met": goal.met }))
+        .collect();
+    json!({
+        "runs": rows, "raw_udp": ceilings, "counters": counters, "goals": goals,
+        "idle_queue_pair_bytes": { "target": idle.target, "initiator": idle.initiator },
+    })
+}

@@ -46,7 +46,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     fs::remove_dir_all(&directory)?;
     let good = good?;
     println!();
-    println!("demo took {:.0} s: {}", started.elapsed().as_secs_f64(), if good { "every byte was right" } else { "BYTES DIFFERED" });
+    println!(
+        "demo took {:.0} s: {}",
+        started.elapsed().as_secs_f64(),
+        if good {
+            "every byte was right"
+        } else {
+            "BYTES DIFFERED"
+        }
+    );
     Ok(good)
 }
 
@@ -69,8 +77,13 @@ fn show(arguments: &Arguments, binaries: &Binaries, directory: &Path) -> Result<
     let mut rows = Vec::new();
     let mut counted = Vec::new();
     for mode in MODES {
-        step(&format!("{mode}: flexblk-target serves the image and {ram_mib} MiB of RAM"));
-        let devices = [format!("file:{}", image.path.display()), format!("ram:{ram_mib}M,block_size=4096")];
+        step(&format!(
+            "{mode}: flexblk-target serves the image and {ram_mib} MiB of RAM"
+        ));
+        let devices = [
+            format!("file:{}", image.path.display()),
+            format!("ram:{ram_mib}M,block_size=4096"),
+        ];
         let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
         let load = Load::start(binaries, directory, mode, &devices, None)?;
         good &= copy_back(&load, &image, &digest)?;
@@ -87,8 +100,15 @@ fn show(arguments: &Arguments, binaries: &Binaries, directory: &Path) -> Result<
 
 fn default_ram_mib() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:")).context("MemAvailable")?;
-    let kib: u64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("MemAvailable:"))
+        .context("MemAvailable")?;
+    let kib: u64 = line
+        .split_whitespace()
+        .nth(1)
+        .context("a number")?
+        .parse()?;
     // A quarter of what is free, at most 1 GiB.
     Ok((kib / 1024 / 4).clamp(64, 1024))
 }
@@ -117,7 +137,11 @@ fn copy_back(load: &Load<'_>, image: &Image, digest: &str) -> Result<bool> {
     println!(
         "   image copied back in {seconds:.1} s ({:.2} GB/s to a file), SHA-256 {}",
         image.image_bytes as f64 / seconds / 1e9,
-        if same { "equal, e2fsck finds it clean".to_owned() } else { format!("DIFFERS: {copied}") }
+        if same {
+            "equal, e2fsck finds it clean".to_owned()
+        } else {
+            format!("DIFFERS: {copied}")
+        }
     );
     fs::remove_file(&copy)?;
     Ok(same)
@@ -134,7 +158,10 @@ struct Row {
 /// The RAM namespace: written and verified as a whole, then 4 KiB at random.
 fn exercise(load: &Load<'_>, ram_mib: u64, seconds: u32, rows: &mut Vec<Row>) -> Result<bool> {
     let bytes = ram_mib << 20;
-    step(&format!("{}: fio writes all of the RAM namespace and verifies it", load.mode));
+    step(&format!(
+        "{}: fio writes all of the RAM namespace and verifies it",
+        load.mode
+    ));
     let fio = load
         .job("fill", RAM)
         .option("rw", "write")
@@ -151,13 +178,22 @@ fn exercise(load: &Load<'_>, ram_mib: u64, seconds: u32, rows: &mut Vec<Row>) ->
             return Ok(false);
         }
     };
-    let (written, verified) = (run.result.measured("write").bytes, run.result.measured("read").bytes);
+    let (written, verified) = (
+        run.result.measured("write").bytes,
+        run.result.measured("read").bytes,
+    );
     if written != bytes || verified != bytes {
         bail!("fio wrote {written} and verified {verified} bytes of {bytes}");
     }
     println!("   {ram_mib} MiB written, all CRC32C right");
     for (direction, what) in [("write", "write 128k"), ("read", "verify 128k")] {
-        rows.push(Row { mode: load.mode, what: what.to_owned(), depth: 16, direction, run: run.clone() });
+        rows.push(Row {
+            mode: load.mode,
+            what: what.to_owned(),
+            depth: 16,
+            direction,
+            run: run.clone(),
+        });
     }
     step(&format!("{}: 4 KiB random reads and writes", load.mode));
     for direction in ["read", "write"] {
@@ -171,15 +207,31 @@ fn exercise(load: &Load<'_>, ram_mib: u64, seconds: u32, rows: &mut Vec<Row>) ->
                 .option("time_based", 1)
                 .option("runtime", seconds);
             let run = load.run(&fio, Duration::from_secs(u64::from(seconds) + 60))?;
-            rows.push(Row { mode: load.mode, what: format!("rand{direction} 4k"), depth, direction, run });
+            rows.push(Row {
+                mode: load.mode,
+                what: format!("rand{direction} 4k"),
+                depth,
+                direction,
+                run,
+            });
         }
     }
     Ok(true)
 }
 
 fn print_runs(rows: &[Row]) {
-    let mut table =
-        Table::new(&["over FlexiNS on loopback", "", "qd", "IOPS", "GB/s", "p50 us", "p99 us", "p99.9 us", "fio CPU %", "target CPU %"]);
+    let mut table = Table::new(&[
+        "over FlexiNS on loopback",
+        "",
+        "qd",
+        "IOPS",
+        "GB/s",
+        "p50 us",
+        "p99 us",
+        "p99.9 us",
+        "fio CPU %",
+        "target CPU %",
+    ]);
     for row in rows {
         let [iops, rate, p50, p99, p999] = cells(&row.run.result.measured(row.direction));
         table.row(&[
@@ -210,11 +262,17 @@ fn print_counters(counted: &[(Mode, Counters, Counters)]) {
     }
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut table = Table::new(&header);
-    let mut names: Vec<&String> = columns.iter().flat_map(|counters| counters.keys()).collect();
+    let mut names: Vec<&String> = columns
+        .iter()
+        .flat_map(|counters| counters.keys())
+        .collect();
     names.sort();
     names.dedup();
     for name in names {
-        let values: Vec<u64> = columns.iter().map(|counters| value(counters, name)).collect();
+        let values: Vec<u64> = columns
+            .iter()
+            .map(|counters| value(counters, name))
+            .collect();
         if values.iter().any(|value| *value != 0) {
             let mut cells = vec![name.clone()];
             cells.extend(values.iter().map(u64::to_string));

@@ -19,7 +19,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
-    find_program("cargo-fuzz").context("install it with `cargo install cargo-fuzz`; it needs a nightly toolchain")?;
+    find_program("cargo-fuzz")
+        .context("install it with `cargo install cargo-fuzz`; it needs a nightly toolchain")?;
     let folders: Vec<_> = ["fuzz", "nvme/fuzz", "transport/fuzz"]
         .iter()
         .map(|folder| workspace().join(folder))
@@ -31,7 +32,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let mut good = true;
     for folder in folders {
         for target in targets(&folder)? {
-            if arguments.target.as_ref().is_some_and(|only| *only != target) {
+            if arguments
+                .target
+                .as_ref()
+                .is_some_and(|only| *only != target)
+            {
                 continue;
             }
             println!("== {target}, {} s", arguments.seconds);

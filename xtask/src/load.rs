@@ -20,8 +20,16 @@ pub(crate) struct Mode {
 }
 
 /// The mode this project is about, and the classic one beside it.
-pub(crate) const MODES: [Mode; 2] =
-    [Mode { tx: "header-only", rx: "in-cache" }, Mode { tx: "copy", rx: "ring" }];
+pub(crate) const MODES: [Mode; 2] = [
+    Mode {
+        tx: "header-only",
+        rx: "in-cache",
+    },
+    Mode {
+        tx: "copy",
+        rx: "ring",
+    },
+];
 
 impl std::fmt::Display for Mode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -64,7 +72,13 @@ impl<'a> Load<'a> {
             ..TargetOptions::with_devices(devices)
         };
         let target = Target::start(binaries, directory, options)?;
-        Ok(Load { binaries, directory, mode, target, fio_core: cores.map(|(_, fio)| fio) })
+        Ok(Load {
+            binaries,
+            directory,
+            mode,
+            target,
+            fio_core: cores.map(|(_, fio)| fio),
+        })
     }
 
     /// A job on namespace `nsid` in this mode.
@@ -77,7 +91,10 @@ impl<'a> Load<'a> {
     }
 
     fn counters_file(&self) -> std::path::PathBuf {
-        self.directory.join(format!("initiator-{}-{}.counters", self.mode.tx, self.mode.rx))
+        self.directory.join(format!(
+            "initiator-{}-{}.counters",
+            self.mode.tx, self.mode.rx
+        ))
     }
 
     /// Runs a job and measures both sides' processor time.
@@ -86,15 +103,23 @@ impl<'a> Load<'a> {
         let result = fio.success(limit)?;
         // The meter also saw fio start and end, with an idle target: the jobs' own run time is what counts.
         let runtime = result.runtime().as_secs_f64().max(0.001);
-        Ok(Run { fio_cpu: result.cpu_percent(), target_cpu: meter.used()?.as_secs_f64() / runtime * 100.0, result })
+        Ok(Run {
+            fio_cpu: result.cpu_percent(),
+            target_cpu: meter.used()?.as_secs_f64() / runtime * 100.0,
+            result,
+        })
     }
 
     /// What the initiators of this mode counted, all jobs together.
     pub(crate) fn initiator_counters(&self) -> Result<Counters> {
         let mut sum = Counters::new();
-        let text = fs::read_to_string(self.counters_file()).context("the counters that the fio engine writes")?;
+        let text = fs::read_to_string(self.counters_file())
+            .context("the counters that the fio engine writes")?;
         for line in text.lines() {
-            add(&mut sum, &serde_json::from_str(line).context("a line of counters")?);
+            add(
+                &mut sum,
+                &serde_json::from_str(line).context("a line of counters")?,
+            );
         }
         Ok(sum)
     }

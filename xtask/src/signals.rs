@@ -10,12 +10,14 @@ use signal_hook::iterator::Signals;
 /// Watches for signals in a thread of its own.
 pub(crate) fn install() -> Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            flexblk_tests::process::kill_all();
-            eprintln!("interrupted");
-            exit(128 + signal);
-        }
-    })?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                flexblk_tests::process::kill_all();
+                eprintln!("interrupted");
+                exit(128 + signal);
+            }
+        })?;
     Ok(())
 }

@@ -42,8 +42,16 @@ impl Counts {
 
     /// One check that either passed or failed.
     fn check(&mut self, name: &str, passed: bool, started: Instant) {
-        println!("== {name}: {} ({:.0} s)", if passed { "ok" } else { "FAILED" }, started.elapsed().as_secs_f64());
-        if passed { self.passed += 1 } else { self.failed += 1 }
+        println!(
+            "== {name}: {} ({:.0} s)",
+            if passed { "ok" } else { "FAILED" },
+            started.elapsed().as_secs_f64()
+        );
+        if passed {
+            self.passed += 1
+        } else {
+            self.failed += 1
+        }
     }
 }
 
@@ -57,45 +65,107 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         lints(&mut counts)?;
     }
     tests(&mut counts)?;
-    println!("{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
+    println!(
+        "{} passed, {} failed, {} skipped",
+        counts.passed, counts.failed, counts.skipped
+    );
     Ok(counts.failed == 0)
 }
 
 fn lints(counts: &mut Counts) -> Result<()> {
-    step(counts, "cargo fmt", &mut cargo(&["fmt", "--all", "--check"]))?;
+    step(
+        counts,
+        "cargo fmt",
+        &mut cargo(&["fmt", "--all", "--check"]),
+    )?;
     let deny = ["--", "-D", "warnings"];
     let mut clippy = cargo(&["clippy", "--quiet", "--workspace", "--all-targets"]);
     step(counts, "cargo clippy, default features", clippy.args(deny))?;
     for (package, features) in features()? {
         for feature in features {
-            let mut clippy = cargo(&["clippy", "--quiet", "--all-targets", "-p", &package, "--no-default-features", "--features", &feature]);
-            step(counts, &format!("cargo clippy, {package} with feature {feature} alone"), clippy.args(deny))?;
+            let mut clippy = cargo(&[
+                "clippy",
+                "--quiet",
+                "--all-targets",
+                "-p",
+                &package,
+                "--no-default-features",
+                "--features",
+                &feature,
+            ]);
+            step(
+                counts,
+                &format!("cargo clippy, {package} with feature {feature} alone"),
+                clippy.args(deny),
+            )?;
         }
-        let mut clippy = cargo(&["clippy", "--quiet", "--all-targets", "-p", &package, "--no-default-features"]);
-        step(counts, &format!("cargo clippy, {package} without features"), clippy.args(deny))?;
+        let mut clippy = cargo(&[
+            "clippy",
+            "--quiet",
+            "--all-targets",
+            "-p",
+            &package,
+            "--no-default-features",
+        ]);
+        step(
+            counts,
+            &format!("cargo clippy, {package} without features"),
+            clippy.args(deny),
+        )?;
     }
-    let mut doc = cargo(&["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
-    step(counts, "cargo doc", doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"))?;
+    let mut doc = cargo(&[
+        "doc",
+        "--quiet",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ]);
+    step(
+        counts,
+        "cargo doc",
+        doc.env(
+            "RUSTDOCFLAGS",
+            "-D warnings -A rustdoc::private-intra-doc-links",
+        ),
+    )?;
     Ok(())
 }
 
 fn step(counts: &mut Counts, name: &str, command: &mut Command) -> Result<()> {
     let started = Instant::now();
-    let status = command.status().with_context(|| format!("{name}: cannot run"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("{name}: cannot run"))?;
     counts.check(name, status.success(), started);
     Ok(())
 }
 
 /// Packages of the workspace that have features, each with its features (`default` is not one to try alone).
 fn features() -> Result<Vec<(String, Vec<String>)>> {
-    let output = cargo(&["metadata", "--no-deps", "--format-version=1"]).stderr(Stdio::inherit()).output()?;
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata gives JSON")?;
-    let packages = metadata.get("packages").and_then(Value::as_array).context("it has packages")?;
+    let output = cargo(&["metadata", "--no-deps", "--format-version=1"])
+        .stderr(Stdio::inherit())
+        .output()?;
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).context("cargo metadata gives JSON")?;
+    let packages = metadata
+        .get("packages")
+        .and_then(Value::as_array)
+        .context("it has packages")?;
     let mut found = Vec::new();
     for package in packages {
-        let name = package.get("name").and_then(Value::as_str).context("a package has a name")?;
-        let features = package.get("features").and_then(Value::as_object).context("a package has features")?;
-        let names: Vec<String> = features.keys().filter(|name| *name != "default").cloned().collect();
+        let name = package
+            .get("name")
+            .and_then(Value::as_str)
+            .context("a package has a name")?;
+        let features = package
+            .get("features")
+            .and_then(Value::as_object)
+            .context("a package has features")?;
+        let names: Vec<String> = features
+            .keys()
+            .filter(|name| *name != "default")
+            .cloned()
+            .collect();
         if !names.is_empty() {
             found.push((name.to_owned(), names));
         }
@@ -115,28 +185,59 @@ fn tests(counts: &mut Counts) -> Result<()> {
     let skip_file = directory.join("skipped-tests.txt");
     let _ = fs::remove_file(&skip_file);
     let prepare = |command: &mut Command| {
-        command.env("FLEXBLK_BIN_DIR", directory.join("debug")).env("FLEXBLK_SKIP_FILE", &skip_file);
+        command
+            .env("FLEXBLK_BIN_DIR", directory.join("debug"))
+            .env("FLEXBLK_SKIP_FILE", &skip_file);
     };
     if find_program("cargo-nextest").is_ok() {
-        let mut nextest = cargo(&["nextest", "run", "--workspace", "--no-fail-fast", "--color=never"]);
-        nextest.args(["--status-level=slow", "--final-status-level=fail", "--show-progress=none"]);
+        let mut nextest = cargo(&[
+            "nextest",
+            "run",
+            "--workspace",
+            "--no-fail-fast",
+            "--color=never",
+        ]);
+        nextest.args([
+            "--status-level=slow",
+            "--final-status-level=fail",
+            "--show-progress=none",
+        ]);
         prepare(&mut nextest);
         counts.add(counted("tests (nextest)", &mut nextest, nextest_summary)?);
     } else {
         println!("cargo-nextest is not installed: tests run with cargo test");
-        let mut test = cargo(&["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples", "--", "--test-threads=2"]);
+        let mut test = cargo(&[
+            "test",
+            "--workspace",
+            "--no-fail-fast",
+            "--lib",
+            "--bins",
+            "--tests",
+            "--examples",
+            "--",
+            "--test-threads=2",
+        ]);
         prepare(&mut test);
         counts.add(counted("tests", &mut test, libtest_summary)?);
     }
     // `cargo test --doc` wants library targets that can be linked: the fio engine is a cdylib and has no documentation tests.
-    let mut doc = cargo(&["test", "--workspace", "--doc", "--no-fail-fast", "--exclude", "flexblk-fio"]);
+    let mut doc = cargo(&[
+        "test",
+        "--workspace",
+        "--doc",
+        "--no-fail-fast",
+        "--exclude",
+        "flexblk-fio",
+    ]);
     counts.add(counted("documentation tests", &mut doc, libtest_summary)?);
     note_skips(counts, &skip_file)
 }
 
 /// Tests that found out that they cannot run here passed in the runner's eyes.
 fn note_skips(counts: &mut Counts, skip_file: &Path) -> Result<()> {
-    let Ok(text) = fs::read_to_string(skip_file) else { return Ok(()) };
+    let Ok(text) = fs::read_to_string(skip_file) else {
+        return Ok(());
+    };
     let mut names: Vec<&str> = text.lines().collect();
     names.sort_unstable();
     names.dedup();
@@ -149,7 +250,11 @@ fn note_skips(counts: &mut Counts, skip_file: &Path) -> Result<()> {
 }
 
 /// Runs a test runner, shows what it prints, and counts with `summary` what each line tells.
-fn counted(name: &str, command: &mut Command, summary: fn(&str) -> Option<Counts>) -> Result<Counts> {
+fn counted(
+    name: &str,
+    command: &mut Command,
+    summary: fn(&str) -> Option<Counts>,
+) -> Result<Counts> {
     println!("== {name}");
     let started = Instant::now();
     // Both streams into one pipe, so that lines come in order.
@@ -166,7 +271,11 @@ fn counted(name: &str, command: &mut Command, summary: fn(&str) -> Option<Counts
                 None => owned.env_remove(key),
             };
         }
-        owned.stdout(writer.try_clone()?).stderr(writer).spawn().with_context(|| format!("{name}: cannot run"))?
+        owned
+            .stdout(writer.try_clone()?)
+            .stderr(writer)
+            .spawn()
+            .with_context(|| format!("{name}: cannot run"))?
     };
     let mut counts = Counts::default();
     let mut seen = false;
@@ -188,9 +297,17 @@ fn counted(name: &str, command: &mut Command, summary: fn(&str) -> Option<Counts
         counts.failed += 1;
     }
     if counts.skipped > 0 {
-        println!("SKIPPED {} tests of {name}: marked as ignored", counts.skipped);
+        println!(
+            "SKIPPED {} tests of {name}: marked as ignored",
+            counts.skipped
+        );
     }
-    println!("== {name}: {} passed, {} failed ({:.0} s)", counts.passed, counts.failed, started.elapsed().as_secs_f64());
+    println!(
+        "== {name}: {} passed, {} failed ({:.0} s)",
+        counts.passed,
+        counts.failed,
+        started.elapsed().as_secs_f64()
+    );
     Ok(counts)
 }
 
@@ -201,7 +318,9 @@ fn nextest_summary(line: &str) -> Option<Counts> {
     let mut counts = Counts::default();
     for part in rest.split(',') {
         let mut words = part.split_whitespace();
-        let Some(number) = words.next().and_then(|word| word.parse::<u64>().ok()) else { continue };
+        let Some(number) = words.next().and_then(|word| word.parse::<u64>().ok()) else {
+            continue;
+        };
         match words.next() {
             Some("passed") => counts.passed += number,
             Some("skipped") => counts.skipped += number,
@@ -216,9 +335,15 @@ fn nextest_summary(line: &str) -> Option<Counts> {
 fn libtest_summary(line: &str) -> Option<Counts> {
     let rest = line.trim_start().strip_prefix("test result:")?;
     let number = |word: &str| {
-        rest.split([';', '.']).find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u64>().ok()).unwrap_or(0)
+        rest.split([';', '.'])
+            .find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u64>().ok())
+            .unwrap_or(0)
     };
-    Some(Counts { passed: number("passed"), failed: number("failed"), skipped: number("ignored") })
+    Some(Counts {
+        passed: number("passed"),
+        failed: number("failed"),
+        skipped: number("ignored"),
+    })
 }
 
 #[cfg(test)]
@@ -228,28 +353,71 @@ mod unit {
     #[test]
     fn summaries_of_nextest_are_read() {
         let line = "     Summary [  12.345s] 120 tests run: 117 passed (2 slow), 2 failed, 1 timed out, 3 skipped";
-        assert_eq!(nextest_summary(line), Some(Counts { passed: 117, failed: 3, skipped: 3 }));
+        assert_eq!(
+            nextest_summary(line),
+            Some(Counts {
+                passed: 117,
+                failed: 3,
+                skipped: 3
+            })
+        );
         let line = "     Summary [   0.020s] 8/9 tests run: 7 passed, 1 failed, 0 skipped";
-        assert_eq!(nextest_summary(line), Some(Counts { passed: 7, failed: 1, skipped: 0 }));
+        assert_eq!(
+            nextest_summary(line),
+            Some(Counts {
+                passed: 7,
+                failed: 1,
+                skipped: 0
+            })
+        );
         assert_eq!(nextest_summary("        PASS [   0.012s] crate test"), None);
     }
 
     #[test]
     fn summaries_of_cargo_test_are_read() {
         let line = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s";
-        assert_eq!(libtest_summary(line), Some(Counts { passed: 5, failed: 0, skipped: 1 }));
+        assert_eq!(
+            libtest_summary(line),
+            Some(Counts {
+                passed: 5,
+                failed: 0,
+                skipped: 1
+            })
+        );
         let line = "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.21s";
-        assert_eq!(libtest_summary(line), Some(Counts { passed: 3, failed: 2, skipped: 0 }));
+        assert_eq!(
+            libtest_summary(line),
+            Some(Counts {
+                passed: 3,
+                failed: 2,
+                skipped: 0
+            })
+        );
         assert_eq!(libtest_summary("running 5 tests"), None);
     }
 
     #[test]
     fn notes_of_skipped_tests_move_from_passed_to_skipped() {
         let directory = std::env::temp_dir().join(format!("flexblk-skips-{}", std::process::id()));
-        fs::write(&directory, "SKIPPED b: no root\nSKIPPED a: no fio\nSKIPPED a: no fio\n").expect("written");
-        let mut counts = Counts { passed: 10, failed: 0, skipped: 1 };
+        fs::write(
+            &directory,
+            "SKIPPED b: no root\nSKIPPED a: no fio\nSKIPPED a: no fio\n",
+        )
+        .expect("written");
+        let mut counts = Counts {
+            passed: 10,
+            failed: 0,
+            skipped: 1,
+        };
         note_skips(&mut counts, &directory).expect("read");
         fs::remove_file(&directory).expect("removed");
-        assert_eq!(counts, Counts { passed: 8, failed: 0, skipped: 3 });
+        assert_eq!(
+            counts,
+            Counts {
+                passed: 8,
+                failed: 0,
+                skipped: 3
+            }
+        );
     }
 }
