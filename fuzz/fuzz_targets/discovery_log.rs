@@ -20,13 +20,13 @@ fuzz_target!(|page: &[u8]| {
             }
         }
     }
-    if let Ok((count, groups)) = ana::parse(page) {
-        if let Ok(groups) = groups.collect::<Result<Vec<_>, _>>() {
-            let emitted = ana::emit(count, groups.clone());
-            let (again, regroups) = ana::parse(&emitted).expect("what was emitted has a header");
-            assert_eq!(again, count);
-            assert_eq!(regroups.collect::<Result<Vec<_>, _>>(), Ok(groups));
-        }
+    if let Ok((count, groups)) = ana::parse(page)
+        && let Ok(groups) = groups.collect::<Result<Vec<_>, _>>()
+    {
+        let emitted = ana::emit(count, groups.clone());
+        let (again, regroups) = ana::parse(&emitted).expect("what was emitted has a header");
+        assert_eq!(again, count);
+        assert_eq!(regroups.collect::<Result<Vec<_>, _>>(), Ok(groups));
     }
     assert!(descriptors::iter(page).count() <= page.len() / 4);
     if let Some(controller) = Controller::view(page) {
