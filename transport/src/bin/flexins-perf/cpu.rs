@@ -1,0 +1,35 @@
+//! CPU time and pinning of the two threads of a test.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+/// Pins the calling thread and says which core on failure.
+pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
+    flexblk_reactor::affinity::pin_current_thread(core).context("see --cores")
+}
+
+/// CPU time of the calling thread since it was started, against the clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meter {
+    wall: Instant,
+    cpu: Duration,
+}
+
+impl Meter {
+    pub(crate) fn start() -> Self {
+        Self { wall: Instant::now(), cpu: thread_cpu_time() }
+    }
+
+    /// Elapsed time, and the share of a core that this thread has used.
+    pub(crate) fn stop(&self) -> (Duration, f64) {
+        let wall = self.wall.elapsed();
+        let cpu = thread_cpu_time().saturating_sub(self.cpu);
+        (wall, cpu.as_secs_f64() / wall.as_secs_f64())
+    }
+}
+
+fn thread_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}
