@@ -1,7 +1,7 @@
 //! What a queue pair is asked to do, and how it answers.
 
 use flexblk_nvme::{Nsid, Status};
-use flexblk_reactor::memory::Span;
+use flexblk_reactor::Span;
 
 /// One I/O command, in the namespace's own logical blocks.
 ///
@@ -60,22 +60,46 @@ pub struct DiscardRange {
 impl Command {
     /// A read of `blocks` blocks into `buffer`.
     pub fn read(nsid: Nsid, lba: u64, blocks: u32, buffer: Span) -> Command {
-        Command { op: Op::Read, nsid, lba, blocks, buffer: Some(buffer) }
+        Command {
+            op: Op::Read,
+            nsid,
+            lba,
+            blocks,
+            buffer: Some(buffer),
+        }
     }
 
     /// A write of `blocks` blocks from `buffer`.
     pub fn write(nsid: Nsid, lba: u64, blocks: u32, buffer: Span) -> Command {
-        Command { op: Op::Write { fua: false }, nsid, lba, blocks, buffer: Some(buffer) }
+        Command {
+            op: Op::Write { fua: false },
+            nsid,
+            lba,
+            blocks,
+            buffer: Some(buffer),
+        }
     }
 
     /// A flush of the whole namespace.
     pub fn flush(nsid: Nsid) -> Command {
-        Command { op: Op::Flush, nsid, lba: 0, blocks: 0, buffer: None }
+        Command {
+            op: Op::Flush,
+            nsid,
+            lba: 0,
+            blocks: 0,
+            buffer: None,
+        }
     }
 
     /// A command that carries no data: write zeroes, discard, verify.
     pub fn without_data(op: Op, nsid: Nsid, lba: u64, blocks: u32) -> Command {
-        Command { op, nsid, lba, blocks, buffer: None }
+        Command {
+            op,
+            nsid,
+            lba,
+            blocks,
+            buffer: None,
+        }
     }
 }
 

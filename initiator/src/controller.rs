@@ -1,14 +1,32 @@
-//! A controller on the host's side: handle of the control thread.
+//! A controller on the host's side: the handle, and the control thread that keeps it alive.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use flexblk_nvme::{Nsid, identify::IdentifyController};
+use flexblk_nvme::aer::{AsyncEvent, Notice};
+use flexblk_nvme::command::admin::Cns;
+use flexblk_nvme::log::LogPageId;
+use flexblk_nvme::{Cid, Cntlid, Nqn, Nsid, Qid};
+use flexblk_reactor::Waker;
 
-use crate::{ConnectOptions, Error, LostReason, Namespace, QueuePair, QueuePairOptions};
+use crate::admin::bring_up::{
+    BroughtUp, Facts, bring_up, bring_up_io, connect_io_queue, read_namespaces,
+};
+use crate::admin::runner::{Payload, Reply};
+use crate::queue_pair::{Keep, Parts};
+use crate::view::{ControllerView, QidPool};
+use crate::{
+    ConnectOptions, Error, IdentifyController, LostReason, Namespace, NamespaceList, QueuePair,
+    QueuePairOptions,
+};
 
 /// A connected controller. Cheap to clone; any thread may use it. The last clone (queue pairs included) disconnects.
 #[derive(Clone)]
-pub struct Controller {}
+pub struct Controller {
+    shared: Arc<Shared>,
+}
 
 /// How a controller is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,33 +41,479 @@ pub enum ControllerState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// The list or an attribute (size) of namespaces changed; `namespaces()` is already fresh.
+    /// The list of namespaces, or one's size, changed; [`Controller::namespaces`] is already fresh.
     NamespacesChanged,
     /// The controller is lost.
     Lost(LostReason),
 }
 
+struct Shared {
+    options: ConnectOptions,
+    facts: Facts,
+    granted_io_queues: u16,
+    qids: Arc<QidPool>,
+    view: Arc<ControllerView>,
+    events: Arc<Events>,
+    requests: SyncSender<Request>,
+    waker: Option<Waker>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// What the control thread is asked for.
+enum Request {
+    Admin {
+        command: AdminCommand,
+        reply: SyncSender<Result<Reply, Error>>,
+    },
+    LogPage {
+        lid: LogPageId,
+        nsid: Nsid,
+        offset: u64,
+        len: u32,
+        reply: SyncSender<Result<Vec<u8>, Error>>,
+    },
+    Identify {
+        cns: Cns,
+        nsid: Nsid,
+        reply: SyncSender<Result<Vec<u8>, Error>>,
+    },
+    Rescan {
+        reply: SyncSender<Result<(), Error>>,
+    },
+    Disconnect,
+}
+
+/// An admin command that this library has no method for.
+pub struct AdminCommand {
+    /// For messages.
+    pub name: &'static str,
+    /// Makes the 64 bytes for a command identifier; the data pointer is filled in.
+    pub sqe: Box<dyn FnOnce(Cid) -> [u8; 64] + Send>,
+    /// Data for the controller.
+    pub data_out: Vec<u8>,
+    /// Bytes wanted from the controller (not together with `data_out`), at most 16 KiB.
+    pub data_in_bytes: u32,
+}
+
+/// Result of an [`AdminCommand`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminReply {
+    /// Dwords 0 and 1 of the completion.
+    pub result: u64,
+    /// What came from the controller.
+    pub data: Vec<u8>,
+}
+
+/// Requests that wait for the control thread at most.
+const REQUESTS: usize = 64;
+/// Events that wait for [`Controller::next_event`] at most; then the oldest goes.
+const EVENTS: usize = 64;
+/// How long the control thread sleeps at most. Requests wake it; this is for a link that cannot be woken.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+struct Events {
+    queue: Mutex<VecDeque<Event>>,
+    arrived: Condvar,
+}
+
+impl Events {
+    fn push(&self, event: Event) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() >= EVENTS {
+            queue.pop_front();
+        }
+        queue.push_back(event);
+        self.arrived.notify_one();
+    }
+
+    fn next(&self, timeout: Duration) -> Option<Event> {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut queue, _) = self
+            .arrived
+            .wait_timeout_while(queue, timeout, |queue| queue.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        queue.pop_front()
+    }
+}
+
 impl Controller {
-    /// Connects, enables the controller and reads its identity and namespaces. Takes at most a few times `connect_timeout`.
-    pub fn connect(_options: &ConnectOptions) -> Result<Controller, Error> { todo!() }
+    /// Connects, enables the controller and reads its identity and namespaces. Every step has a deadline.
+    pub fn connect(options: &ConnectOptions) -> Result<Controller, Error> {
+        let subnqn = options
+            .target
+            .subnqn
+            .clone()
+            .ok_or_else(|| Error::Address("no subsystem NQN: give subnqn".into()))?;
+        let (requests, inbox) = mpsc::sync_channel(REQUESTS);
+        let (up_tx, up_rx) = mpsc::sync_channel(1);
+        let view = Arc::new(ControllerView::default());
+        let events = Arc::new(Events::default());
+        let (thread_options, thread_view, thread_events) =
+            (options.clone(), view.clone(), events.clone());
+        let thread = std::thread::Builder::new()
+            .name("flexblk-admin".into())
+            .spawn(move || {
+                control_thread(
+                    &thread_options,
+                    &subnqn,
+                    &thread_view,
+                    &thread_events,
+                    &up_tx,
+                    &inbox,
+                )
+            })
+            .map_err(|source| Error::System {
+                what: "starting the control thread",
+                source,
+            })?;
+        // Every step in that thread has a deadline; when it fails it sends the error.
+        let brought_up = up_rx
+            .recv()
+            .unwrap_or(Err(Error::Protocol("the control thread died")));
+        let (facts, granted_io_queues, waker) = match brought_up {
+            Ok(up) => up,
+            Err(error) => {
+                let _ = thread.join();
+                return Err(error);
+            }
+        };
+        Ok(Controller {
+            shared: Arc::new(Shared {
+                options: options.clone(),
+                facts,
+                granted_io_queues,
+                qids: QidPool::new(granted_io_queues),
+                view,
+                events,
+                requests,
+                waker,
+                thread: Mutex::new(Some(thread)),
+            }),
+        })
+    }
+
     /// The options it was connected with.
-    pub fn options(&self) -> &ConnectOptions { todo!() }
+    pub fn options(&self) -> &ConnectOptions {
+        &self.shared.options
+    }
+
+    /// Subsystem NQN.
+    pub fn subnqn(&self) -> &Nqn {
+        &self.shared.facts.subnqn
+    }
+
+    /// Controller identifier.
+    pub fn cntlid(&self) -> Cntlid {
+        self.shared.facts.cntlid
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.shared.facts.address
+    }
+
     /// Its identity as read at connect time.
-    pub fn identify(&self) -> &IdentifyController { todo!() }
+    pub fn identify(&self) -> &IdentifyController {
+        &self.shared.facts.identify
+    }
+
     /// How it is now.
-    pub fn state(&self) -> ControllerState { todo!() }
-    /// Active namespaces.
-    pub fn namespaces(&self) -> Vec<Namespace> { todo!() }
+    pub fn state(&self) -> ControllerState {
+        self.shared
+            .view
+            .lost()
+            .map_or(ControllerState::Live, ControllerState::Lost)
+    }
+
+    /// Active namespaces, ascending.
+    pub fn namespaces(&self) -> Vec<Namespace> {
+        self.shared.view.namespaces().to_vec()
+    }
+
     /// One of them.
-    pub fn namespace(&self, _nsid: Nsid) -> Result<Namespace, Error> { todo!() }
+    pub fn namespace(&self, nsid: Nsid) -> Result<Namespace, Error> {
+        let namespaces = self.shared.view.namespaces();
+        namespaces
+            .iter()
+            .find(|ns| ns.nsid == nsid)
+            .cloned()
+            .ok_or_else(|| Error::NoNamespace {
+                nsid,
+                active: NamespaceList(namespaces.iter().map(|ns| ns.nsid).collect()),
+            })
+    }
+
     /// I/O queue pairs that the controller granted.
-    pub fn granted_io_queues(&self) -> u16 { todo!() }
+    pub fn granted_io_queues(&self) -> u16 {
+        self.shared.granted_io_queues
+    }
+
+    /// Largest queue depth that the controller allows.
+    pub fn max_queue_depth(&self) -> u16 {
+        let facts = &self.shared.facts;
+        let by_entries = facts.max_queue_entries.saturating_sub(1);
+        let by_commands = match facts.identify.maxcmd.get() {
+            0 => u32::MAX,
+            commands => u32::from(commands),
+        };
+        by_entries
+            .min(by_commands)
+            .clamp(1, u32::from(u16::MAX) - 1) as u16
+    }
+
+    /// Largest transfer of one command.
+    pub fn max_transfer_bytes(&self) -> u32 {
+        self.shared.facts.max_transfer_bytes
+    }
+
     /// A new I/O queue pair for the calling thread.
-    pub fn queue_pair(&self, _options: &QueuePairOptions) -> Result<QueuePair, Error> { todo!() }
+    pub fn queue_pair(&self, options: &QueuePairOptions) -> Result<QueuePair, Error> {
+        let shared = &self.shared;
+        if let Some(reason) = shared.view.lost() {
+            return Err(Error::Lost(reason));
+        }
+        let Some(qid) = shared.qids.take() else {
+            return Err(Error::Option {
+                name: "nr_io_queues".into(),
+                reason: format!(
+                    "all {} I/O queues of this controller are in use: ask for more of them",
+                    shared.granted_io_queues
+                ),
+            });
+        };
+        let depth = options
+            .depth
+            .unwrap_or(shared.options.queue_size)
+            .clamp(1, self.max_queue_depth());
+        let link = connect_io_queue(&shared.options, &shared.facts, Qid::new(qid.qid()), depth)?;
+        let mut queue = QueuePair::assemble(Parts {
+            link,
+            view: shared.view.clone(),
+            depth,
+            io_timeout: shared.options.io_timeout,
+            max_transfer_bytes: shared.facts.max_transfer_bytes,
+            bounce_bytes: options.bounce_bytes.unwrap_or(1 << 20),
+            keep: Keep {
+                _qid: Some(qid),
+                _controller: Some(self.clone()),
+            },
+        })?;
+        for memory in &options.memory {
+            queue.register(*memory)?;
+        }
+        Ok(queue)
+    }
+
     /// Waits for the next event.
-    pub fn next_event(&self, _timeout: Duration) -> Option<Event> { todo!() }
-    /// Get Log Page.
-    pub fn log_page(&self, _log: u8, _nsid: Nsid, _offset: u64, _len: u32) -> Result<Vec<u8>, Error> { todo!() }
-    /// Disconnects now, instead of with the last clone.
-    pub fn disconnect(&self) { todo!() }
+    pub fn next_event(&self, timeout: Duration) -> Option<Event> {
+        self.shared.events.next(timeout)
+    }
+
+    /// Reads the list of namespaces again now.
+    pub fn rescan(&self) -> Result<(), Error> {
+        self.ask(|reply| Request::Rescan { reply })
+    }
+
+    /// Get Log Page: `len` bytes from `offset`, of any length.
+    pub fn log_page(
+        &self,
+        lid: LogPageId,
+        nsid: Nsid,
+        offset: u64,
+        len: u32,
+    ) -> Result<Vec<u8>, Error> {
+        self.ask(|reply| Request::LogPage {
+            lid,
+            nsid,
+            offset,
+            len,
+            reply,
+        })
+    }
+
+    /// Identify: the 4096 bytes of a structure.
+    pub fn identify_structure(&self, cns: Cns, nsid: Nsid) -> Result<Vec<u8>, Error> {
+        self.ask(|reply| Request::Identify { cns, nsid, reply })
+    }
+
+    /// Any other admin command.
+    pub fn admin(&self, command: AdminCommand) -> Result<AdminReply, Error> {
+        let reply = self.ask(|reply| Request::Admin { command, reply })?;
+        Ok(AdminReply {
+            result: reply.result,
+            data: reply.data,
+        })
+    }
+
+    /// Disconnects now, instead of with the last clone. Queue pairs end with it.
+    pub fn disconnect(&self) {
+        self.shared.disconnect();
+    }
+
+    fn ask<T>(
+        &self,
+        request: impl FnOnce(SyncSender<Result<T, Error>>) -> Request,
+    ) -> Result<T, Error> {
+        let lost = || Error::Lost(self.shared.view.lost().unwrap_or(LostReason::Closed));
+        let (tx, rx) = mpsc::sync_channel(1);
+        // The control thread answers everything within its own deadlines, or ends and drops the sender.
+        self.shared.send(request(tx)).map_err(|_| lost())?;
+        rx.recv().map_err(|_| lost())?
+    }
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller")
+            .field("subnqn", &self.shared.facts.subnqn)
+            .field("address", &self.shared.facts.address)
+            .field("cntlid", &self.shared.facts.cntlid)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn send(&self, request: Request) -> Result<(), mpsc::SendError<Request>> {
+        self.requests.send(request)?;
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    fn disconnect(&self) {
+        let _ = self.send(Request::Disconnect);
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.disconnect();
+    }
+}
+
+type Up = Result<(Facts, u16, Option<Waker>), Error>;
+
+fn control_thread(
+    options: &ConnectOptions,
+    subnqn: &Nqn,
+    view: &ControllerView,
+    events: &Events,
+    up_tx: &SyncSender<Up>,
+    inbox: &mpsc::Receiver<Request>,
+) {
+    let brought_up = bring_up(options, subnqn).and_then(|mut up| {
+        let (granted, namespaces) = bring_up_io(options, &mut up)?;
+        Ok((up, granted, namespaces))
+    });
+    let mut up = match brought_up {
+        Ok((mut up, granted, namespaces)) => {
+            view.set_namespaces(namespaces);
+            let waker = up.queue.runner().waker();
+            let _ = up_tx.send(Ok((up.facts.clone(), granted, waker)));
+            up
+        }
+        Err(error) => {
+            let _ = up_tx.send(Err(error));
+            return;
+        }
+    };
+    if let Err(error) = serve(&mut up, view, events, inbox) {
+        let reason = up.queue.runner().lost().unwrap_or(LostReason::Protocol);
+        tracing::warn!(subnqn = %up.facts.subnqn, %error, "controller lost");
+        view.set_lost(reason);
+        events.push(Event::Lost(reason));
+    } else {
+        view.set_lost(LostReason::Closed);
+    }
+}
+
+/// Until somebody asks to disconnect, or the connection ends.
+fn serve(
+    up: &mut BroughtUp,
+    view: &ControllerView,
+    events: &Events,
+    inbox: &mpsc::Receiver<Request>,
+) -> Result<(), Error> {
+    loop {
+        up.queue.service(Instant::now() + LONGEST_SLEEP)?;
+        while let Some(event) = up.queue.next_event() {
+            up.queue.acknowledge(event)?;
+            if event.event == AsyncEvent::Notice(Notice::NamespaceAttributeChanged) {
+                rescan(up, view, events)?;
+            }
+        }
+        loop {
+            match inbox.try_recv() {
+                Ok(Request::Disconnect) => {
+                    up.queue.runner().close(Duration::from_millis(200));
+                    return Ok(());
+                }
+                Ok(request) => answer(up, view, events, request)?,
+                Err(mpsc::TryRecvError::Empty) => break,
+                // Nobody is left who could ask.
+                Err(mpsc::TryRecvError::Disconnected) => {
+                    up.queue.runner().close(Duration::from_millis(200));
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn rescan(up: &mut BroughtUp, view: &ControllerView, events: &Events) -> Result<(), Error> {
+    let namespaces = read_namespaces(&mut up.queue, &up.facts)?;
+    if view.set_namespaces(namespaces) {
+        events.push(Event::NamespacesChanged);
+    }
+    Ok(())
+}
+
+/// Answers one request. An error is the end of the connection only when the queue says so.
+fn answer(
+    up: &mut BroughtUp,
+    view: &ControllerView,
+    events: &Events,
+    request: Request,
+) -> Result<(), Error> {
+    match request {
+        Request::Disconnect => {}
+        Request::Rescan { reply } => {
+            let _ = reply.send(rescan(up, view, events));
+        }
+        Request::Identify { cns, nsid, reply } => {
+            let _ = reply.send(up.queue.identify(cns, nsid));
+        }
+        Request::LogPage {
+            lid,
+            nsid,
+            offset,
+            len,
+            reply,
+        } => {
+            let _ = reply.send(up.queue.log_page(lid, nsid, offset, len));
+        }
+        Request::Admin { command, reply } => {
+            let payload = match (command.data_out.as_slice(), command.data_in_bytes) {
+                ([], 0) => Payload::None,
+                ([], bytes) => Payload::FromController(bytes),
+                (data, _) => Payload::ToController(data),
+            };
+            let _ = reply.send(up.queue.execute(command.name, payload, command.sqe));
+        }
+    }
+    match up.queue.runner().lost() {
+        Some(reason) => Err(Error::Lost(reason)),
+        None => Ok(()),
+    }
 }

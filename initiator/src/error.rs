@@ -18,7 +18,7 @@ pub enum Error {
     #[error("option {name}: {reason}")]
     Option {
         /// The option's word.
-        name: &'static str,
+        name: String,
         /// What is wrong with it.
         reason: String,
     },
@@ -47,7 +47,9 @@ pub enum Error {
         reason: String,
     },
     /// The host NQN is not on the subsystem's allow-list.
-    #[error("host {hostnqn} is not allowed to use {subnqn}: add it to the subsystem's allowed hosts, or connect with --hostnqn")]
+    #[error(
+        "host {hostnqn} is not allowed to use {subnqn}: add it to the subsystem's allowed hosts, or connect with --hostnqn"
+    )]
     HostNotAllowed {
         /// Who we said we are.
         hostnqn: String,
@@ -55,7 +57,9 @@ pub enum Error {
         subnqn: String,
     },
     /// The target has no such subsystem at this address.
-    #[error("no subsystem {subnqn} at {address} (or not for host {hostnqn}): `flexblk discover` lists what is there")]
+    #[error(
+        "no subsystem {subnqn} at {address} (or not for host {hostnqn}): `flexblk discover` lists what is there"
+    )]
     NoSubsystem {
         /// What we asked for.
         subnqn: String,
@@ -153,5 +157,26 @@ impl std::fmt::Display for NamespaceList {
             write!(f, "{nsid}")?;
         }
         Ok(())
+    }
+}
+
+/// As Linux's block layer translates NVMe statuses (`nvme_error_status`, `blk_errors`).
+pub(crate) fn errno_of(error: &IoError) -> i32 {
+    match error {
+        IoError::Nvme(status) => match status.code() {
+            StatusCode::LbaOutOfRange => libc::ENOSPC,
+            StatusCode::CapacityExceeded => libc::ENOSPC,
+            StatusCode::InvalidOpcode | StatusCode::InvalidField => libc::EOPNOTSUPP,
+            StatusCode::InvalidNamespaceOrFormat => libc::ENODEV,
+            StatusCode::NamespaceWriteProtected | StatusCode::WriteToReadOnlyRange => libc::EROFS,
+            StatusCode::CompareFailure => libc::EILSEQ,
+            StatusCode::UnrecoveredReadError | StatusCode::DeallocatedOrUnwritten => libc::ENODATA,
+            StatusCode::ReservationConflict => libc::EBADE,
+            _ => libc::EIO,
+        },
+        IoError::Invalid(_) => libc::EINVAL,
+        IoError::TimedOut => libc::ETIMEDOUT,
+        IoError::ConnectionLost => libc::ENOTCONN,
+        IoError::Closed => libc::ECANCELED,
     }
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use flexblk_nvme::TransportId;
 
-use crate::Host;
+use crate::{Error, Host};
 
 pub use flexins::endpoint::RxMode;
+pub use flexins::engine::TxMode;
 pub use flexins::middleware::fault::FaultConfig;
-pub use flexins::verbs::{Digest, TxMode};
+pub use flexins::verbs::Digest;
 
 /// Where the transport engine of the I/O queue pairs runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,7 +73,189 @@ pub struct QueuePairOptions {
     /// Commands outstanding at once; default [`ConnectOptions::queue_size`], capped by the controller's MQES.
     pub depth: Option<u16>,
     /// Memory to register before the first command (more can be registered later).
-    pub memory: Vec<flexblk_reactor::memory::Span>,
+    pub memory: Vec<flexblk_reactor::Span>,
     /// Bytes of bounce buffers for commands whose memory is not registered. Default 1 MiB; 0: such commands fail.
     pub bounce_bytes: Option<usize>,
+}
+
+/// Bytes of the receive ring when `rx=ring` says none.
+const RING_BYTES: usize = 64 << 20;
+
+impl ConnectOptions {
+    /// The defaults for a target.
+    pub fn new(target: TransportId, host: Host) -> ConnectOptions {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        ConnectOptions {
+            host_traddr: target.host_traddr,
+            target,
+            host,
+            udp_port: 4791,
+            kato: Duration::from_secs(5),
+            io_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(5),
+            admin_timeout: Duration::from_secs(10),
+            nr_io_queues: u16::try_from(cpus).unwrap_or(u16::MAX),
+            queue_size: 128,
+            engine: EngineMode::Inline,
+            tx: TxMode::HeaderOnly,
+            rx: RxMode::InCache,
+            digest: Digest::Crc32c,
+            mtu: None,
+            poll_budget: Duration::from_micros(100),
+            fault: None,
+            capture: None,
+        }
+    }
+
+    /// From one text: words or URI of the target, with any of the words of [`set`](Self::set) among them.
+    pub fn parse(text: &str, host: Host) -> Result<ConnectOptions, Error> {
+        let (target, rest) =
+            TransportId::parse_with_rest(text).map_err(|e| Error::Address(e.to_string()))?;
+        let mut options = ConnectOptions::new(target, host);
+        for (word, value) in &rest {
+            options.set(word, value)?;
+        }
+        Ok(options)
+    }
+
+    /// Sets one option by its word: `udp_port`, `kato_ms`, `io_timeout_ms`, `connect_timeout_ms`,
+    /// `admin_timeout_ms`, `nr_io_queues`, `queue_size`, `engine` (`inline`, `thread`, `thread:CORE`), `tx`
+    /// (`header-only`, `copy`), `rx` (`in-cache`, `ring`, `ring:MIB`), `digest` (`none`, `crc32c`), `mtu`,
+    /// `poll_budget_us`, `fault` (`loss=0.01,...`), `capture`, `host_traddr`.
+    pub fn set(&mut self, word: &str, value: &str) -> Result<(), Error> {
+        match word {
+            "udp_port" => self.udp_port = number("udp_port", value)?,
+            "kato_ms" => self.kato = millis("kato_ms", value)?,
+            "io_timeout_ms" => self.io_timeout = positive_millis("io_timeout_ms", value)?,
+            "connect_timeout_ms" => {
+                self.connect_timeout = positive_millis("connect_timeout_ms", value)?
+            }
+            "admin_timeout_ms" => self.admin_timeout = positive_millis("admin_timeout_ms", value)?,
+            "nr_io_queues" => self.nr_io_queues = number::<u16>("nr_io_queues", value)?.max(1),
+            "queue_size" => self.queue_size = number::<u16>("queue_size", value)?.max(1),
+            "mtu" => self.mtu = Some(number("mtu", value)?),
+            "poll_budget_us" => {
+                self.poll_budget = Duration::from_micros(number("poll_budget_us", value)?)
+            }
+            "capture" => self.capture = Some(PathBuf::from(value)),
+            "host_traddr" => self.host_traddr = Some(number("host_traddr", value)?),
+            "engine" => {
+                self.engine = match value.split_once(':') {
+                    None if value == "inline" => EngineMode::Inline,
+                    None if value == "thread" => EngineMode::Thread { core: None },
+                    Some(("thread", core)) => EngineMode::Thread {
+                        core: Some(number("engine", core)?),
+                    },
+                    _ => return Err(wrong("engine", value, "inline, thread or thread:CORE")),
+                }
+            }
+            "tx" => {
+                self.tx = match value {
+                    "header-only" => TxMode::HeaderOnly,
+                    "copy" => TxMode::Copy,
+                    _ => return Err(wrong("tx", value, "header-only or copy")),
+                }
+            }
+            "rx" => {
+                self.rx = match value.split_once(':') {
+                    None if value == "in-cache" => RxMode::InCache,
+                    None if value == "ring" => RxMode::Ring { bytes: RING_BYTES },
+                    Some(("ring", mib)) => RxMode::Ring {
+                        bytes: number::<usize>("rx", mib)?.saturating_mul(1 << 20),
+                    },
+                    _ => return Err(wrong("rx", value, "in-cache, ring or ring:MIB")),
+                }
+            }
+            "digest" => {
+                self.digest = match value {
+                    "none" => Digest::None,
+                    "crc32c" => Digest::Crc32c,
+                    _ => return Err(wrong("digest", value, "none or crc32c")),
+                }
+            }
+            "fault" => {
+                self.fault = Some(value.parse().map_err(|e| Error::Option {
+                    name: "fault".into(),
+                    reason: format!("{e}"),
+                })?);
+            }
+            _ => {
+                return Err(Error::Option {
+                    name: word.to_owned(),
+                    reason: "there is no such option".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wrong(name: &str, value: &str, allowed: &str) -> Error {
+    Error::Option {
+        name: name.to_owned(),
+        reason: format!("'{value}' is not {allowed}"),
+    }
+}
+
+fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, Error>
+where
+    T::Err: std::fmt::Display,
+{
+    value.parse().map_err(|e| Error::Option {
+        name: name.to_owned(),
+        reason: format!("'{value}': {e}"),
+    })
+}
+
+fn millis(name: &str, value: &str) -> Result<Duration, Error> {
+    Ok(Duration::from_millis(u64::from(number::<u32>(
+        name, value,
+    )?)))
+}
+
+fn positive_millis(name: &str, value: &str) -> Result<Duration, Error> {
+    Some(millis(name, value)?)
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| wrong(name, value, "a time above 0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> ConnectOptions {
+        let host = Host {
+            hostnqn: "nqn.2026-11.io.example:h".parse().unwrap(),
+            hostid: crate::HostId::random(),
+        };
+        ConnectOptions::parse("traddr=127.0.0.1 subnqn=nqn.2026-11.io.example:s trtype=flexins udp_port=4799 digest=none", host).unwrap()
+    }
+
+    #[test]
+    fn words_among_the_address() {
+        let options = options();
+        assert_eq!((options.udp_port, options.digest), (4799, Digest::None));
+        assert_eq!(options.target.traddr, "127.0.0.1");
+    }
+
+    #[test]
+    fn each_word_is_checked() {
+        let mut options = options();
+        options.set("engine", "thread:3").unwrap();
+        assert_eq!(options.engine, EngineMode::Thread { core: Some(3) });
+        options.set("rx", "ring:2").unwrap();
+        assert_eq!(options.rx, RxMode::Ring { bytes: 2 << 20 });
+        options.set("fault", "loss=0.5").unwrap();
+        for (word, value) in [
+            ("engine", "gpu"),
+            ("tx", ""),
+            ("rx", "ring:x"),
+            ("kato_ms", "-1"),
+            ("io_timeout_ms", "0"),
+            ("colour", "red"),
+        ] {
+            let error = options.set(word, value).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
 }

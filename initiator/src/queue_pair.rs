@@ -1,10 +1,21 @@
 //! An I/O queue pair: owned by one thread, polled by it, never blocking unless asked to.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::{Busy, Command, DiscardRange, Error, IoCompletion};
-use flexblk_nvme::Nsid;
-use flexblk_reactor::memory::Span;
+use flexblk_nvme::command::nvm;
+use flexblk_nvme::{Cid, Lba, Nsid, Sgl, U32, U64};
+use flexblk_reactor::{Span, Wait};
+
+use crate::link::{Data, Link, LinkEvent, MemoryKey, PostRefused, Posted};
+use crate::queue::bounce::Bounce;
+use crate::queue::regions::Regions;
+use crate::queue::slots::{Finished, Slots};
+use crate::view::{ControllerView, NamespaceCache, QidLease};
+use crate::{
+    Busy, Command, DiscardRange, Error, InvalidCommand, IoCompletion, IoError, LostReason, Op,
+};
 
 /// A registered piece of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +34,19 @@ pub struct QueueCounters {
     pub bounced: u64,
     /// Bytes copied to and from bounce buffers.
     pub bounced_bytes: u64,
-    /// Successful reads whose completion came as an RDMA immediate.
+    /// Successful commands whose completion came as an RDMA immediate.
     pub immediate_completions: u64,
+}
+
+impl std::ops::AddAssign for QueueCounters {
+    fn add_assign(&mut self, other: QueueCounters) {
+        self.submitted += other.submitted;
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.bounced += other.bounced;
+        self.bounced_bytes += other.bounced_bytes;
+        self.immediate_completions += other.immediate_completions;
+    }
 }
 
 /// An I/O queue pair. Made by [`Controller::queue_pair`](crate::Controller::queue_pair) in the thread
@@ -32,48 +54,634 @@ pub struct QueueCounters {
 ///
 /// Calling order: `submit` as often as wanted, then `flush_submissions` or `poll`; `poll` or `wait`
 /// until every tag came back. Each submitted command completes exactly once, also after a time-out
-/// or a lost connection; after `drop` no buffer is in use any more.
+/// or a lost connection; after `close` or `drop` no buffer is in use any more.
+///
+/// A time-out or a lost connection is the end of the queue pair: everything outstanding completes with
+/// its error, because only a torn-down connection can no longer write into a read's buffer. Make a new
+/// one, or, when [`Controller::state`](crate::Controller::state) is lost, too, a new controller.
 pub struct QueuePair {
-    _not_send: std::marker::PhantomData<*const ()>,
+    link: Box<dyn Link>,
+    slots: Slots<Context>,
+    regions: Regions<MemoryKey>,
+    bounce: Bounce,
+    bounce_key: MemoryKey,
+    namespaces: NamespaceCache,
+    view: Arc<ControllerView>,
+    events: Vec<LinkEvent>,
+    /// Completions of commands that were never sent.
+    rejected: VecDeque<IoCompletion>,
+    /// The link refused a capsule for good; the next turn tears down.
+    refused: Option<LostReason>,
+    lost: Option<LostReason>,
+    max_transfer_bytes: u32,
+    /// Read once between two turns at most: a command's deadline counts from when it was submitted, also after an
+    /// idle hour.
+    clock: Option<Instant>,
+    counters: QueueCounters,
+    _keep: Keep,
 }
 
+/// What lives as long as the queue pair: its identifier and its controller.
+pub(crate) struct Keep {
+    pub(crate) _qid: Option<QidLease>,
+    pub(crate) _controller: Option<crate::Controller>,
+}
+
+/// How a queue pair is put together.
+pub(crate) struct Parts {
+    pub(crate) link: Box<dyn Link>,
+    pub(crate) view: Arc<ControllerView>,
+    pub(crate) depth: u16,
+    pub(crate) io_timeout: Duration,
+    pub(crate) max_transfer_bytes: u32,
+    pub(crate) bounce_bytes: usize,
+    pub(crate) keep: Keep,
+}
+
+/// Beside each command: which memory it uses.
+#[derive(Clone, Copy, Default)]
+struct Context {
+    /// The caller's buffer.
+    buffer: Option<Span>,
+    bounce: Option<u16>,
+    /// Data comes from the controller.
+    inbound: bool,
+}
+
+/// How long a wait sleeps at most before it looks whether the controller is lost.
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+/// How long the end of a working queue pair waits for the target's confirmation.
+const GOODBYE: Duration = Duration::from_millis(200);
+
 impl QueuePair {
+    pub(crate) fn assemble(mut parts: Parts) -> Result<QueuePair, Error> {
+        let bounce = Bounce::new(
+            parts.bounce_bytes,
+            if parts.bounce_bytes == 0 {
+                4096
+            } else {
+                parts.max_transfer_bytes
+            },
+        )?;
+        let whole = bounce
+            .whole()
+            .ok_or(Error::Transport("bounce buffers are too large".into()))?;
+        let bounce_key = parts.link.register(whole)?;
+        let now = parts.link.now();
+        Ok(QueuePair {
+            slots: Slots::new(parts.depth, parts.io_timeout, now),
+            regions: Regions::new(),
+            bounce,
+            bounce_key,
+            namespaces: NamespaceCache::new(parts.view.clone()),
+            view: parts.view,
+            events: Vec::with_capacity(4 * usize::from(parts.depth)),
+            rejected: VecDeque::with_capacity(usize::from(parts.depth)),
+            refused: None,
+            lost: None,
+            max_transfer_bytes: parts.max_transfer_bytes,
+            clock: None,
+            counters: QueueCounters::default(),
+            link: parts.link,
+            _keep: parts.keep,
+        })
+    }
+
     /// Commands that fit at once.
-    pub fn depth(&self) -> u16 { todo!() }
+    pub fn depth(&self) -> u16 {
+        self.slots.depth()
+    }
+
     /// Commands submitted and not yet handed out as completed.
-    pub fn outstanding(&self) -> usize { todo!() }
+    pub fn outstanding(&self) -> usize {
+        self.slots.outstanding() + self.rejected.len()
+    }
+
     /// Largest transfer of one command.
-    pub fn max_transfer_bytes(&self) -> u32 { todo!() }
+    pub fn max_transfer_bytes(&self) -> u32 {
+        self.max_transfer_bytes
+    }
+
     /// `None` while it works, else why it does not any more.
-    pub fn lost(&self) -> Option<crate::LostReason> { todo!() }
+    pub fn lost(&self) -> Option<LostReason> {
+        self.lost
+    }
 
     /// Registers memory, so that commands on any part of it need no copy. Never on the I/O path.
     ///
     /// The memory stays mapped until [`unregister`](Self::unregister) or the end of the queue pair.
-    pub fn register(&mut self, _memory: Span) -> Result<RegionId, Error> { todo!() }
+    pub fn register(&mut self, memory: Span) -> Result<RegionId, Error> {
+        if let Some(reason) = self.lost {
+            return Err(Error::Lost(reason));
+        }
+        if self.regions.is_full() {
+            return Err(Error::Transport(
+                "too many memory registrations on one queue pair: register larger pieces".into(),
+            ));
+        }
+        let key = self.link.register(memory)?;
+        Ok(self.regions.insert(memory, key))
+    }
+
     /// Ends a registration; fails while a command uses the region.
-    pub fn unregister(&mut self, _region: RegionId) -> Result<(), Error> { todo!() }
+    pub fn unregister(&mut self, region: RegionId) -> Result<(), Error> {
+        let Some(extent) = self.regions.extent(region) else {
+            return Err(Error::Transport("no such memory registration".into()));
+        };
+        let in_use = self
+            .slots
+            .contexts()
+            .filter(|context| context.bounce.is_none())
+            .filter_map(|context| context.buffer)
+            .any(|buffer| extent.contains(&(buffer.as_ptr() as usize)));
+        if in_use {
+            return Err(Error::Transport(
+                "a command uses the memory: wait for its completion".into(),
+            ));
+        }
+        match self.regions.remove(region) {
+            Some(key) => self.link.unregister(key),
+            None => Ok(()),
+        }
+    }
 
     /// Takes one command; `tag` comes back in its completion. Nothing is sent before
     /// [`flush_submissions`](Self::flush_submissions), [`poll`](Self::poll) or [`wait`](Self::wait).
     ///
     /// A command that can never work (wrong length, unknown namespace, connection lost) is taken, too, and
     /// completes with its error at the next poll.
-    pub fn submit(&mut self, _command: &Command, _tag: u64) -> Result<(), Busy> { todo!() }
-    /// A discard of up to 256 ranges in one command. `ranges` is copied.
-    pub fn submit_discard(&mut self, _nsid: Nsid, _ranges: &[DiscardRange], _tag: u64) -> Result<(), Busy> { todo!() }
-    /// Hands everything submitted to the kernel.
-    pub fn flush_submissions(&mut self) { todo!() }
+    pub fn submit(&mut self, command: &Command, tag: u64) -> Result<(), Busy> {
+        if let Some(reason) = self.lost {
+            return self.reject(tag, error_after(reason));
+        }
+        if let Err(invalid) = self.check(command) {
+            return self.reject(tag, IoError::Invalid(invalid));
+        }
+        let &Command {
+            op,
+            nsid,
+            lba,
+            blocks,
+            buffer,
+        } = command;
+        match op {
+            Op::Read => self.start(Transfer::FromController(buffer), tag, |cid| {
+                nvm::Read {
+                    nsid,
+                    slba: Lba::new(lba),
+                    blocks,
+                    ..Default::default()
+                }
+                .emit(cid, &Sgl::NONE)
+            }),
+            Op::Write { fua } => {
+                let control = nvm::IoControl::new().with_fua(fua);
+                self.start(Transfer::ToController(buffer), tag, |cid| {
+                    nvm::Write {
+                        nsid,
+                        slba: Lba::new(lba),
+                        blocks,
+                        control,
+                        ..Default::default()
+                    }
+                    .emit(cid, &Sgl::NONE)
+                })
+            }
+            Op::Compare => self.start(Transfer::ToController(buffer), tag, |cid| {
+                nvm::Compare {
+                    nsid,
+                    slba: Lba::new(lba),
+                    blocks,
+                    ..Default::default()
+                }
+                .emit(cid, &Sgl::NONE)
+            }),
+            Op::Flush => self.start(Transfer::None, tag, |cid| {
+                nvm::Flush { nsid }.emit(cid, &Sgl::NONE)
+            }),
+            Op::WriteZeroes { deallocate } => {
+                let control = nvm::IoControl::new().with_deac(deallocate);
+                self.start(Transfer::None, tag, |cid| {
+                    nvm::WriteZeroes {
+                        nsid,
+                        slba: Lba::new(lba),
+                        blocks,
+                        control,
+                        ..Default::default()
+                    }
+                    .emit(cid, &Sgl::NONE)
+                })
+            }
+            Op::Verify => self.start(Transfer::None, tag, |cid| {
+                nvm::Verify {
+                    nsid,
+                    slba: Lba::new(lba),
+                    blocks,
+                    ..Default::default()
+                }
+                .emit(cid, &Sgl::NONE)
+            }),
+            Op::Discard => self.submit_discard(nsid, &[DiscardRange { lba, blocks }], tag),
+        }
+    }
+
+    /// A discard of 1 to 256 ranges in one command. `ranges` is copied.
+    pub fn submit_discard(
+        &mut self,
+        nsid: Nsid,
+        ranges: &[DiscardRange],
+        tag: u64,
+    ) -> Result<(), Busy> {
+        if let Some(reason) = self.lost {
+            return self.reject(tag, error_after(reason));
+        }
+        let invalid = match self.namespaces.find(nsid) {
+            None => Some(InvalidCommand::Namespace),
+            Some(namespace) if !namespace.discard => Some(InvalidCommand::Unsupported),
+            Some(_) if ranges.is_empty() || ranges.len() > 256 => Some(InvalidCommand::Ranges),
+            Some(_) => None,
+        };
+        if let Some(invalid) = invalid {
+            return self.reject(tag, IoError::Invalid(invalid));
+        }
+        let attributes = nvm::DsmAttributes::new().with_deallocate(true);
+        let sqe = |cid: Cid| {
+            nvm::DatasetManagement {
+                nsid,
+                ranges: ranges.len() as u16,
+                attributes,
+            }
+            .emit(cid, &Sgl::NONE)
+        };
+        if let &[range] = ranges {
+            return self.start(Transfer::Small(range_bytes(range)), tag, sqe);
+        }
+        let Some((bounce, span)) = self.bounce.take(16 * ranges.len() as u32) else {
+            return Err(Busy);
+        };
+        for (index, range) in ranges.iter().enumerate() {
+            if let Some(room) = span.sub(16 * index as u32, 16) {
+                room.copy_from_slice(&range_bytes(*range));
+            }
+        }
+        self.start(Transfer::Bounced(bounce, span), tag, sqe)
+    }
+
+    /// Hands everything submitted to the kernel. Completions that arrive meanwhile wait for `poll`.
+    pub fn flush_submissions(&mut self) {
+        self.clock = None;
+        if self.lost.is_none() && self.refused.is_none() {
+            // Events stay in the list; the next poll deals with them, and with the loss.
+            if let Err(reason) = self.link.turn(Wait::Poll, &mut self.events) {
+                self.refused = Some(reason);
+            }
+        }
+    }
+
     /// Sends, receives, appends the completions to `out`; never sleeps. Returns how many were appended.
-    pub fn poll(&mut self, _out: &mut Vec<IoCompletion>) -> usize { todo!() }
+    pub fn poll(&mut self, out: &mut Vec<IoCompletion>) -> usize {
+        let before = out.len();
+        self.turn(Wait::Poll, out);
+        out.len() - before
+    }
+
     /// As `poll`, until at least `min` completions were appended or `timeout` is over. Spins for the
     /// poll budget, then sleeps. `min` is capped by what is outstanding.
-    pub fn wait(&mut self, _timeout: Duration, _min: usize, _out: &mut Vec<IoCompletion>) -> usize { todo!() }
-    /// Disconnects. Everything outstanding completes into `out`. Afterwards every submit completes with `Closed`.
-    pub fn close(&mut self, _out: &mut Vec<IoCompletion>) { todo!() }
+    pub fn wait(&mut self, timeout: Duration, min: usize, out: &mut Vec<IoCompletion>) -> usize {
+        let before = out.len();
+        let min = min.min(self.outstanding());
+        self.turn(Wait::Poll, out);
+        if out.len() - before >= min {
+            return out.len() - before;
+        }
+        let mut now = self.link.now();
+        let deadline = now.checked_add(timeout);
+        while out.len() - before < min && deadline.is_none_or(|deadline| now < deadline) {
+            let mut until = now + LONGEST_SLEEP;
+            for limit in [deadline, self.slots.next_deadline()].into_iter().flatten() {
+                until = until.min(limit);
+            }
+            self.turn(Wait::Until(until), out);
+            now = if self.lost.is_some() {
+                Instant::now()
+            } else {
+                self.link.now()
+            };
+        }
+        out.len() - before
+    }
+
+    /// Disconnects. Everything outstanding completes into `out`. Afterwards every command completes with
+    /// [`IoError::Closed`].
+    pub fn close(&mut self, out: &mut Vec<IoCompletion>) {
+        // What is already answered is not lost.
+        self.turn(Wait::Poll, out);
+        if self.lost.is_none() {
+            self.tear_down(LostReason::Closed, Instant::now() + GOODBYE, out);
+        }
+        self.hand_out_rejected(out);
+    }
 
     /// What this queue pair counted.
-    pub fn counters(&self) -> QueueCounters { todo!() }
-    /// What the transport engine below counted (of this queue pair alone in inline mode).
-    pub fn transport_counters(&self) -> flexins::counters::Counters { todo!() }
+    pub fn counters(&self) -> QueueCounters {
+        self.counters
+    }
+
+    /// What the transport engine below counted.
+    pub fn transport_counters(&self) -> crate::TransportCounters {
+        self.link.counters()
+    }
+
+    // ---- details -------------------------------------------------------------------------------
+
+    fn check(&mut self, command: &Command) -> Result<(), InvalidCommand> {
+        let Some(namespace) = self.namespaces.find(command.nsid) else {
+            return Err(InvalidCommand::Namespace);
+        };
+        let carries_data = match command.op {
+            Op::Flush => {
+                return if command.buffer.is_some() {
+                    Err(InvalidCommand::Buffer)
+                } else {
+                    Ok(())
+                };
+            }
+            Op::Read | Op::Write { .. } => true,
+            Op::Compare if namespace.compare => true,
+            Op::WriteZeroes { .. } if namespace.write_zeroes => false,
+            Op::Verify if namespace.verify => false,
+            // Checked by submit_discard; a discard's length is a dword.
+            Op::Discard => {
+                return if command.buffer.is_some() {
+                    Err(InvalidCommand::Buffer)
+                } else {
+                    Ok(())
+                };
+            }
+            Op::Compare | Op::WriteZeroes { .. } | Op::Verify => {
+                return Err(InvalidCommand::Unsupported);
+            }
+        };
+        if command.blocks == 0 || command.blocks > nvm::MAX_BLOCKS {
+            return Err(InvalidCommand::Blocks);
+        }
+        if carries_data {
+            let bytes = u64::from(command.blocks) * u64::from(namespace.block_size);
+            if bytes > u64::from(self.max_transfer_bytes) {
+                return Err(InvalidCommand::Blocks);
+            }
+            if command
+                .buffer
+                .is_none_or(|buffer| u64::from(buffer.len()) != bytes)
+            {
+                return Err(InvalidCommand::Buffer);
+            }
+        } else if command.buffer.is_some() {
+            return Err(InvalidCommand::Buffer);
+        }
+        Ok(())
+    }
+
+    fn reject(&mut self, tag: u64, error: IoError) -> Result<(), Busy> {
+        if self.rejected.len() >= usize::from(self.slots.depth()) {
+            return Err(Busy);
+        }
+        self.counters.submitted += 1;
+        self.rejected.push_back(IoCompletion {
+            tag,
+            result: Err(error),
+        });
+        Ok(())
+    }
+
+    fn hand_out_rejected(&mut self, out: &mut Vec<IoCompletion>) {
+        self.counters.completed += self.rejected.len() as u64;
+        self.counters.failed += self.rejected.len() as u64;
+        out.extend(self.rejected.drain(..));
+    }
+
+    #[inline]
+    fn start(
+        &mut self,
+        transfer: Transfer,
+        tag: u64,
+        sqe: impl FnOnce(Cid) -> [u8; 64],
+    ) -> Result<(), Busy> {
+        if self.refused.is_some() {
+            return Err(Busy); // the next poll tears down; then it is taken and fails
+        }
+        let small;
+        let (context, data) = match transfer {
+            Transfer::None => (Context::default(), Data::None),
+            Transfer::Small(bytes) => {
+                small = bytes;
+                (Context::default(), Data::Small(&small))
+            }
+            Transfer::Bounced(bounce, span) => (
+                Context {
+                    buffer: None,
+                    bounce: Some(bounce),
+                    inbound: false,
+                },
+                Data::ToController(span, self.bounce_key),
+            ),
+            Transfer::ToController(buffer) | Transfer::FromController(buffer) => {
+                let inbound = matches!(transfer, Transfer::FromController(_));
+                let Some(buffer) = buffer else {
+                    return self.reject(tag, IoError::Invalid(InvalidCommand::Buffer));
+                };
+                let (bounce, span, key) = match self.regions.find(buffer) {
+                    Some(key) => (None, buffer, key),
+                    None if buffer.len() > self.bounce.buffer_bytes() => {
+                        return self.reject(tag, IoError::Invalid(InvalidCommand::Buffer));
+                    }
+                    None => {
+                        let Some((index, span)) = self.bounce.take(buffer.len()) else {
+                            return Err(Busy);
+                        };
+                        if !inbound {
+                            span.copy_from_span(&buffer);
+                            self.counters.bounced_bytes += u64::from(buffer.len());
+                        }
+                        self.counters.bounced += 1;
+                        (Some(index), span, self.bounce_key)
+                    }
+                };
+                let data = if inbound {
+                    Data::FromController(span, key)
+                } else {
+                    Data::ToController(span, key)
+                };
+                (
+                    Context {
+                        buffer: Some(buffer),
+                        bounce,
+                        inbound,
+                    },
+                    data,
+                )
+            }
+        };
+        let now = *self.clock.get_or_insert_with(Instant::now);
+        let Some(cid) = self.slots.take(tag, now, context) else {
+            self.put_back(context);
+            return Err(Busy);
+        };
+        let mut sqe = sqe(Cid::new(cid));
+        match self.link.post(cid, &mut sqe, data) {
+            Ok(posted) => {
+                if posted == Posted::HoldsBuffer {
+                    self.slots.hold_buffer(cid);
+                }
+                self.counters.submitted += 1;
+                Ok(())
+            }
+            Err(refused) => {
+                self.slots.untake(cid);
+                self.put_back(context);
+                if let PostRefused::Lost(reason) = refused {
+                    self.refused = Some(reason);
+                }
+                Err(Busy)
+            }
+        }
+    }
+
+    fn put_back(&mut self, context: Context) {
+        if let Some(bounce) = context.bounce {
+            self.bounce.put(bounce);
+        }
+    }
+
+    fn turn(&mut self, wait: Wait, out: &mut Vec<IoCompletion>) {
+        self.clock = None;
+        let wait = if self.rejected.is_empty() {
+            wait
+        } else {
+            Wait::Poll
+        };
+        self.hand_out_rejected(out);
+        if self.lost.is_some() {
+            return;
+        }
+        let turned = match self.refused.take() {
+            Some(reason) => Err(reason),
+            None => self.link.turn(wait, &mut self.events),
+        };
+        let mut events = std::mem::take(&mut self.events);
+        let mut broken = None;
+        for event in events.drain(..) {
+            let finished = match event {
+                LinkEvent::Response {
+                    cid,
+                    status,
+                    immediate,
+                    ..
+                } => {
+                    self.counters.immediate_completions += u64::from(immediate);
+                    self.slots.response(cid, status.ok().map_err(IoError::Nvme))
+                }
+                LinkEvent::SendDone { cid } => self.slots.send_done(cid),
+            };
+            match finished {
+                Ok(Some(finished)) => self.finish(finished, out),
+                Ok(None) => {}
+                Err(_) => broken = Some(LostReason::Protocol),
+            }
+        }
+        self.events = events;
+        let now = self.link.now();
+        let lost = turned
+            .err()
+            .or(broken)
+            .or_else(|| {
+                self.slots
+                    .next_deadline()
+                    .filter(|at| *at <= now)
+                    .map(|_| LostReason::CommandTimeout)
+            })
+            .or_else(|| self.view.lost());
+        if let Some(reason) = lost {
+            self.tear_down(reason, now, out);
+        }
+    }
+
+    #[inline]
+    fn finish(&mut self, finished: Finished<Context>, out: &mut Vec<IoCompletion>) {
+        let context = finished.context;
+        if let Some(index) = context.bounce {
+            if let (true, Ok(()), Some(buffer)) = (context.inbound, finished.result, context.buffer)
+                && let Some(span) = self.bounce.span(index, buffer.len())
+            {
+                buffer.copy_from_span(&span);
+                self.counters.bounced_bytes += u64::from(buffer.len());
+            }
+            self.bounce.put(index);
+        }
+        self.counters.completed += 1;
+        self.counters.failed += u64::from(finished.result.is_err());
+        out.push(IoCompletion {
+            tag: finished.tag,
+            result: finished.result,
+        });
+    }
+
+    #[cold]
+    fn tear_down(&mut self, reason: LostReason, until: Instant, out: &mut Vec<IoCompletion>) {
+        tracing::debug!(%reason, outstanding = self.slots.outstanding(), "queue pair ends");
+        self.lost = Some(reason);
+        self.link.close(until);
+        // From here on nothing touches the buffers.
+        let now = Instant::now().max(self.link.now());
+        while let Some(finished) = self.slots.abandon(error_after(reason), now) {
+            self.finish(finished, out);
+        }
+        self.events.clear();
+    }
 }
+
+impl Drop for QueuePair {
+    fn drop(&mut self) {
+        self.close(&mut Vec::new());
+    }
+}
+
+impl std::fmt::Debug for QueuePair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueuePair")
+            .field("depth", &self.depth())
+            .field("outstanding", &self.outstanding())
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a command's data is.
+#[derive(Clone, Copy)]
+enum Transfer {
+    None,
+    Small([u8; 16]),
+    ToController(Option<Span>),
+    FromController(Option<Span>),
+    /// Already in this bounce buffer.
+    Bounced(u16, Span),
+}
+
+fn range_bytes(range: DiscardRange) -> [u8; 16] {
+    let range = nvm::DsmRange {
+        cattr: U32::ZERO,
+        nlb: U32::new(range.blocks),
+        slba: U64::new(range.lba),
+    };
+    range.bytes().try_into().unwrap_or_default()
+}
+
+fn error_after(reason: LostReason) -> IoError {
+    match reason {
+        LostReason::Closed => IoError::Closed,
+        _ => IoError::ConnectionLost,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,80 @@
-fn main() {}
+//! `flexblk`: discover, inspect, read, write, copy and measure remote namespaces.
+
+mod args;
+mod bench;
+mod connect;
+mod copy;
+mod counters;
+mod discover;
+mod exit;
+mod info;
+mod pipeline;
+mod size;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tracing_subscriber::EnvFilter;
+
+use args::{Action, Cli};
+
+fn main() -> ExitCode {
+    // A reader that goes away (`flexblk read | head`) ends us with an error, not a panic: Rust ignores SIGPIPE,
+    // and writes then fail with EPIPE.
+    let cli = Cli::parse();
+    log_to_stderr(cli.verbose);
+    match run(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flexblk: {error:#}");
+            exit::code_of(&error)
+        }
+    }
+}
+
+fn run(command: &Action) -> anyhow::Result<()> {
+    match command {
+        Action::Discover(args) => discover::discover(args),
+        Action::Info(args) => info::info(args),
+        Action::Read(args) => copy::read(args),
+        Action::Write(args) => copy::write(args),
+        Action::Copy(args) => copy::copy(args),
+        Action::Bench(args) => bench::bench(args),
+        Action::Completions { shell } => {
+            clap_complete::generate(
+                *shell,
+                &mut Cli::command(),
+                "flexblk",
+                &mut std::io::stdout(),
+            );
+            Ok(())
+        }
+        Action::Version => version::version(),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn log_to_stderr(verbose: u8) {
+    let default = match verbose {
+        0 => "error",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = std::env::var("FLEXBLK_LOG")
+        .ok()
+        .and_then(|text| EnvFilter::try_new(text).ok())
+        .unwrap_or_else(|| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}

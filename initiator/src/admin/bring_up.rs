@@ -1,0 +1,451 @@
+//! From an address to an enabled controller: connect, Connect, properties, Identify, features.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use flexblk_nvme::command::admin::{self, Cns};
+use flexblk_nvme::command::fabrics;
+use flexblk_nvme::features::{AsyncEventConfig, FeatureValue, NumberOfQueues};
+use flexblk_nvme::identify::{self, Oncs, descriptors};
+use flexblk_nvme::property::{Cap, Cc, Csts, Property};
+use flexblk_nvme::status::{CodeSpace, StatusCode};
+use flexblk_nvme::{Cntlid, Nqn, Nsid, Qid, Sgl};
+
+use super::runner::{Payload, Reply, Runner};
+use super::{ADMIN_DEPTH, AdminQueue};
+use crate::link::Link;
+use crate::link::open::{OpenArgs, open};
+use crate::{ConnectOptions, EngineMode, Error, Host, IdentifyController, LostReason, Namespace};
+
+/// Largest transfer of one command that we use, also when the controller has no limit.
+const MAX_TRANSFER_BYTES: u32 = 1 << 20;
+/// Namespaces of one controller that we look at.
+const MAX_NAMESPACES: usize = 65_536;
+
+/// What bringing a controller up found out.
+pub(crate) struct BroughtUp {
+    pub(crate) queue: AdminQueue,
+    pub(crate) facts: Facts,
+}
+
+/// What queue pairs need to know about a controller.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    pub(crate) address: SocketAddr,
+    pub(crate) subnqn: Nqn,
+    pub(crate) host: Host,
+    pub(crate) cntlid: Cntlid,
+    pub(crate) identify: IdentifyController,
+    pub(crate) max_transfer_bytes: u32,
+    /// In-capsule data of I/O queues.
+    pub(crate) in_capsule_bytes: u32,
+    /// Entries of a queue at most.
+    pub(crate) max_queue_entries: u32,
+}
+
+/// Connects to the subsystem `subnqn` and enables the controller.
+pub(crate) fn bring_up(options: &ConnectOptions, subnqn: &Nqn) -> Result<BroughtUp, Error> {
+    let host = options
+        .host
+        .overridden(options.target.hostnqn.as_ref(), options.target.hostid);
+    let address = resolve(options)?;
+    let link = open(&OpenArgs {
+        options,
+        address,
+        qid: Qid::ADMIN,
+        depth: ADMIN_DEPTH,
+        cntlid: Cntlid::DYNAMIC,
+        // The control thread is a thread already.
+        engine: EngineMode::Inline,
+    })?;
+    let mut runner = Runner::new(link)?;
+    let who = Who {
+        options,
+        address,
+        subnqn,
+        host: &host,
+    };
+    let connect = fabrics::Connect {
+        qid: Qid::ADMIN,
+        sqsize: ADMIN_DEPTH,
+        cattr: fabrics::ConnectAttributes::new().with_disable_sq_flow_control(true),
+        kato_ms: u32::try_from(options.kato.as_millis()).unwrap_or(u32::MAX),
+    };
+    let cntlid = who.connect(&mut runner, &connect, Cntlid::DYNAMIC)?;
+    let mut queue = AdminQueue::new(runner, options.admin_timeout);
+    queue.keep_alive(options.kato);
+
+    let cap = Cap::from_bits(property(&mut queue, Property::Cap)?);
+    set_property(&mut queue, Property::Cc, u64::from(Cc::ENABLE.into_bits()))?;
+    wait_ready(&mut queue, cap)?;
+    let data = queue.identify(Cns::Controller, Nsid::NONE)?;
+    let identify = *identify::Controller::view(&data)
+        .ok_or(Error::Protocol("Identify Controller is too short"))?;
+    let facts = Facts {
+        address,
+        subnqn: subnqn.clone(),
+        host,
+        cntlid,
+        max_transfer_bytes: max_transfer(&identify, cap),
+        // IOCCSZ counts 16-byte units and includes the SQE; with an offset we would have to pad.
+        in_capsule_bytes: if identify.icdoff.get() == 0 {
+            identify.ioccsz.get().saturating_mul(16).saturating_sub(64)
+        } else {
+            0
+        },
+        max_queue_entries: u32::from(cap.mqes()) + 1,
+        identify,
+    };
+    Ok(BroughtUp { queue, facts })
+}
+
+/// What an I/O controller has beyond a discovery controller: queues, events, namespaces.
+pub(crate) fn bring_up_io(
+    options: &ConnectOptions,
+    up: &mut BroughtUp,
+) -> Result<(u16, Vec<Namespace>), Error> {
+    let wanted = options.nr_io_queues.max(1);
+    let feature = admin::SetFeatures::new(FeatureValue::NumberOfQueues(NumberOfQueues::of(wanted)));
+    let reply = up
+        .queue
+        .execute("Set Features (Number of Queues)", Payload::None, |cid| {
+            feature.emit(cid, &Sgl::NONE)
+        })?;
+    let granted = NumberOfQueues::from_bits(reply.result as u32)
+        .pairs()
+        .min(u32::from(wanted)) as u16;
+    // Events are a comfort: a controller without them still works.
+    let events = AsyncEventConfig::new().with_namespace_attribute(true);
+    let feature = admin::SetFeatures::new(FeatureValue::AsyncEventConfig(events));
+    match up.queue.execute(
+        "Set Features (Asynchronous Event Configuration)",
+        Payload::None,
+        |cid| feature.emit(cid, &Sgl::NONE),
+    ) {
+        Ok(_) => up.queue.listen()?,
+        Err(Error::Status { status, .. }) => tracing::info!(%status, "no asynchronous events"),
+        Err(other) => return Err(other),
+    }
+    let namespaces = read_namespaces(&mut up.queue, &up.facts)?;
+    Ok((granted, namespaces))
+}
+
+/// An I/O queue's link after Fabrics Connect.
+pub(crate) fn connect_io_queue(
+    options: &ConnectOptions,
+    facts: &Facts,
+    qid: Qid,
+    depth: u16,
+) -> Result<Box<dyn Link>, Error> {
+    let link = open(&OpenArgs {
+        options,
+        address: facts.address,
+        qid,
+        depth,
+        cntlid: facts.cntlid,
+        engine: options.engine,
+    })?;
+    let mut runner = Runner::new(link)?;
+    let who = Who {
+        options,
+        address: facts.address,
+        subnqn: &facts.subnqn,
+        host: &facts.host,
+    };
+    let connect = fabrics::Connect {
+        qid,
+        // 0's based: a queue of depth + 1 entries holds `depth` commands.
+        sqsize: depth,
+        cattr: fabrics::ConnectAttributes::new().with_disable_sq_flow_control(true),
+        kato_ms: 0,
+    };
+    who.connect(&mut runner, &connect, facts.cntlid)?;
+    let mut link = runner.into_link()?;
+    link.set_controller_in_capsule_bytes(facts.in_capsule_bytes);
+    Ok(link)
+}
+
+/// Active namespaces of a controller, described.
+pub(crate) fn read_namespaces(
+    queue: &mut AdminQueue,
+    facts: &Facts,
+) -> Result<Vec<Namespace>, Error> {
+    let mut namespaces = Vec::new();
+    let mut after = Nsid::NONE;
+    loop {
+        let data = queue.identify(Cns::ActiveNamespaces, after)?;
+        let list = identify::NamespaceList::view(&data)
+            .ok_or(Error::Protocol("a namespace list is too short"))?;
+        let nsids: Vec<Nsid> = list.iter().collect();
+        for &nsid in &nsids {
+            if nsid <= after || namespaces.len() >= MAX_NAMESPACES {
+                return Err(Error::Protocol("a namespace list that does not ascend"));
+            }
+            after = nsid;
+            match read_namespace(queue, facts, nsid) {
+                Ok(namespace) => namespaces.extend(namespace),
+                // It went away between the two commands.
+                Err(Error::Status { status, .. }) => {
+                    tracing::info!(%nsid, %status, "namespace left out")
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        if nsids.len() < 1024 {
+            return Ok(namespaces);
+        }
+    }
+}
+
+/// `None`: not one that we can use.
+fn read_namespace(
+    queue: &mut AdminQueue,
+    facts: &Facts,
+    nsid: Nsid,
+) -> Result<Option<Namespace>, Error> {
+    let data = queue.identify(Cns::Namespace, nsid)?;
+    let id = identify::Namespace::view(&data)
+        .ok_or(Error::Protocol("Identify Namespace is too short"))?;
+    let (block_count, format) = (id.nsze.get(), id.format());
+    let Some(block_size) = id.block_bytes().filter(|_| format.ms() == 0) else {
+        tracing::warn!(%nsid, ?format, "namespace left out: its block format is not supported");
+        return Ok(None);
+    };
+    let mut namespace = Namespace {
+        nsid,
+        block_size,
+        block_count,
+        uuid: None,
+        nguid: id.nguid,
+        eui64: id.eui64,
+        read_only: id.nsattr & 1 != 0,
+        deallocated_reads_zero: id.dlfeat & 7 == 1,
+        optimal_io_bytes: optimal_io_bytes(id, block_size),
+        max_transfer_bytes: facts.max_transfer_bytes - facts.max_transfer_bytes % block_size,
+        write_zeroes: false,
+        discard: false,
+        compare: false,
+        verify: false,
+        volatile_write_cache: facts.identify.vwc & 1 != 0,
+    };
+    let optional = Oncs::from_bits_truncate(facts.identify.oncs.get());
+    namespace.compare = optional.contains(Oncs::COMPARE);
+    namespace.discard = optional.contains(Oncs::DATASET_MANAGEMENT);
+    namespace.write_zeroes = optional.contains(Oncs::WRITE_ZEROES);
+    namespace.verify = optional.contains(Oncs::VERIFY);
+    // Descriptors are optional before 1.3.
+    match queue.identify(Cns::NamespaceDescriptors, nsid) {
+        Ok(data) => {
+            for descriptor in descriptors::iter(&data).map_while(Result::ok) {
+                match descriptor {
+                    descriptors::Descriptor::Uuid(uuid) => namespace.uuid = Some(uuid),
+                    descriptors::Descriptor::Nguid(nguid) => namespace.nguid = nguid,
+                    descriptors::Descriptor::Eui64(eui64) => namespace.eui64 = eui64,
+                    descriptors::Descriptor::Csi(admin::Csi::Nvm) => {}
+                    descriptors::Descriptor::Csi(csi) => {
+                        tracing::warn!(%nsid, ?csi, "namespace left out: its command set is not supported");
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+        Err(Error::Status { .. }) => {}
+        Err(other) => return Err(other),
+    }
+    Ok(Some(namespace))
+}
+
+fn optimal_io_bytes(id: &identify::Namespace, block_size: u32) -> u32 {
+    let features = identify::Nsfeat::from_bits_truncate(id.nsfeat);
+    let blocks = if features.contains(identify::Nsfeat::OPTIMAL_PERFORMANCE) {
+        u32::from(id.npwg.get()) + 1
+    } else {
+        u32::from(id.noiob.get())
+    };
+    blocks.saturating_mul(block_size)
+}
+
+fn max_transfer(identify: &IdentifyController, cap: Cap) -> u32 {
+    // MDTS counts pages of CAP.MPSMIN as a power of two; 0 is no limit.
+    match identify.mdts {
+        0 => MAX_TRANSFER_BYTES,
+        mdts => 1u32
+            .checked_shl(12 + u32::from(cap.mpsmin()) + u32::from(mdts))
+            .filter(|bytes| *bytes > 0)
+            .unwrap_or(u32::MAX)
+            .min(MAX_TRANSFER_BYTES),
+    }
+}
+
+fn property(queue: &mut AdminQueue, property: Property) -> Result<u64, Error> {
+    let get = fabrics::PropertyGet {
+        offset: property.offset(),
+        width: property.width(),
+    };
+    Ok(queue
+        .execute("Property Get", Payload::None, |cid| {
+            get.emit(cid, &Sgl::NONE)
+        })?
+        .result)
+}
+
+fn set_property(queue: &mut AdminQueue, property: Property, value: u64) -> Result<(), Error> {
+    let set = fabrics::PropertySet {
+        offset: property.offset(),
+        width: property.width(),
+        value,
+    };
+    queue
+        .execute("Property Set", Payload::None, |cid| {
+            set.emit(cid, &Sgl::NONE)
+        })
+        .map(drop)
+}
+
+/// Base 3.5.1: after CC.EN the controller becomes ready within CAP.TO.
+fn wait_ready(queue: &mut AdminQueue, cap: Cap) -> Result<(), Error> {
+    let limit = Duration::from_millis(500) * u32::from(cap.to()).max(1);
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_micros(200);
+    loop {
+        let csts = Csts::from_bits(property(queue, Property::Csts)? as u32);
+        if csts.cfs() {
+            return Err(queue.runner().end(LostReason::Fatal));
+        }
+        if csts.rdy() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            queue.runner().end(LostReason::CommandTimeout);
+            return Err(Error::TimedOut {
+                command: "enabling the controller",
+                after: limit,
+            });
+        }
+        queue.service(Instant::now() + pause)?;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Who connects to what: for the Connect command and its error messages.
+struct Who<'a> {
+    options: &'a ConnectOptions,
+    address: SocketAddr,
+    subnqn: &'a Nqn,
+    host: &'a Host,
+}
+
+impl Who<'_> {
+    fn connect(
+        &self,
+        runner: &mut Runner,
+        connect: &fabrics::Connect,
+        cntlid: Cntlid,
+    ) -> Result<Cntlid, Error> {
+        let data =
+            fabrics::ConnectData::new(self.host.hostid, cntlid, self.subnqn, &self.host.hostnqn);
+        let payload = Payload::ToController(data.bytes());
+        let limit = self.options.connect_timeout;
+        let reply = runner.execute(
+            "Connect",
+            payload,
+            limit,
+            |cid| connect.emit(cid, &Sgl::NONE),
+            |_| {},
+        )?;
+        let answer = fabrics::ConnectReply::from_bits(reply.result as u32);
+        if !reply.status.is_success() {
+            return Err(self.refused(&reply, answer));
+        }
+        if answer.authentication_required() || answer.secure_channel_required() {
+            return Err(Error::Refused {
+                address: self.address,
+                reason: "the subsystem demands authentication, which flexblk does not have yet"
+                    .into(),
+            });
+        }
+        Ok(answer.cntlid())
+    }
+
+    /// Base 6.3: what the Connect command's status codes say about the user's words.
+    fn refused(&self, reply: &Reply, answer: fabrics::ConnectReply) -> Error {
+        let status = reply.status;
+        let (hostnqn, subnqn) = (self.host.hostnqn.to_string(), self.subnqn.to_string());
+        match status.code_in(CodeSpace::Fabrics) {
+            StatusCode::ConnectInvalidHost => Error::HostNotAllowed { hostnqn, subnqn },
+            StatusCode::ConnectInvalidParameters if answer.invalid_field() == "SUBNQN" => {
+                Error::NoSubsystem {
+                    subnqn,
+                    address: self.address,
+                    hostnqn,
+                }
+            }
+            StatusCode::ConnectInvalidParameters if answer.invalid_field() == "HOSTNQN" => {
+                Error::HostNotAllowed { hostnqn, subnqn }
+            }
+            StatusCode::ConnectInvalidParameters => Error::Refused {
+                address: self.address,
+                reason: format!(
+                    "Connect: {} ({})",
+                    status.describe(CodeSpace::Fabrics),
+                    answer.invalid_field()
+                ),
+            },
+            _ => Error::Refused {
+                address: self.address,
+                reason: format!("Connect: {}", status.describe(CodeSpace::Fabrics)),
+            },
+        }
+    }
+}
+
+/// The target's address; a name is looked up with a deadline.
+fn resolve(options: &ConnectOptions) -> Result<SocketAddr, Error> {
+    let name = options.target.traddr.clone();
+    if let Ok(ip) = name.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, options.udp_port));
+    }
+    let wanted = options.host_traddr;
+    let (tx, rx) = mpsc::sync_channel(1);
+    let lookup = (name.clone(), options.udp_port);
+    // The C library's resolver has time-outs of its own: a thread that outlives ours does no harm.
+    std::thread::Builder::new()
+        .name("resolve".into())
+        .spawn(move || {
+            let _ = tx.send(
+                lookup
+                    .to_socket_addrs()
+                    .map(|found| found.collect::<Vec<_>>()),
+            );
+        })
+        .map_err(|source| Error::System {
+            what: "starting a thread",
+            source,
+        })?;
+    let found = rx
+        .recv_timeout(options.connect_timeout)
+        .unwrap_or_else(|_| {
+            Err(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "no answer from the name service",
+            ))
+        })
+        .map_err(|source| Error::Resolve {
+            name: name.clone(),
+            source,
+        })?;
+    let same_family =
+        |address: &&SocketAddr| wanted.is_none_or(|wanted| wanted.is_ipv4() == address.is_ipv4());
+    found
+        .iter()
+        .find(same_family)
+        .copied()
+        .ok_or_else(|| Error::Resolve {
+            name,
+            source: std::io::Error::new(
+                std::io::ErrorKind::NotFound,
+                "no address of the family of host_traddr",
+            ),
+        })
+}

@@ -1,0 +1,231 @@
+//! One command at a time on a link: how queues are connected and admin commands are carried out.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flexblk_nvme::{Cid, Status};
+use flexblk_reactor::{HugePages, SharedMemory, Span, Wait, Waker};
+
+use crate::link::{Data, Link, LinkEvent, MemoryKey, PostRefused};
+use crate::{Error, LostReason};
+
+/// Largest data of one admin command: longer log pages are read in pieces.
+pub(crate) const MAX_DATA_BYTES: u32 = 16 << 10;
+
+/// The command identifier of [`Runner::execute`]; others are for [`Runner::post`].
+const EXECUTE: u16 = 0;
+
+/// Data of an admin command.
+#[derive(Clone, Copy)]
+pub(crate) enum Payload<'a> {
+    None,
+    ToController(&'a [u8]),
+    /// So many bytes.
+    FromController(u32),
+}
+
+/// What a command brought.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: Status,
+    /// Dwords 0 and 1.
+    pub(crate) result: u64,
+    /// What came from the controller.
+    pub(crate) data: Vec<u8>,
+}
+
+/// The answer to a command of [`Runner::post`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) cid: u16,
+    pub(crate) status: Status,
+    pub(crate) result: u64,
+}
+
+/// A link with a buffer.
+pub(crate) struct Runner {
+    /// Goes before the memory: a link that is dropped closes itself.
+    link: Box<dyn Link>,
+    memory: Arc<SharedMemory>,
+    key: MemoryKey,
+    events: Vec<LinkEvent>,
+    executed: Option<Answer>,
+    /// Answers to posted commands, for [`next_answer`](Self::next_answer).
+    answers: Vec<Answer>,
+    lost: Option<LostReason>,
+}
+
+impl Runner {
+    pub(crate) fn new(mut link: Box<dyn Link>) -> Result<Runner, Error> {
+        let memory =
+            SharedMemory::create("flexblk admin", u64::from(MAX_DATA_BYTES), HugePages::No)
+                .map_err(|e| Error::Transport(format!("allocating an admin buffer: {e}")))?;
+        let whole = memory
+            .span(0, MAX_DATA_BYTES)
+            .ok_or(Error::Transport("admin buffer".into()))?;
+        let key = link.register(whole)?;
+        Ok(Runner {
+            link,
+            memory,
+            key,
+            events: Vec::with_capacity(64),
+            executed: None,
+            answers: Vec::new(),
+            lost: None,
+        })
+    }
+
+    /// The link again, for a queue that was only to be connected.
+    pub(crate) fn into_link(mut self) -> Result<Box<dyn Link>, Error> {
+        self.link.unregister(self.key)?;
+        Ok(self.link)
+    }
+
+    pub(crate) fn waker(&self) -> Option<Waker> {
+        self.link.waker()
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.link.now()
+    }
+
+    pub(crate) fn lost(&self) -> Option<LostReason> {
+        self.lost
+    }
+
+    /// Carries out one command. Whatever its status is: `Ok`. `meanwhile` is called after every turn. A command
+    /// that is not answered in time is the end of the connection: its buffer may still be written to.
+    pub(crate) fn execute(
+        &mut self,
+        name: &'static str,
+        payload: Payload<'_>,
+        timeout: Duration,
+        sqe: impl FnOnce(Cid) -> [u8; 64],
+        mut meanwhile: impl FnMut(&mut Runner),
+    ) -> Result<Reply, Error> {
+        let deadline = Instant::now() + timeout;
+        let span = self.span(match payload {
+            Payload::None => 0,
+            Payload::ToController(bytes) => bytes.len() as u32,
+            Payload::FromController(len) => len,
+        })?;
+        let data = match payload {
+            Payload::None => Data::None,
+            Payload::ToController(bytes) => {
+                span.copy_from_slice(bytes);
+                Data::ToController(span, self.key)
+            }
+            Payload::FromController(_) => {
+                span.fill(0);
+                Data::FromController(span, self.key)
+            }
+        };
+        let mut sqe = sqe(Cid::new(EXECUTE));
+        self.executed = None;
+        loop {
+            match self.link.post(EXECUTE, &mut sqe, data) {
+                Ok(_) => break,
+                Err(PostRefused::Lost(reason)) => return Err(self.end(reason)),
+                Err(PostRefused::Full) if Instant::now() < deadline => self.turn(Wait::Poll)?,
+                Err(PostRefused::Full) => return Err(self.time_out(name, timeout)),
+            }
+        }
+        while self.executed.is_none() {
+            if Instant::now() >= deadline {
+                return Err(self.time_out(name, timeout));
+            }
+            // Short enough for whatever `meanwhile` has to keep alive.
+            self.turn(Wait::Until(
+                deadline.min(Instant::now() + Duration::from_millis(100)),
+            ))?;
+            meanwhile(self);
+        }
+        let answer = self.executed.take().ok_or(Error::Protocol("no answer"))?;
+        let mut data = Vec::new();
+        if let Payload::FromController(len) = payload
+            && answer.status.is_success()
+        {
+            data.resize(len as usize, 0);
+            span.copy_to_slice(&mut data);
+        }
+        Ok(Reply {
+            status: answer.status,
+            result: answer.result,
+            data,
+        })
+    }
+
+    /// Sends a command without data whose answer comes by [`next_answer`](Self::next_answer). `cid` is not 0.
+    pub(crate) fn post(&mut self, cid: u16, mut sqe: [u8; 64]) -> Result<(), Error> {
+        debug_assert_ne!(cid, EXECUTE);
+        match self.link.post(cid, &mut sqe, Data::None) {
+            Ok(_) => Ok(()),
+            Err(PostRefused::Full) => Err(self.end(LostReason::Protocol)),
+            Err(PostRefused::Lost(reason)) => Err(self.end(reason)),
+        }
+    }
+
+    pub(crate) fn next_answer(&mut self) -> Option<Answer> {
+        if self.answers.is_empty() {
+            None
+        } else {
+            Some(self.answers.remove(0))
+        }
+    }
+
+    pub(crate) fn turn(&mut self, wait: Wait) -> Result<(), Error> {
+        if let Some(reason) = self.lost {
+            return Err(Error::Lost(reason));
+        }
+        let turned = self.link.turn(wait, &mut self.events);
+        for event in self.events.drain(..) {
+            if let LinkEvent::Response {
+                cid,
+                status,
+                result,
+                ..
+            } = event
+            {
+                let answer = Answer {
+                    cid,
+                    status,
+                    result,
+                };
+                if cid == EXECUTE {
+                    self.executed = Some(answer);
+                } else {
+                    self.answers.push(answer);
+                }
+            }
+        }
+        turned.map_err(|reason| self.end(reason))
+    }
+
+    /// Ends the connection for a reason of our own.
+    pub(crate) fn end(&mut self, reason: LostReason) -> Error {
+        if self.lost.is_none() {
+            self.lost = Some(reason);
+            self.link.close(Instant::now());
+        }
+        Error::Lost(reason)
+    }
+
+    /// Ends the connection politely.
+    pub(crate) fn close(&mut self, patience: Duration) {
+        if self.lost.is_none() {
+            self.lost = Some(LostReason::Closed);
+            self.link.close(Instant::now() + patience);
+        }
+    }
+
+    fn time_out(&mut self, command: &'static str, after: Duration) -> Error {
+        self.end(LostReason::CommandTimeout);
+        Error::TimedOut { command, after }
+    }
+
+    fn span(&self, len: u32) -> Result<Span, Error> {
+        self.memory
+            .span(0, len)
+            .ok_or(Error::Protocol("an admin command with too much data"))
+    }
+}

@@ -1,0 +1,307 @@
+//! The command line: nvme-cli's words for addresses, dd's and fio's for the rest.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::size;
+
+/// Remote block devices over FlexiNS.
+#[derive(Parser, Debug)]
+#[command(name = "flexblk", version, about, max_term_width = 100, after_help = crate::exit::HELP, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Print what happens inside (repeat for more); FLEXBLK_LOG takes a filter such as `flexins=trace`.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    #[command(subcommand)]
+    pub(crate) command: Action,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Action {
+    /// List the subsystems that a discovery service offers to this host.
+    #[command(after_help = "\
+Examples:
+  flexblk discover -a 192.0.2.7
+  flexblk discover nvme+flexins://storage.example:8009 --json")]
+    Discover(Discover),
+    /// Show the controller and the namespaces of a subsystem.
+    #[command(after_help = "\
+Examples:
+  flexblk info nvme+flexins://192.0.2.7/nqn.2026-11.io.example:disk1
+  flexblk info -a 192.0.2.7 -n nqn.2026-11.io.example:disk1 --json")]
+    Info(Info),
+    /// Read a range of a namespace to a file or standard output.
+    #[command(after_help = "\
+Examples:
+  flexblk read URI --offset 1M --length 4k | xxd | head
+  flexblk read URI --lba 0 --blocks 8 -o boot.bin")]
+    Read(Read),
+    /// Write a file or standard input to a range of a namespace.
+    #[command(after_help = "\
+Examples:
+  flexblk write URI --offset 1M -i data.bin
+  echo hello | flexblk write URI --lba 0 --pad")]
+    Write(Write),
+    /// Copy namespace to file, file to namespace, or namespace to namespace.
+    #[command(after_help = "\
+Examples:
+  flexblk copy URI disk.img --verify
+  flexblk copy disk.img URI --sparse
+  flexblk copy 'trtype=flexins traddr=192.0.2.7 subnqn=NQN nsid=2' nvme+flexins://192.0.2.8/NQN")]
+    Copy(Copy),
+    /// Measure IOPS, throughput and latency.
+    #[command(after_help = "\
+Examples:
+  flexblk bench URI --rw randread --bs 4k --iodepth 1,32,128 --time 5
+  flexblk bench URI --rw write --bs 128k --overwrite --qpairs 2 --json")]
+    Bench(Bench),
+    /// Print shell completions.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version and what this machine can do.
+    Version,
+}
+
+/// Where the subsystem is.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Address {
+    /// `nvme+flexins://HOST[:PORT]/SUBNQN[?nsid=N]`, or words: `traddr=192.0.2.7 subnqn=... nsid=1`.
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: Option<String>,
+    /// Transport type.
+    #[arg(short = 't', long, value_name = "TYPE", help_heading = "Address")]
+    pub(crate) trtype: Option<String>,
+    /// Address or host name of the target.
+    #[arg(short = 'a', long, value_name = "ADDRESS", help_heading = "Address")]
+    pub(crate) traddr: Option<String>,
+    /// Service id [default: 4420, discovery 8009].
+    #[arg(short = 's', long, value_name = "ID", help_heading = "Address")]
+    pub(crate) trsvcid: Option<String>,
+    /// NQN of the subsystem.
+    #[arg(
+        short = 'n',
+        long = "nqn",
+        visible_alias = "subnqn",
+        value_name = "NQN",
+        help_heading = "Address"
+    )]
+    pub(crate) subnqn: Option<String>,
+    /// Namespace id [default: 1].
+    #[arg(short = 'N', long, value_name = "ID", help_heading = "Address")]
+    pub(crate) nsid: Option<u32>,
+}
+
+/// Who we are and how we connect.
+#[derive(Args, Debug)]
+pub(crate) struct Connection {
+    /// Host NQN [default: /etc/nvme/hostnqn, else derived from the machine id].
+    #[arg(short = 'q', long, value_name = "NQN", help_heading = "Connection")]
+    pub(crate) hostnqn: Option<String>,
+    /// Host identifier [default: /etc/nvme/hostid, else from the host NQN or the machine id].
+    #[arg(short = 'I', long, value_name = "UUID", help_heading = "Connection")]
+    pub(crate) hostid: Option<String>,
+    /// Local address to connect from.
+    #[arg(short = 'w', long, value_name = "ADDRESS", help_heading = "Connection")]
+    pub(crate) host_traddr: Option<IpAddr>,
+    /// UDP port of the target's FlexiNS responder [default: 4791].
+    #[arg(long, value_name = "PORT", help_heading = "Connection")]
+    pub(crate) udp_port: Option<u16>,
+    /// Keep-alive time-out; 0 turns it off [default: 5s].
+    #[arg(short = 'k', long = "keep-alive-tmo", value_name = "TIME", value_parser = size::parse_duration, help_heading = "Connection")]
+    pub(crate) kato: Option<Duration>,
+    /// Limit for one I/O command [default: 30s].
+    #[arg(long, value_name = "TIME", value_parser = size::parse_duration, help_heading = "Connection")]
+    pub(crate) io_timeout: Option<Duration>,
+    /// Limit for reaching the target [default: 5s].
+    #[arg(long, value_name = "TIME", value_parser = size::parse_duration, help_heading = "Connection")]
+    pub(crate) connect_timeout: Option<Duration>,
+    /// Where the transport engine runs: `inline`, `thread` or `thread:CORE` [default: inline].
+    #[arg(long, value_name = "WHERE", help_heading = "Connection")]
+    pub(crate) engine: Option<String>,
+    /// `header-only` or `copy` [default: header-only].
+    #[arg(long, value_name = "MODE", help_heading = "Connection")]
+    pub(crate) tx: Option<String>,
+    /// `in-cache` or `ring` [default: in-cache].
+    #[arg(long, value_name = "MODE", help_heading = "Connection")]
+    pub(crate) rx: Option<String>,
+    /// Packet checksum: `crc32c` or `none` [default: crc32c].
+    #[arg(long, value_name = "KIND", help_heading = "Connection")]
+    pub(crate) digest: Option<String>,
+    /// Largest payload per packet.
+    #[arg(long, value_name = "BYTES", value_parser = size::parse_io, help_heading = "Connection")]
+    pub(crate) mtu: Option<u32>,
+    /// Spin this long before sleeping [default: 100us].
+    #[arg(long, value_name = "TIME", value_parser = size::parse_duration, help_heading = "Connection")]
+    pub(crate) poll_budget: Option<Duration>,
+    /// Deliberate faults on our own packets, for tests: `loss=0.01,reorder=0.01,corrupt=0.001`.
+    #[arg(long, value_name = "SPEC", help_heading = "Connection")]
+    pub(crate) fault: Option<String>,
+    /// Write every packet to this pcapng file (one file per queue).
+    #[arg(long, value_name = "FILE", help_heading = "Connection")]
+    pub(crate) capture: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Discover {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Info {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A range in bytes or in blocks.
+#[derive(Args, Debug)]
+pub(crate) struct Range {
+    /// First byte [default: 0].
+    #[arg(long, value_name = "BYTES", value_parser = size::parse, conflicts_with = "lba")]
+    pub(crate) offset: Option<u64>,
+    /// Number of bytes [default: to the end].
+    #[arg(long, value_name = "BYTES", value_parser = size::parse, conflicts_with = "blocks")]
+    pub(crate) length: Option<u64>,
+    /// First logical block.
+    #[arg(long, value_name = "LBA")]
+    pub(crate) lba: Option<u64>,
+    /// Number of logical blocks.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) blocks: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Read {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    #[command(flatten)]
+    pub(crate) range: Range,
+    /// Where the data goes; `-` is standard output.
+    #[arg(short = 'o', long, value_name = "FILE", default_value = "-")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Write {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    #[command(flatten)]
+    pub(crate) range: Range,
+    /// Where the data comes from; `-` is standard input.
+    #[arg(short = 'i', long, value_name = "FILE", default_value = "-")]
+    pub(crate) input: PathBuf,
+    /// Fill the last block with zeroes when the data ends inside it.
+    #[arg(long)]
+    pub(crate) pad: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Copy {
+    /// A target (URI or words with `traddr=`), a file, or `-` for standard input.
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// A target, a file, or `-` for standard output.
+    #[arg(value_name = "TO")]
+    pub(crate) to: String,
+    /// Bytes per command.
+    #[arg(long, value_name = "BYTES", default_value = "128k", value_parser = size::parse_io)]
+    pub(crate) bs: u32,
+    /// Commands in flight.
+    #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) iodepth: u16,
+    /// Bytes to skip in the source.
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size::parse)]
+    pub(crate) skip: u64,
+    /// Bytes to skip in the destination.
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size::parse)]
+    pub(crate) seek: u64,
+    /// Number of bytes [default: the whole source].
+    #[arg(long, value_name = "BYTES", value_parser = size::parse)]
+    pub(crate) length: Option<u64>,
+    /// Read everything back from the destination and compare its SHA-256.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Do not write blocks of zeroes: leave holes in a file, use Write Zeroes on a namespace.
+    #[arg(long)]
+    pub(crate) sparse: bool,
+    /// Fill the last block with zeroes when the source is not a multiple of the block size.
+    #[arg(long)]
+    pub(crate) pad: bool,
+    /// No progress bar.
+    #[arg(long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// What `bench` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rw {
+    /// Sequential reads.
+    Read,
+    /// Sequential writes.
+    Write,
+    /// Random reads.
+    Randread,
+    /// Random writes.
+    Randwrite,
+    /// Random reads and writes, half and half (`--rwmixread`).
+    Randrw,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Bench {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    /// What to do.
+    #[arg(long, value_enum, default_value = "randread")]
+    pub(crate) rw: Rw,
+    /// Bytes per command.
+    #[arg(long, value_name = "BYTES", default_value = "4k", value_parser = size::parse_io)]
+    pub(crate) bs: u32,
+    /// Commands in flight per queue pair; each value is one run.
+    #[arg(long, value_name = "LIST", default_value = "1,32,128", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) iodepth: Vec<u16>,
+    /// How long each run takes.
+    #[arg(long, value_name = "TIME", default_value = "5", value_parser = size::parse_duration)]
+    pub(crate) time: Duration,
+    /// Queue pairs, each with a thread of its own.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) qpairs: u16,
+    /// Percentage of reads of `--rw randrw`.
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) rwmixread: u8,
+    /// Only use this many bytes from the start of the namespace.
+    #[arg(long, value_name = "BYTES", value_parser = size::parse)]
+    pub(crate) range: Option<u64>,
+    /// Pin the threads to these cores, such as `1,2-3`.
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cores: Option<String>,
+    /// Allow runs that write: the namespace's data is lost.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}

@@ -1,0 +1,114 @@
+//! From the words on the command line to a connected namespace.
+
+use anyhow::{Context, Result};
+use flexblk_initiator::{ConnectOptions, Controller, Host, Namespace, Nsid, TrType, TransportId};
+
+use crate::args::{Address, Connection};
+use crate::exit::Usage;
+
+/// Does this argument of `copy` name a target rather than a file?
+pub(crate) fn is_target(text: &str) -> bool {
+    text.starts_with("nvme+")
+        || text
+            .split_whitespace()
+            .any(|word| word.starts_with("traddr="))
+}
+
+/// The options for a subsystem (or, `discovery`, for a discovery service).
+pub(crate) fn options(
+    address: &Address,
+    connection: &Connection,
+    discovery: bool,
+) -> Result<ConnectOptions> {
+    let host = Host::load().context("host identity")?;
+    let mut options = match &address.target {
+        Some(text) => ConnectOptions::parse(text, host)?,
+        None => ConnectOptions::parse(&words_of(address)?, host)?,
+    };
+    override_target(&mut options.target, address, connection)?;
+    if !discovery && options.target.subnqn.is_none() {
+        return Err(Usage("which subsystem? Give its NQN with -n, or in the URI; `flexblk discover` lists what is there".into()).into());
+    }
+    for (word, value) in [
+        ("engine", &connection.engine),
+        ("tx", &connection.tx),
+        ("rx", &connection.rx),
+        ("digest", &connection.digest),
+        ("fault", &connection.fault),
+    ] {
+        if let Some(value) = value {
+            options.set(word, value)?;
+        }
+    }
+    options.host_traddr = connection.host_traddr.or(options.host_traddr);
+    options.udp_port = connection.udp_port.unwrap_or(options.udp_port);
+    options.kato = connection.kato.unwrap_or(options.kato);
+    options.io_timeout = connection.io_timeout.unwrap_or(options.io_timeout);
+    options.connect_timeout = connection
+        .connect_timeout
+        .unwrap_or(options.connect_timeout);
+    options.poll_budget = connection.poll_budget.unwrap_or(options.poll_budget);
+    options.mtu = connection.mtu.or(options.mtu);
+    options.capture = connection.capture.clone().or(options.capture);
+    Ok(options)
+}
+
+/// Connects and finds the namespace that is meant.
+pub(crate) fn open(address: &Address, connection: &Connection) -> Result<(Controller, Namespace)> {
+    let options = options(address, connection, false)?;
+    let nsid = options.target.nsid.unwrap_or(Nsid::new(1));
+    let controller = Controller::connect(&options)?;
+    let namespace = controller.namespace(nsid)?;
+    Ok((controller, namespace))
+}
+
+/// The address as words, when there is no positional target.
+fn words_of(address: &Address) -> Result<String> {
+    let Some(traddr) = &address.traddr else {
+        return Err(Usage(
+            "which target? Give nvme+flexins://HOST/SUBNQN, or -a ADDRESS -n SUBNQN".into(),
+        )
+        .into());
+    };
+    Ok(format!(
+        "trtype={} traddr={traddr}",
+        address.trtype.as_deref().unwrap_or("flexins")
+    ))
+}
+
+/// A word given on its own wins over the same word in the target.
+fn override_target(
+    target: &mut TransportId,
+    address: &Address,
+    connection: &Connection,
+) -> Result<()> {
+    fn value<T: std::str::FromStr>(word: &str, text: &Option<String>) -> Result<Option<T>>
+    where
+        T::Err: std::fmt::Display,
+    {
+        text.as_deref()
+            .map(|text| {
+                text.parse()
+                    .map_err(|e| Usage(format!("{word} '{text}': {e}")).into())
+            })
+            .transpose()
+    }
+    if let Some(text) = &address.trtype {
+        let known = [TrType::Flexins, TrType::Tcp, TrType::Rdma];
+        target.trtype = *known
+            .iter()
+            .find(|known| known.as_str() == text)
+            .ok_or_else(|| Usage(format!("-t {text}: use flexins")))?;
+    }
+    if let (Some(traddr), true) = (&address.traddr, address.target.is_some()) {
+        let fresh = TransportId::new(target.trtype, traddr)
+            .map_err(|e| Usage(format!("-a {traddr}: {e}")))?;
+        (target.traddr, target.adrfam) = (fresh.traddr, fresh.adrfam);
+    }
+    target.trsvcid = value("-s", &address.trsvcid)?.or(target.trsvcid);
+    target.subnqn = value("-n", &address.subnqn)?.or(target.subnqn.take());
+    target.nsid = address.nsid.map(Nsid::new).or(target.nsid);
+    target.hostnqn = value("-q", &connection.hostnqn)?.or(target.hostnqn.take());
+    target.hostid = value("-I", &connection.hostid)?.or(target.hostid);
+    Ok(())
+}

@@ -1,0 +1,556 @@
+//! Moves bytes from one side to another with many commands in flight: the core of copy, read and write.
+//!
+//! Chunks are read in any order and go on in order (so a stream and a hash see them as they are), then
+//! are written in any order. One buffer per chunk in flight, registered with every namespace involved.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use flexblk_initiator::{
+    Busy, Command, Controller, IoCompletion, IoError, Namespace, Op, QueuePair, QueuePairOptions,
+    RegionId, SharedMemory, Span,
+};
+use indicatif::ProgressBar;
+use sha2::{Digest, Sha256};
+
+use crate::exit::Usage;
+
+/// One end of a transfer.
+pub(crate) enum Side {
+    /// A namespace on a queue pair of its own.
+    Namespace(Box<NamespaceSide>),
+    /// A file that can be read and written at any place.
+    File {
+        /// For messages.
+        path: PathBuf,
+        /// Open for what is needed.
+        file: File,
+    },
+    /// Standard input.
+    Input(std::io::Stdin),
+    /// Standard output.
+    Output(std::io::Stdout),
+    /// Nowhere: for hashing.
+    Nowhere,
+}
+
+/// A namespace as one end.
+pub(crate) struct NamespaceSide {
+    queue: QueuePair,
+    pub(crate) namespace: Namespace,
+    completions: Vec<IoCompletion>,
+    /// What the queue pair has registered: it goes after the queue pair.
+    memory: Vec<Arc<SharedMemory>>,
+}
+
+impl NamespaceSide {
+    pub(crate) fn open(
+        controller: &Controller,
+        namespace: Namespace,
+        depth: u16,
+    ) -> Result<NamespaceSide> {
+        let options = QueuePairOptions {
+            depth: Some(depth),
+            ..QueuePairOptions::default()
+        };
+        let queue = controller.queue_pair(&options)?;
+        let completions = Vec::with_capacity(usize::from(queue.depth()));
+        Ok(NamespaceSide {
+            queue,
+            namespace,
+            completions,
+            memory: Vec::new(),
+        })
+    }
+}
+
+/// How a transfer is to be done.
+pub(crate) struct Job {
+    pub(crate) from_offset: u64,
+    pub(crate) to_offset: u64,
+    /// Bytes to move; `None`: until the source ends.
+    pub(crate) length: Option<u64>,
+    pub(crate) chunk_bytes: u32,
+    pub(crate) depth: u16,
+    /// Fill the last block of a namespace with zeroes.
+    pub(crate) pad: bool,
+    /// Leave zeroes out.
+    pub(crate) sparse: bool,
+    /// Hash what passes.
+    pub(crate) hash: bool,
+    pub(crate) progress: ProgressBar,
+}
+
+/// What was done.
+pub(crate) struct Outcome {
+    pub(crate) bytes: u64,
+    pub(crate) zero_bytes: u64,
+    pub(crate) sha256: Option<String>,
+    pub(crate) elapsed: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Empty,
+    Reading,
+    Read,
+    Writing,
+    Written,
+}
+
+/// A chunk in flight: its buffer is `index % depth` of the memory.
+#[derive(Clone, Copy)]
+struct Chunk {
+    phase: Phase,
+    /// Offset of the chunk from the start of the transfer.
+    at: u64,
+    /// Bytes of the transfer in it.
+    len: u32,
+    /// Bytes in front of them that only align the read.
+    head: u32,
+}
+
+enum Started {
+    Done(u32),
+    Pending,
+}
+
+/// Largest chunk both sides can take, at most `wish`; an error when it cannot be a multiple of their blocks.
+pub(crate) fn chunk_size(wish: u32, sides: [&Side; 2]) -> Result<u32> {
+    let mut chunk = wish;
+    for side in sides {
+        if let Side::Namespace(side) = side {
+            chunk = chunk
+                .min(side.namespace.max_transfer_bytes)
+                .min(side.queue.max_transfer_bytes());
+        }
+    }
+    for side in sides {
+        if let Some(block) = side.block_size()
+            && (!chunk.is_multiple_of(block) || chunk == 0)
+        {
+            chunk -= chunk % block;
+            if chunk == 0 {
+                return Err(Usage(format!(
+                    "--bs {wish} is smaller than the namespace's block size of {block} bytes"
+                ))
+                .into());
+            }
+        }
+    }
+    Ok(chunk)
+}
+
+impl Side {
+    /// Block size, of a namespace.
+    pub(crate) fn block_size(&self) -> Option<u32> {
+        match self {
+            Side::Namespace(side) => Some(side.namespace.block_size),
+            _ => None,
+        }
+    }
+
+    fn outstanding(&self) -> usize {
+        match self {
+            Side::Namespace(side) => side.queue.outstanding(),
+            _ => 0,
+        }
+    }
+
+    fn register(&mut self, memory: &Arc<SharedMemory>, span: Span) -> Result<Option<RegionId>> {
+        let Side::Namespace(side) = self else {
+            return Ok(None);
+        };
+        // Kept first: if anything fails from here on, the queue pair is closed before the memory goes.
+        side.memory.push(memory.clone());
+        Ok(Some(side.queue.register(span)?))
+    }
+
+    fn unregister(&mut self, region: Option<RegionId>) -> Result<()> {
+        if let (Side::Namespace(side), Some(region)) = (self, region) {
+            side.queue.unregister(region)?;
+            side.memory.clear();
+        }
+        Ok(())
+    }
+
+    /// Starts to fill `buffer` from `offset`. A short count means the end of the source.
+    fn start_read(&mut self, tag: u64, offset: u64, buffer: Span) -> Result<Started> {
+        match self {
+            Side::Namespace(side) => {
+                let block = u64::from(side.namespace.block_size);
+                let blocks = u64::from(buffer.len()) / block;
+                let command =
+                    Command::read(side.namespace.nsid, offset / block, blocks as u32, buffer);
+                submit(&mut side.queue, &command, tag)?;
+                Ok(Started::Pending)
+            }
+            Side::File { path, file } => {
+                let read = with_slice(buffer, |data| {
+                    let mut done = 0;
+                    while let Some(rest) = data.get_mut(done..).filter(|rest| !rest.is_empty()) {
+                        match file.read_at(rest, offset + done as u64) {
+                            Ok(0) => break,
+                            Ok(n) => done += n,
+                            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                            Err(e) => return Err(e),
+                        }
+                    }
+                    Ok(done)
+                });
+                Ok(Started::Done(
+                    read.with_context(|| format!("reading {}", path.display()))? as u32,
+                ))
+            }
+            Side::Input(input) => {
+                let mut input = input.lock();
+                let read = with_slice(buffer, |data| {
+                    let mut done = 0;
+                    while let Some(rest) = data.get_mut(done..).filter(|rest| !rest.is_empty()) {
+                        match input.read(rest) {
+                            Ok(0) => break,
+                            Ok(n) => done += n,
+                            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                            Err(e) => return Err(e),
+                        }
+                    }
+                    Ok(done)
+                });
+                Ok(Started::Done(read.context("reading standard input")? as u32))
+            }
+            Side::Output(_) | Side::Nowhere => Err(anyhow!("this side cannot be read")),
+        }
+    }
+
+    /// Starts to write `buffer` at `offset`; `zeroes`: it holds nothing else and may be left out.
+    fn start_write(
+        &mut self,
+        tag: u64,
+        offset: u64,
+        buffer: Span,
+        zeroes: bool,
+    ) -> Result<Started> {
+        let len = buffer.len();
+        match self {
+            Side::Namespace(side) => {
+                let block = u64::from(side.namespace.block_size);
+                let (lba, blocks) = (offset / block, (u64::from(len) / block) as u32);
+                let command = if zeroes && side.namespace.write_zeroes {
+                    Command::without_data(
+                        Op::WriteZeroes { deallocate: true },
+                        side.namespace.nsid,
+                        lba,
+                        blocks,
+                    )
+                } else {
+                    Command::write(side.namespace.nsid, lba, blocks, buffer)
+                };
+                submit(&mut side.queue, &command, tag)?;
+                Ok(Started::Pending)
+            }
+            Side::File { path, file } => {
+                if !zeroes {
+                    with_slice(buffer, |data| file.write_all_at(data, offset))
+                        .with_context(|| format!("writing {}", path.display()))?;
+                }
+                Ok(Started::Done(len))
+            }
+            Side::Output(output) => {
+                with_slice(buffer, |data| output.write_all(data))
+                    .context("writing standard output")?;
+                Ok(Started::Done(len))
+            }
+            Side::Nowhere => Ok(Started::Done(len)),
+            Side::Input(_) => Err(anyhow!("this side cannot be written")),
+        }
+    }
+
+    /// Appends the tags of completed commands; sleeps until there is one when `wait`.
+    fn poll(&mut self, wait: bool, what: &str, done: &mut Vec<u64>) -> Result<()> {
+        let Side::Namespace(side) = self else {
+            return Ok(());
+        };
+        if side.queue.outstanding() == 0 {
+            return Ok(());
+        }
+        side.completions.clear();
+        if wait {
+            side.queue
+                .wait(Duration::from_millis(100), 1, &mut side.completions);
+        } else {
+            side.queue.poll(&mut side.completions);
+        }
+        for completion in &side.completions {
+            completion
+                .result
+                .with_context(|| format!("{what} namespace {}", side.namespace.nsid))?;
+            done.push(completion.tag);
+        }
+        Ok(())
+    }
+
+    /// Makes durable what was written.
+    fn finish(&mut self, end: Option<u64>) -> Result<()> {
+        match self {
+            Side::Namespace(side) => {
+                submit(&mut side.queue, &Command::flush(side.namespace.nsid), 0)?;
+                let mut done = Vec::new();
+                while done.is_empty() {
+                    side.completions.clear();
+                    side.queue
+                        .wait(Duration::from_millis(100), 1, &mut side.completions);
+                    done.extend(side.completions.iter().map(|c| c.result));
+                }
+                done.into_iter()
+                    .collect::<Result<(), IoError>>()
+                    .context("flushing the namespace")
+            }
+            Side::File { path, file } => {
+                let finish = || {
+                    let meta = file.metadata()?;
+                    if let Some(end) = end.filter(|end| meta.is_file() && meta.len() < *end) {
+                        file.set_len(end)?; // the last chunk was a hole
+                    }
+                    if meta.is_file() {
+                        file.sync_data()
+                    } else {
+                        Ok(())
+                    }
+                };
+                finish().with_context(|| format!("writing {}", path.display()))
+            }
+            Side::Output(output) => output.flush().context("writing standard output"),
+            Side::Input(_) | Side::Nowhere => Ok(()),
+        }
+    }
+}
+
+/// The queue has a slot for every chunk, so it can only be busy when it is broken.
+fn submit(queue: &mut QueuePair, command: &Command, tag: u64) -> Result<()> {
+    let mut spins = 0u32;
+    while let Err(Busy) = queue.submit(command, tag) {
+        // A send may still wait for its acknowledgement after its command completed.
+        let mut none = Vec::new();
+        queue.poll(&mut none);
+        spins += 1;
+        if !none.is_empty() || spins > 1_000_000 {
+            return Err(anyhow!("the queue pair takes no commands"));
+        }
+    }
+    Ok(())
+}
+
+#[allow(unsafe_code)]
+fn with_slice<R>(span: Span, work: impl FnOnce(&mut [u8]) -> R) -> R {
+    // SAFETY: the span is a chunk of the pipeline's own memory and no command is outstanding on it: this is
+    // called only between a chunk's read and its write.
+    work(unsafe { span.as_mut_slice() })
+}
+
+fn is_zero(span: Span) -> bool {
+    with_slice(span, |data| {
+        let (head, words, tail) = align(data);
+        words.iter().all(|w| *w == 0) && head.iter().chain(tail).all(|b| *b == 0)
+    })
+}
+
+fn align(data: &[u8]) -> (&[u8], &[u128], &[u8]) {
+    // Whole blocks of aligned memory: normally all of it is words.
+    #[allow(unsafe_code)]
+    // SAFETY: every bit pattern is a u128.
+    unsafe {
+        data.align_to::<u128>()
+    }
+}
+
+/// Moves the bytes.
+pub(crate) fn run(from: &mut Side, to: &mut Side, job: &Job) -> Result<Outcome> {
+    let started = Instant::now();
+    let depth = usize::from(job.depth.max(1));
+    let chunk_bytes = job.chunk_bytes;
+    let memory = SharedMemory::create(
+        "flexblk copy",
+        depth as u64 * u64::from(chunk_bytes),
+        flexblk_reactor::HugePages::Try,
+    )
+    .context("allocating buffers: try a smaller --bs or --iodepth")?;
+    let whole = whole_span(&memory)?;
+    let regions = (from.register(&memory, whole)?, to.register(&memory, whole)?);
+    let buffer = |index: u64| -> Result<Span> {
+        whole
+            .sub(
+                ((index % depth as u64) * u64::from(chunk_bytes)) as u32,
+                chunk_bytes,
+            )
+            .ok_or_else(|| anyhow!("buffer outside of its memory"))
+    };
+
+    let align = u64::from(from.block_size().unwrap_or(1));
+    let to_block = to.block_size();
+    let mut chunks = vec![
+        Chunk {
+            phase: Phase::Empty,
+            at: 0,
+            len: 0,
+            head: 0
+        };
+        depth
+    ];
+    // Chunk numbers: [written_to, next_read) are in flight, those below `next_write` have begun to be written.
+    let (mut oldest, mut next_write, mut next_read) = (0u64, 0u64, 0u64);
+    let mut at = 0u64;
+    let mut ended = job.length == Some(0);
+    let mut outcome = Outcome {
+        bytes: 0,
+        zero_bytes: 0,
+        sha256: None,
+        elapsed: Duration::ZERO,
+    };
+    let mut hasher = Sha256::new();
+    let (mut reads, mut writes) = (Vec::with_capacity(depth), Vec::with_capacity(depth));
+
+    while !ended || oldest < next_read {
+        let mut progress = false;
+        // Start reads.
+        while !ended && next_read - oldest < depth as u64 {
+            let source = job.from_offset + at;
+            let head = (source % align) as u32;
+            let left = job.length.map_or(u64::MAX, |length| length - at);
+            let len = left.min(u64::from(chunk_bytes - head)) as u32;
+            // A namespace is read in whole blocks; what is too much is cut off.
+            let read_len = u64::from(head + len).next_multiple_of(align) as u32;
+            let span = buffer(next_read)?
+                .sub(0, read_len)
+                .ok_or_else(|| anyhow!("chunk too long"))?;
+            let slot = slot(&mut chunks, next_read)?;
+            *slot = Chunk {
+                phase: Phase::Reading,
+                at,
+                len,
+                head,
+            };
+            match from.start_read(next_read, source - u64::from(head), span)? {
+                Started::Pending => {}
+                Started::Done(got) => {
+                    slot.phase = Phase::Read;
+                    if got < len {
+                        slot.len = got;
+                        ended = true;
+                        if job.length.is_some() {
+                            return Err(anyhow!(
+                                "the source ends after {} bytes, {left} more were expected",
+                                at + u64::from(got)
+                            ));
+                        }
+                    }
+                }
+            }
+            at += u64::from(slot.len);
+            next_read += 1;
+            progress = true;
+            ended |= job.length == Some(at);
+            if matches!(from, Side::File { .. } | Side::Input(_)) {
+                break; // synchronous: give the writes their turn
+            }
+        }
+        // What was read goes on, in order.
+        while next_write < next_read {
+            let index = next_write;
+            let chunk = slot(&mut chunks, index)?;
+            if chunk.phase != Phase::Read {
+                break;
+            }
+            let data = buffer(index)?
+                .sub(chunk.head, chunk.len)
+                .ok_or_else(|| anyhow!("chunk too long"))?;
+            let zeroes = job.sparse && is_zero(data);
+            if job.hash {
+                with_slice(data, |bytes| hasher.update(bytes));
+            }
+            let mut write = data;
+            if let Some(block) = to_block
+                && !chunk.len.is_multiple_of(block)
+            {
+                if !job.pad {
+                    return Err(Usage(format!(
+                        "the data ends inside a block: {} bytes is not a multiple of the namespace's {block}-byte blocks; \
+                         --pad fills the last block with zeroes",
+                        chunk.at + u64::from(chunk.len)
+                    ))
+                    .into());
+                }
+                let padded = chunk.len.next_multiple_of(block);
+                write = buffer(index)?
+                    .sub(chunk.head, padded)
+                    .ok_or_else(|| anyhow!("chunk too long"))?;
+                with_slice(write, |bytes| {
+                    bytes
+                        .iter_mut()
+                        .skip(chunk.len as usize)
+                        .for_each(|b| *b = 0)
+                });
+            }
+            outcome.bytes += u64::from(chunk.len);
+            outcome.zero_bytes += if zeroes { u64::from(chunk.len) } else { 0 };
+            let target = job.to_offset + chunk.at;
+            chunk.phase = Phase::Writing;
+            if chunk.len == 0 {
+                chunk.phase = Phase::Written;
+            } else if let Started::Done(_) = to.start_write(index, target, write, zeroes)? {
+                chunk.phase = Phase::Written;
+            }
+            next_write += 1;
+            progress = true;
+        }
+        // Completions. Sleep only when nothing else can be done, and on one queue only: each side has a
+        // reactor of its own, so with two of them both are polled.
+        let (reading, writing) = (from.outstanding() > 0, to.outstanding() > 0);
+        from.poll(!progress && !writing, "reading", &mut reads)?;
+        for index in reads.drain(..) {
+            slot(&mut chunks, index)?.phase = Phase::Read;
+        }
+        to.poll(!progress && !reading, "writing", &mut writes)?;
+        for index in writes.drain(..) {
+            slot(&mut chunks, index)?.phase = Phase::Written;
+        }
+        while oldest < next_write {
+            let chunk = slot(&mut chunks, oldest)?;
+            if chunk.phase != Phase::Written {
+                break;
+            }
+            chunk.phase = Phase::Empty;
+            job.progress.inc(u64::from(chunk.len));
+            oldest += 1;
+        }
+    }
+    to.finish(Some(job.to_offset + outcome.bytes))?;
+    from.unregister(regions.0)?;
+    to.unregister(regions.1)?;
+    outcome.elapsed = started.elapsed();
+    outcome.sha256 = job.hash.then(|| {
+        hasher
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    });
+    Ok(outcome)
+}
+
+fn slot(chunks: &mut [Chunk], index: u64) -> Result<&mut Chunk> {
+    let depth = chunks.len().max(1) as u64;
+    chunks
+        .get_mut((index % depth) as usize)
+        .ok_or_else(|| anyhow!("no such chunk"))
+}
+
+fn whole_span(memory: &Arc<SharedMemory>) -> Result<Span> {
+    let len = u32::try_from(memory.len())
+        .map_err(|_| Usage("--bs times --iodepth must stay below 4 GiB".into()))?;
+    memory.span(0, len).ok_or_else(|| anyhow!("no memory"))
+}

@@ -1,0 +1,191 @@
+//! Opening a queue's connection: connection request with NVMe/RDMA private data, and what the target answers.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use flexblk_nvme::flexins::{NvmeParams, ParamFlags};
+use flexblk_nvme::rdma::{AcceptPrivate, RejectPrivate, RequestPrivate};
+use flexblk_nvme::transport_id::TrType;
+use flexblk_nvme::{Cntlid, Qid};
+use flexins::cm::{RejectReason, ServiceId};
+use flexins::endpoint::EndpointConfig;
+use flexins::engine::EngineConfig;
+
+use super::Link;
+use super::inline::InlineVerbs;
+use super::rdma::{Agreed, RdmaLink};
+use crate::{ConnectOptions, EngineMode, Error};
+
+/// Which queue to open, and how.
+pub(crate) struct OpenArgs<'a> {
+    pub(crate) options: &'a ConnectOptions,
+    pub(crate) address: SocketAddr,
+    pub(crate) qid: Qid,
+    /// Commands outstanding at once.
+    pub(crate) depth: u16,
+    pub(crate) cntlid: Cntlid,
+    pub(crate) engine: EngineMode,
+}
+
+/// In-capsule data that we ask for; the MTU limits it further, so that a capsule is one packet.
+const IN_CAPSULE_BYTES: u32 = 8192;
+
+/// What a connection attempt ends with; the same for every place an engine can be.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Private data of the acceptance; whether FlexiNS framing was agreed; payload bytes of a packet.
+    Established {
+        private: Vec<u8>,
+        flexins: bool,
+        mtu_bytes: u32,
+    },
+    Rejected {
+        reason: RejectReason,
+        private: Vec<u8>,
+    },
+    Unreachable,
+}
+
+/// Opens a queue's connection; Fabrics Connect comes next.
+pub(crate) fn open(args: &OpenArgs<'_>) -> Result<Box<dyn Link>, Error> {
+    match args.options.target.trtype {
+        TrType::Flexins => {}
+        other => {
+            return Err(Error::Address(format!(
+                "transport {other} is not supported yet: use flexins"
+            )));
+        }
+    }
+    match args.engine {
+        EngineMode::Inline => {
+            let (verbs, outcome) = InlineVerbs::connect(args)?;
+            let agreed = agree(args, outcome)?;
+            Ok(Box::new(RdmaLink::new(verbs, args.depth, agreed)))
+        }
+        EngineMode::Thread { .. } => Err(Error::Option {
+            name: "engine".into(),
+            reason: "thread is not available in this build: use inline".into(),
+        }),
+    }
+}
+
+impl OpenArgs<'_> {
+    /// RDMA-CM's service identifier of the NVMe port.
+    pub(crate) fn service(&self) -> ServiceId {
+        ServiceId::from_port(self.options.target.port())
+    }
+
+    /// Private data of the connection request.
+    pub(crate) fn request(&self) -> Vec<u8> {
+        let params = NvmeParams {
+            in_capsule_bytes: IN_CAPSULE_BYTES,
+            flags: ParamFlags::IMMEDIATE_COMPLETIONS,
+        };
+        let mut request = RequestPrivate::new(self.qid, self.depth.saturating_add(1), self.cntlid);
+        request.extension = params.emit();
+        request.bytes().to_vec()
+    }
+
+    /// Where and how our endpoint works.
+    pub(crate) fn endpoint(&self) -> EndpointConfig {
+        let options = self.options;
+        let any = match self.address {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let mut engine = EngineConfig {
+            digest: options.digest,
+            tx: options.tx,
+            max_qps: 8,
+            max_cqs: 8,
+            max_mrs: 256,
+            ..EngineConfig::default()
+        };
+        engine.mtu = options.mtu.unwrap_or(engine.mtu);
+        EndpointConfig {
+            engine,
+            peer: Some(self.address),
+            rx: options.rx,
+            fault: options.fault,
+            capture: options
+                .capture
+                .as_deref()
+                .map(|path| capture_path(path, self.qid)),
+            ..EndpointConfig::new(SocketAddr::new(options.host_traddr.unwrap_or(any), 0))
+        }
+    }
+
+    /// Nobody answered until the deadline.
+    pub(crate) fn unreachable(&self) -> Error {
+        Error::Unreachable {
+            address: self.address,
+            after: self.options.connect_timeout,
+        }
+    }
+}
+
+/// `trace.pcapng` becomes `trace.q1.pcapng`: each queue has an engine, and a file, of its own.
+fn capture_path(path: &Path, qid: Qid) -> PathBuf {
+    let extension = path
+        .extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or("pcapng");
+    path.with_extension(format!("q{qid}.{extension}"))
+}
+
+fn agree(args: &OpenArgs<'_>, outcome: Outcome) -> Result<Agreed, Error> {
+    match outcome {
+        Outcome::Established {
+            private,
+            flexins,
+            mtu_bytes,
+        } => {
+            let params = AcceptPrivate::parse(&private)
+                .filter(|_| flexins)
+                .and_then(|accept| NvmeParams::parse(&accept.extension));
+            Ok(match params {
+                Some(params) => Agreed {
+                    in_capsule_bytes: Some(
+                        params.in_capsule_bytes.min(mtu_bytes.saturating_sub(64)),
+                    ),
+                    immediate_completions: params.flags.contains(ParamFlags::IMMEDIATE_COMPLETIONS),
+                },
+                None => Agreed {
+                    in_capsule_bytes: None,
+                    immediate_completions: false,
+                },
+            })
+        }
+        Outcome::Unreachable => Err(args.unreachable()),
+        Outcome::Rejected { reason, private } => Err(Error::Refused {
+            address: args.address,
+            reason: match (reason, RejectPrivate::parse(&private)) {
+                (RejectReason::InvalidServiceId, _) => {
+                    format!(
+                        "nothing listens on service {}: check trsvcid",
+                        args.options.target.port()
+                    )
+                }
+                (_, Some(status)) if status.raw() != 0 => status.to_string(),
+                (reason, _) => format!("{reason:?}"),
+            },
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_queue_has_a_capture_file() {
+        assert_eq!(
+            capture_path(Path::new("/tmp/a.pcapng"), Qid::new(2)),
+            Path::new("/tmp/a.q2.pcapng")
+        );
+        assert_eq!(
+            capture_path(Path::new("a"), Qid::ADMIN),
+            Path::new("a.q0.pcapng")
+        );
+    }
+}
