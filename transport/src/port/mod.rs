@@ -2,6 +2,7 @@
 //!
 //! `udp` is a socket on a reactor's io_uring; `sim` is a network in virtual time for tests.
 
+pub mod sim;
 pub mod udp;
 
 use std::net::SocketAddr;

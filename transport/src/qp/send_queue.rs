@@ -20,9 +20,6 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const fn is_send(self) -> bool {
-        matches!(self, Self::Send | Self::SendImm | Self::SendInv)
-    }
 
     pub(crate) const fn completion(self) -> WcOpcode {
         match self {
