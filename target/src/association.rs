@@ -49,7 +49,10 @@ impl QueueShared {
     /// Counts a command. A plain load and store: there is one writer.
     #[inline]
     pub fn count(&self) {
-        self.commands.store(self.commands.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.commands.store(
+            self.commands.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -134,18 +137,30 @@ impl Association {
     /// How many I/O queues were granted, if the host has asked.
     #[must_use]
     pub fn granted(&self) -> Option<u16> {
-        lock(&self.queues).granted.as_ref().map(|granted| granted.count)
+        lock(&self.queues)
+            .granted
+            .as_ref()
+            .map(|granted| granted.count)
     }
 
-    /// Adds an I/O queue of a thread. `default_grant` is the limit for hosts that never asked. The
-    /// reservation is memory taken from the grant, `None` when the grant has less than that.
+    /// Memory for a queue, out of what was granted; `None` when that has less.
+    #[must_use]
+    pub fn take_granted(&self, bytes: u64) -> Option<Reservation> {
+        lock(&self.queues)
+            .granted
+            .as_mut()?
+            .memory
+            .as_mut()?
+            .split(bytes)
+    }
+
+    /// Adds an I/O queue of a thread. `default_grant` is the limit for hosts that never asked.
     pub fn add_queue(
         &self,
         qid: Qid,
         thread: usize,
         default_grant: u16,
-        memory_bytes: u64,
-    ) -> Result<(Arc<QueueShared>, Option<Reservation>), QueueRefusal> {
+    ) -> Result<Arc<QueueShared>, QueueRefusal> {
         let mut queues = lock(&self.queues);
         if !self.is_ready() {
             return Err(QueueRefusal::NotReady);
@@ -153,14 +168,20 @@ impl Association {
         if queues.by_id.contains_key(&qid.get()) {
             return Err(QueueRefusal::Exists);
         }
-        if qid.get() > queues.granted.as_ref().map_or(default_grant, |granted| granted.count) {
+        if qid.get()
+            > queues
+                .granted
+                .as_ref()
+                .map_or(default_grant, |granted| granted.count)
+        {
             return Err(QueueRefusal::BeyondGrant);
         }
-        let granted = queues.granted.as_mut().and_then(|granted| granted.memory.as_mut());
-        let memory = granted.and_then(|memory| memory.split(memory_bytes));
-        let shared = Arc::new(QueueShared { thread, commands: AtomicU64::new(0) });
+        let shared = Arc::new(QueueShared {
+            thread,
+            commands: AtomicU64::new(0),
+        });
         queues.by_id.insert(qid.get(), Arc::clone(&shared));
-        Ok((shared, memory))
+        Ok(shared)
     }
 
     /// An I/O queue is gone. True when it was the last one.
@@ -179,13 +200,20 @@ impl Association {
     /// The thread of an I/O queue.
     #[must_use]
     pub fn thread_of(&self, qid: Qid) -> Option<usize> {
-        lock(&self.queues).by_id.get(&qid.get()).map(|queue| queue.thread)
+        lock(&self.queues)
+            .by_id
+            .get(&qid.get())
+            .map(|queue| queue.thread)
     }
 
     /// The threads that have I/O queues, each once.
     #[must_use]
     pub fn threads(&self) -> Vec<usize> {
-        let mut threads: Vec<usize> = lock(&self.queues).by_id.values().map(|queue| queue.thread).collect();
+        let mut threads: Vec<usize> = lock(&self.queues)
+            .by_id
+            .values()
+            .map(|queue| queue.thread)
+            .collect();
         threads.sort_unstable();
         threads.dedup();
         threads
@@ -195,7 +223,10 @@ impl Association {
     #[must_use]
     pub fn traffic(&self) -> u64 {
         let queues = lock(&self.queues);
-        let counts = queues.by_id.values().map(|queue| queue.commands.load(Ordering::Relaxed));
+        let counts = queues
+            .by_id
+            .values()
+            .map(|queue| queue.commands.load(Ordering::Relaxed));
         counts.fold(queues.by_id.len() as u64, u64::wrapping_add)
     }
 
@@ -214,7 +245,13 @@ impl Association {
     pub fn errors(&self) -> (u64, Vec<(u64, ErrorEntry)>) {
         let log = lock(&self.errors);
         let numbers = (0..log.count).rev();
-        (log.count, numbers.map(|number| number + 1).zip(log.newest.iter().copied()).collect())
+        (
+            log.count,
+            numbers
+                .map(|number| number + 1)
+                .zip(log.newest.iter().copied())
+                .collect(),
+        )
     }
 }
 
@@ -265,16 +302,26 @@ mod tests {
 
     fn association() -> Association {
         let host = (Nqn::opaque("host").unwrap(), HostId::default());
-        Association::new(Cntlid::new(1), (Some(0), Nqn::opaque("sub").unwrap()), host, 0)
+        Association::new(
+            Cntlid::new(1),
+            (Some(0), Nqn::opaque("sub").unwrap()),
+            host,
+            0,
+        )
     }
 
     #[test]
     fn queues_come_and_go_within_the_grant() {
         let controller = association();
-        let add = |qid| controller.add_queue(Qid::new(qid), 1, 4, 100).map(|(_, memory)| memory);
+        let add = |qid| {
+            controller
+                .add_queue(Qid::new(qid), 1, 4)
+                .map(|queue| queue.thread)
+        };
         assert_eq!(add(1).unwrap_err(), QueueRefusal::NotReady);
         controller.set_ready(true);
-        assert!(add(1).unwrap().is_none());
+        assert_eq!(add(1), Ok(1));
+        assert!(controller.take_granted(100).is_none());
         assert_eq!(add(1).unwrap_err(), QueueRefusal::Exists);
         assert_eq!(add(5).unwrap_err(), QueueRefusal::BeyondGrant);
         assert!(!controller.remove_queue(Qid::new(9)));
@@ -282,8 +329,9 @@ mod tests {
 
         let budget = Budget::new(1000);
         controller.grant(2, budget.reserve(200));
-        let first = add(1).unwrap().unwrap();
-        let second = add(2).unwrap().unwrap();
+        let (first, second) = (controller.take_granted(100), controller.take_granted(100));
+        assert!(first.is_some() && second.is_some() && controller.take_granted(1).is_none());
+        assert!(add(1).is_ok() && add(2).is_ok());
         assert_eq!(add(3).unwrap_err(), QueueRefusal::BeyondGrant);
         drop((first, second));
         assert_eq!(budget.free_bytes(), 1000);
@@ -294,7 +342,7 @@ mod tests {
     fn traffic_moves_with_every_command() {
         let controller = association();
         controller.set_ready(true);
-        let (queue, _) = controller.add_queue(Qid::new(1), 0, 1, 0).unwrap();
+        let queue = controller.add_queue(Qid::new(1), 0, 1).unwrap();
         let before = controller.traffic();
         queue.count();
         assert_ne!(controller.traffic(), before);

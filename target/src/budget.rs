@@ -27,7 +27,12 @@ impl Budget {
     /// A budget of that many bytes.
     #[must_use]
     pub fn new(total_bytes: u64) -> Self {
-        Self { inner: Arc::new(Inner { total_bytes, used_bytes: AtomicU64::new(0) }) }
+        Self {
+            inner: Arc::new(Inner {
+                total_bytes,
+                used_bytes: AtomicU64::new(0),
+            }),
+        }
     }
 
     /// Takes `bytes`; `None` when fewer are left.
@@ -40,7 +45,10 @@ impl Budget {
                 used.checked_add(bytes).filter(|sum| *sum <= total)
             })
             .ok()?;
-        Some(Reservation { inner: Arc::clone(&self.inner), bytes })
+        Some(Reservation {
+            inner: Arc::clone(&self.inner),
+            bytes,
+        })
     }
 
     /// Takes as many pieces of `piece_bytes` as there are, at most `wanted`.
@@ -67,7 +75,9 @@ impl Budget {
     /// Bytes not reserved at the moment.
     #[must_use]
     pub fn free_bytes(&self) -> u64 {
-        self.inner.total_bytes.saturating_sub(self.inner.used_bytes.load(Ordering::Relaxed))
+        self.inner
+            .total_bytes
+            .saturating_sub(self.inner.used_bytes.load(Ordering::Relaxed))
     }
 }
 
@@ -82,13 +92,18 @@ impl Reservation {
     #[must_use]
     pub fn split(&mut self, bytes: u64) -> Option<Reservation> {
         self.bytes = self.bytes.checked_sub(bytes)?;
-        Some(Reservation { inner: Arc::clone(&self.inner), bytes })
+        Some(Reservation {
+            inner: Arc::clone(&self.inner),
+            bytes,
+        })
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.inner.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.inner
+            .used_bytes
+            .fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -41,7 +41,10 @@ pub struct IoTotals {
 /// There is one writer: a plain load and store, no locked instruction.
 #[inline]
 fn add(counter: &AtomicU64, value: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(value), Ordering::Relaxed);
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(value),
+        Ordering::Relaxed,
+    );
 }
 
 impl IoCounters {
@@ -74,7 +77,10 @@ impl IoCounters {
     /// Commands were outstanding for that long.
     #[inline]
     pub fn busy(&self, time: Duration) {
-        add(&self.busy_us, u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        add(
+            &self.busy_us,
+            u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
+        );
     }
 }
 
@@ -82,14 +88,16 @@ impl IoCounters {
 #[must_use]
 pub fn total(threads: &[IoCounters]) -> IoTotals {
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    threads.iter().fold(IoTotals::default(), |sum, thread| IoTotals {
-        read_bytes: sum.read_bytes.wrapping_add(get(&thread.read_bytes)),
-        written_bytes: sum.written_bytes.wrapping_add(get(&thread.written_bytes)),
-        reads: sum.reads.wrapping_add(get(&thread.reads)),
-        writes: sum.writes.wrapping_add(get(&thread.writes)),
-        other: sum.other.wrapping_add(get(&thread.other)),
-        failed: sum.failed.wrapping_add(get(&thread.failed)),
-        media_errors: sum.media_errors.wrapping_add(get(&thread.media_errors)),
-        busy_us: sum.busy_us.max(get(&thread.busy_us)),
-    })
+    threads
+        .iter()
+        .fold(IoTotals::default(), |sum, thread| IoTotals {
+            read_bytes: sum.read_bytes.wrapping_add(get(&thread.read_bytes)),
+            written_bytes: sum.written_bytes.wrapping_add(get(&thread.written_bytes)),
+            reads: sum.reads.wrapping_add(get(&thread.reads)),
+            writes: sum.writes.wrapping_add(get(&thread.writes)),
+            other: sum.other.wrapping_add(get(&thread.other)),
+            failed: sum.failed.wrapping_add(get(&thread.failed)),
+            media_errors: sum.media_errors.wrapping_add(get(&thread.media_errors)),
+            busy_us: sum.busy_us.max(get(&thread.busy_us)),
+        })
 }

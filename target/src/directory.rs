@@ -47,8 +47,6 @@ pub enum Connected {
         association: Arc<Association>,
         /// The queue.
         queue: Arc<QueueShared>,
-        /// Memory for it, out of the budget.
-        memory: Reservation,
     },
 }
 
@@ -65,17 +63,27 @@ pub struct Refusal {
 
 impl Refusal {
     fn new(code: StatusCode, reason: &'static str) -> Self {
-        Self { status: code.dnr(), reply: ConnectReply::new(), reason }
+        Self {
+            status: code.dnr(),
+            reply: ConnectReply::new(),
+            reason,
+        }
     }
 
     fn sqe(offset: u16, reason: &'static str) -> Self {
         let reply = ConnectReply::invalid_sqe(offset);
-        Self { reply, ..Self::new(StatusCode::ConnectInvalidParameters, reason) }
+        Self {
+            reply,
+            ..Self::new(StatusCode::ConnectInvalidParameters, reason)
+        }
     }
 
     fn data(offset: u16, reason: &'static str) -> Self {
         let reply = ConnectReply::invalid_data(offset);
-        Self { reply, ..Self::new(StatusCode::ConnectInvalidParameters, reason) }
+        Self {
+            reply,
+            ..Self::new(StatusCode::ConnectInvalidParameters, reason)
+        }
     }
 
     /// May succeed later: Do Not Retry is 0.
@@ -91,7 +99,11 @@ impl Directory {
     /// An empty one.
     #[must_use]
     pub fn new(limits: Limits, budget: Budget) -> Self {
-        Self { state: Mutex::default(), limits, budget }
+        Self {
+            state: Mutex::default(),
+            limits,
+            budget,
+        }
     }
 
     /// What is exported now.
@@ -131,24 +143,40 @@ impl Directory {
         lock(&self.state).controllers.len()
     }
 
-    /// Judges a Connect (Base 6.3) that arrived on `thread`. `memory_bytes` is what a queue of the
-    /// announced size costs.
+    /// Memory for a queue that is about to be connected: out of what its controller was granted,
+    /// else out of the budget.
+    #[must_use]
+    pub fn reserve_queue(&self, cntlid: Cntlid, bytes: u64) -> Option<Reservation> {
+        let association = lock(&self.state)
+            .controllers
+            .get(&cntlid.get())
+            .map(Arc::clone);
+        let granted = association.and_then(|association| association.take_granted(bytes));
+        granted.or_else(|| self.budget.reserve(bytes))
+    }
+
+    /// Judges a Connect (Base 6.3) that arrived on `thread`.
     pub fn connect(
         &self,
         connect: &Connect,
         data: &ConnectData,
         announced: Announced,
         thread: usize,
-        memory_bytes: u64,
     ) -> Result<Connected, Refusal> {
         if connect.qid != announced.qid {
-            return Err(Refusal::sqe(Connect::QID_OFFSET, "QID differs from the connection's"));
+            return Err(Refusal::sqe(
+                Connect::QID_OFFSET,
+                "QID differs from the connection's",
+            ));
         }
         // SQSIZE is 0's based; 0 and more than the connection or CAP.MQES has are not allowed.
         let entries = u32::from(connect.sqsize) + 1;
         let most = announced.entries.min(self.limits.queue_entries);
         if connect.sqsize == 0 || entries > u32::from(most) {
-            return Err(Refusal::sqe(Connect::SQSIZE_OFFSET, "SQSIZE is 0 or too large"));
+            return Err(Refusal::sqe(
+                Connect::SQSIZE_OFFSET,
+                "SQSIZE is 0 or too large",
+            ));
         }
         let subnqn = data
             .subnqn()
@@ -162,7 +190,7 @@ impl Directory {
         if connect.qid.is_admin() {
             self.connect_admin(data, subnqn, hostnqn, thread)
         } else {
-            self.connect_io(connect.qid, data, &subnqn, &hostnqn, thread, memory_bytes)
+            self.connect_io(connect.qid, data, &subnqn, &hostnqn, thread)
         }
     }
 
@@ -197,7 +225,9 @@ impl Directory {
             .ok_or_else(|| Refusal::busy("all controllers are in use"))?;
         let host = (hostnqn, data.hostid());
         let association = Arc::new(Association::new(cntlid, (subsystem, subnqn), host, thread));
-        state.controllers.insert(cntlid.get(), Arc::clone(&association));
+        state
+            .controllers
+            .insert(cntlid.get(), Arc::clone(&association));
         Ok(Connected::Admin(association))
     }
 
@@ -208,7 +238,6 @@ impl Directory {
         subnqn: &Nqn,
         hostnqn: &Nqn,
         thread: usize,
-        memory_bytes: u64,
     ) -> Result<Connected, Refusal> {
         let association = {
             let state = lock(&self.state);
@@ -217,24 +246,34 @@ impl Directory {
         };
         // Base 6.3: the fields must be those of the Admin queue's Connect.
         if association.subnqn != *subnqn {
-            return Err(Refusal::data(ConnectData::SUBNQN_OFFSET, "not the controller's SUBNQN"));
+            return Err(Refusal::data(
+                ConnectData::SUBNQN_OFFSET,
+                "not the controller's SUBNQN",
+            ));
         }
         if association.hostnqn != *hostnqn {
-            return Err(Refusal::data(ConnectData::HOSTNQN_OFFSET, "not the controller's HOSTNQN"));
+            return Err(Refusal::data(
+                ConnectData::HOSTNQN_OFFSET,
+                "not the controller's HOSTNQN",
+            ));
         }
         if association.hostid != data.hostid() {
-            return Err(Refusal::data(ConnectData::HOSTID_OFFSET, "not the controller's HOSTID"));
+            return Err(Refusal::data(
+                ConnectData::HOSTID_OFFSET,
+                "not the controller's HOSTID",
+            ));
         }
         if association.subsystem.is_none() {
             let reason = "a discovery controller has no I/O queues";
             return Err(Refusal::sqe(Connect::QID_OFFSET, reason));
         }
-        let (queue, granted) = association
-            .add_queue(qid, thread, self.limits.io_queues, memory_bytes)
+        let queue = association
+            .add_queue(qid, thread, self.limits.io_queues)
             .map_err(|refusal| match refusal {
-                QueueRefusal::NotReady => {
-                    Refusal::new(StatusCode::CommandSequenceError, "the controller is not ready")
-                }
+                QueueRefusal::NotReady => Refusal::new(
+                    StatusCode::CommandSequenceError,
+                    "the controller is not ready",
+                ),
                 QueueRefusal::Exists => {
                     Refusal::new(StatusCode::CommandSequenceError, "the queue exists")
                 }
@@ -242,18 +281,14 @@ impl Directory {
                     Refusal::sqe(Connect::QID_OFFSET, "QID is above the number of queues")
                 }
             })?;
-        match granted.or_else(|| self.budget.reserve(memory_bytes)) {
-            Some(memory) => Ok(Connected::Io { association, queue, memory }),
-            None => {
-                association.remove_queue(qid);
-                Err(Refusal::busy("the memory budget is used up"))
-            }
-        }
+        Ok(Connected::Io { association, queue })
     }
 
     /// Forgets a controller; its identifier can be used again.
     pub fn remove(&self, association: &Association) {
-        lock(&self.state).controllers.remove(&association.cntlid.get());
+        lock(&self.state)
+            .controllers
+            .remove(&association.cntlid.get());
     }
 }
 

@@ -1,4 +1,26 @@
 //! The NVMe-oF target: subsystems, namespaces, controllers and queues over FlexiNS.
+//!
+//! [`Target::start`] opens the block devices, binds the port and starts the data threads; hosts can
+//! connect when it returns. What is exported can be changed while I/O goes on.
+//!
+//! ```no_run
+//! use flexblk_target::config::{Config, Namespace, Subsystem, parse_nqn};
+//! use flexblk_target::Target;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let nqn = parse_nqn("nqn.2026-11.dev.flexblk:example")?;
+//! let mut subsystem = Subsystem::new(nqn.clone());
+//! subsystem.namespaces.push(Namespace::new("ram:1G"));
+//! let target = Target::start(Config { subsystems: vec![subsystem], ..Config::default() })?;
+//! let nsid = target.add_namespace(&nqn, &Namespace::new("file:disk.img"))?;
+//! target.remove_namespace(&nqn, nsid)?;
+//! target.shutdown();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Rooms: [`controller`] is the NVMe controller as a state machine, [`queue`] reads I/O commands,
+//! [`directory`] judges Connect; `thread` drives them over FlexiNS queue pairs and block devices.
 
 pub mod association;
 pub mod budget;
@@ -6,5 +28,12 @@ pub mod config;
 pub mod controller;
 pub mod counters;
 pub mod directory;
+pub mod error;
 pub mod queue;
 pub mod snapshot;
+pub mod stats;
+mod target;
+mod thread;
+
+pub use error::{NamespaceError, StartError};
+pub use target::Target;

@@ -1,1 +1,138 @@
-fn main() {}
+//! The daemon `flexblk-target`: flags, signals, exit codes. Everything else is in the library.
+
+mod cli;
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use clap::Parser;
+use flexblk_target::Target;
+use flexblk_target::stats::TargetStats;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+
+use cli::{Args, ExitKind, Failure};
+
+/// How often the daemon looks whether its threads still run.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    init_log(&args);
+    match serve(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("flexblk-target: {}", failure.message);
+            ExitCode::from(failure.kind as u8)
+        }
+    }
+}
+
+fn init_log(args: &Args) {
+    use tracing_subscriber::EnvFilter;
+    let fallback = if args.verbose { "debug" } else { "info" };
+    let filter =
+        EnvFilter::try_from_env("FLEXBLK_LOG").unwrap_or_else(|_| EnvFilter::new(fallback));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}
+
+fn serve(args: &Args) -> Result<(), Failure> {
+    let config = args.config()?;
+    let listener = config.listener.clone();
+    // Before the first thread, so that a signal during the start ends us cleanly too.
+    let signals = watch_signals().map_err(|error| Failure::runtime(format!("signals: {error}")))?;
+    let target = Target::start(config).map_err(|error| Failure::start(&error))?;
+    println!(
+        "listening on {} service {}, UDP port {}",
+        listener.address.ip(),
+        listener.address.port(),
+        listener.udp_port
+    );
+    for uri in target.uris() {
+        println!("ready: {uri}");
+    }
+    let _ = std::io::stdout().flush();
+
+    let mut last_stats = std::time::Instant::now();
+    let failed = loop {
+        match signals.recv_timeout(
+            args.stats_interval()
+                .map_or(WATCH_INTERVAL, |interval| interval.min(WATCH_INTERVAL)),
+        ) {
+            Ok(SIGUSR1) => report(&target.stats(), args.stats_file.as_deref()),
+            Ok(signal) => {
+                tracing::info!(signal, "closing");
+                break false;
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) if target.has_failed() => break true,
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => break true,
+        }
+        if let Some(interval) = args.stats_interval()
+            && last_stats.elapsed() >= interval
+        {
+            last_stats = std::time::Instant::now();
+            report(&target.stats(), args.stats_file.as_deref());
+        }
+    };
+    let stats = target.stats();
+    let clean = target.shutdown();
+    report(&stats, args.stats_file.as_deref());
+    match (failed, clean) {
+        (false, true) => Ok(()),
+        _ => Err(Failure::runtime(
+            "a data thread failed; its last words are above".to_owned(),
+        )),
+    }
+}
+
+/// Signals arrive in a channel; a thread of its own waits for them.
+fn watch_signals() -> std::io::Result<mpsc::Receiver<i32>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if sender.send(signal).is_err() {
+                    return;
+                }
+            }
+        })?;
+    Ok(receiver)
+}
+
+/// One JSON line: to the file if there is one, else to standard output.
+fn report(stats: &TargetStats, file: Option<&Path>) {
+    let line = match serde_json::to_string(stats) {
+        Ok(line) => line,
+        Err(error) => return tracing::error!(%error, "counters"),
+    };
+    let written = match file {
+        Some(path) => {
+            let opened = OpenOptions::new().create(true).append(true).open(path);
+            opened.and_then(|mut file| writeln!(file, "{line}"))
+        }
+        None => writeln!(std::io::stdout(), "{line}"),
+    };
+    if let Err(error) = written {
+        tracing::error!(%error, "counters could not be written");
+    }
+}
+
+impl Failure {
+    fn runtime(message: String) -> Self {
+        Self {
+            kind: ExitKind::Runtime,
+            message,
+        }
+    }
+}

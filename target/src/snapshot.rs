@@ -77,7 +77,10 @@ impl Snapshot {
     /// The subsystem of that name.
     #[must_use]
     pub fn find(&self, nqn: &Nqn) -> Option<&Arc<Subsystem>> {
-        self.subsystems.iter().flatten().find(|subsystem| subsystem.nqn == *nqn)
+        self.subsystems
+            .iter()
+            .flatten()
+            .find(|subsystem| subsystem.nqn == *nqn)
     }
 }
 
@@ -97,7 +100,8 @@ impl Subsystem {
     /// Does any namespace have a volatile write cache?
     #[must_use]
     pub fn has_write_cache(&self) -> bool {
-        self.active().any(|namespace| namespace.info.volatile_write_cache)
+        self.active()
+            .any(|namespace| namespace.info.volatile_write_cache)
     }
 }
 

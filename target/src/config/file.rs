@@ -54,9 +54,14 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks a TOML file.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
         if std::fs::metadata(path).map_err(read)?.len() > MAX_FILE_BYTES {
-            return Err(ConfigError::TooLong { path: path.to_owned() });
+            return Err(ConfigError::TooLong {
+                path: path.to_owned(),
+            });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
         Self::from_toml(&text, path)
@@ -103,7 +108,7 @@ struct ListenerTable {
     tx: Option<Tx>,
     rx: Option<Rx>,
     digest: Option<Digest>,
-    fault: Option<String>,
+    fault: Option<Spanned<String>>,
     capture: Option<PathBuf>,
 }
 
@@ -140,7 +145,10 @@ impl File {
         self.target.check(at, &mut config)?;
         config.listener = self.listener.check(at)?;
         if self.subsystem.len() > MAX_SUBSYSTEMS {
-            let what = format!("{} subsystems, at most {MAX_SUBSYSTEMS} are possible", self.subsystem.len());
+            let what = format!(
+                "{} subsystems, at most {MAX_SUBSYSTEMS} are possible",
+                self.subsystem.len()
+            );
             return Err(at.line(0, "subsystem", what));
         }
         config.bdevs = self.bdev;
@@ -148,8 +156,16 @@ impl File {
         for table in self.subsystem {
             let nqn_span = table.nqn.span();
             let subsystem = table.check(at, &names)?;
-            if config.subsystems.iter().any(|other| other.nqn == subsystem.nqn) {
-                return Err(at.value(&nqn_span, "nqn", "another subsystem has this name; names must differ"));
+            if config
+                .subsystems
+                .iter()
+                .any(|other| other.nqn == subsystem.nqn)
+            {
+                return Err(at.value(
+                    &nqn_span,
+                    "nqn",
+                    "another subsystem has this name; names must differ",
+                ));
             }
             config.subsystems.push(subsystem);
         }
@@ -205,7 +221,13 @@ impl ListenerTable {
         listener.tx = self.tx.unwrap_or_default();
         listener.rx = self.rx.unwrap_or_default();
         listener.digest = self.digest.unwrap_or_default();
-        listener.fault = self.fault;
+        if let Some(fault) = self.fault {
+            let parsed = fault
+                .as_ref()
+                .parse()
+                .map_err(|e| at.value(&fault.span(), "fault", e))?;
+            listener.fault = Some(parsed);
+        }
         listener.capture = self.capture;
         Ok(listener)
     }
@@ -255,8 +277,10 @@ impl NamespaceTable {
             namespace.nsid = Some(Nsid::new(number));
         }
         if let Some(uuid) = self.uuid {
-            let parsed: Uuid =
-                uuid.as_ref().parse().map_err(|e| at.value(&uuid.span(), "uuid", e))?;
+            let parsed: Uuid = uuid
+                .as_ref()
+                .parse()
+                .map_err(|e| at.value(&uuid.span(), "uuid", e))?;
             namespace.uuid = Some(parsed);
         }
         Ok(namespace)
@@ -267,13 +291,17 @@ impl NamespaceTable {
 pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         if address.port() == 0 {
-            return Err("the service id (after the colon) must be 1-65535, as in 127.0.0.1:4420".into());
+            return Err(
+                "the service id (after the colon) must be 1-65535, as in 127.0.0.1:4420".into(),
+            );
         }
         return Ok(address);
     }
     match text.trim_start_matches('[').trim_end_matches(']').parse() {
         Ok(ip) => Ok(SocketAddr::new(ip, 4420)),
-        Err(_) => Err(format!("`{text}` is no address: give an IP address and a service id, as in 127.0.0.1:4420")),
+        Err(_) => Err(format!(
+            "`{text}` is no address: give an IP address and a service id, as in 127.0.0.1:4420"
+        )),
     }
 }
 
@@ -281,14 +309,18 @@ pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
 pub(super) fn parse_nqn(text: &str) -> Result<Nqn, String> {
     let nqn = Nqn::new(text).map_err(|error| error.to_string())?;
     if nqn.is_discovery() {
-        return Err("this is the discovery service's name, which is always served; choose another".into());
+        return Err(
+            "this is the discovery service's name, which is always served; choose another".into(),
+        );
     }
     Ok(nqn)
 }
 
 /// A list of cores like `0,2-3`.
 pub(super) fn parse_cores(text: &str) -> Result<Vec<usize>, String> {
-    let list: CoreList = text.parse().map_err(|error: ParseCoreListError| error.to_string())?;
+    let list: CoreList = text
+        .parse()
+        .map_err(|error: ParseCoreListError| error.to_string())?;
     if list.cores().len() > MAX_CORES {
         return Err(format!("at most {MAX_CORES} cores, as in 0,2-3"));
     }
@@ -310,19 +342,28 @@ impl Place<'_> {
         self.line(offset, &key, message)
     }
 
-    fn value(&self, span: &Range<usize>, key: &str, what: impl ToString) -> ConfigError {
+    fn value<T: ToString>(&self, span: &Range<usize>, key: &str, what: T) -> ConfigError {
         self.line(span.start, key, what.to_string())
     }
 
     fn line(&self, offset: usize, key: &str, what: String) -> ConfigError {
         let before = self.text.get(..offset).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
-        ConfigError::Line { path: self.path.to_owned(), line, key: key.to_owned(), what }
+        ConfigError::Line {
+            path: self.path.to_owned(),
+            line,
+            key: key.to_owned(),
+            what,
+        }
     }
 
     /// The key, or the table's name, on the line of that offset.
     fn key_at(&self, offset: usize) -> Option<String> {
-        let start = self.text.get(..offset)?.rfind('\n').map_or(0, |newline| newline + 1);
+        let start = self
+            .text
+            .get(..offset)?
+            .rfind('\n')
+            .map_or(0, |newline| newline + 1);
         let line = self.text.get(start..)?.lines().next()?.trim();
         let key = match line.split_once('=') {
             Some((key, _)) => key,
@@ -340,7 +381,11 @@ impl Place<'_> {
     ) -> Result<T, ConfigError> {
         let number = *value.as_ref();
         let refuse = || {
-            let what = format!("{number} is out of range, give {} to {}", range.start(), range.end());
+            let what = format!(
+                "{number} is out of range, give {} to {}",
+                range.start(),
+                range.end()
+            );
             self.value(&value.span(), key, what)
         };
         if !range.contains(&number) {

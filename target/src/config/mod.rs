@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use flexblk_blockdev::BdevConfig;
 use flexblk_nvme::{Nqn, Nsid};
+use flexins::middleware::FaultConfig;
 use uuid::Uuid;
 
 pub use file::ConfigError;
@@ -80,8 +81,8 @@ pub struct Listener {
     pub rx: Rx,
     /// Checksum over every packet.
     pub digest: Digest,
-    /// Faults to inject on purpose, in the transport's notation (`loss=0.01,reorder=0.01`).
-    pub fault: Option<String>,
+    /// Faults done to received packets on purpose, for tests.
+    pub fault: Option<FaultConfig>,
     /// Write every packet into this pcapng file.
     pub capture: Option<PathBuf>,
 }
@@ -147,7 +148,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { controllers: 1024, io_queues: 64, queue_entries: 1024 }
+        Self {
+            controllers: 1024,
+            io_queues: 64,
+            queue_entries: 1024,
+        }
     }
 }
 
@@ -170,7 +175,13 @@ impl Subsystem {
     /// A subsystem of that name, open to any host, without namespaces.
     #[must_use]
     pub fn new(nqn: Nqn) -> Self {
-        Self { nqn, serial: None, model: None, hosts: AllowedHosts::Any, namespaces: Vec::new() }
+        Self {
+            nqn,
+            serial: None,
+            model: None,
+            hosts: AllowedHosts::Any,
+            namespaces: Vec::new(),
+        }
     }
 }
 
@@ -211,7 +222,11 @@ impl Namespace {
     /// A namespace on that block device.
     #[must_use]
     pub fn new(bdev: impl Into<String>) -> Self {
-        Self { nsid: None, bdev: bdev.into(), uuid: None }
+        Self {
+            nsid: None,
+            bdev: bdev.into(),
+            uuid: None,
+        }
     }
 }
 

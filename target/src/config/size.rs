@@ -12,7 +12,9 @@ pub struct SizeError(String);
 pub fn parse(text: &str) -> Result<u64, SizeError> {
     let wrong = || SizeError(text.to_owned());
     let trimmed = text.trim();
-    let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+    let digits = trimmed
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(digits);
     let number: u64 = number.parse().map_err(|_| wrong())?;
     let shift = match unit.trim().to_ascii_lowercase().as_str() {
@@ -23,7 +25,10 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
         "t" | "tb" | "tib" => 40,
         _ => return Err(wrong()),
     };
-    number.checked_shl(shift).filter(|bytes| bytes >> shift == number).ok_or_else(wrong)
+    number
+        .checked_shl(shift)
+        .filter(|bytes| bytes >> shift == number)
+        .ok_or_else(wrong)
 }
 
 /// Shows bytes in the largest unit that divides them.
@@ -57,7 +62,15 @@ mod tests {
 
     #[test]
     fn nonsense_and_overflow_are_refused() {
-        for text in ["", "G", "-1", "1X", "1.5G", "99999999999T", "18446744073709551616"] {
+        for text in [
+            "",
+            "G",
+            "-1",
+            "1X",
+            "1.5G",
+            "99999999999T",
+            "18446744073709551616",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

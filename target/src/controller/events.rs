@@ -48,7 +48,9 @@ impl AsyncEvents {
     /// An Asynchronous Event Request arrived. A fifth is *Asynchronous Event Request Limit Exceeded*
     /// (Base 5.1.2).
     pub(super) fn request(&mut self, cid: Cid) -> Result<(), Status> {
-        self.requests.try_push(cid).map_err(|_| StatusCode::AsyncEventLimitExceeded.dnr())
+        self.requests
+            .try_push(cid)
+            .map_err(|_| StatusCode::AsyncEventLimitExceeded.dnr())
     }
 
     /// The Asynchronous Event Configuration feature.
@@ -84,7 +86,9 @@ impl AsyncEvents {
     /// A request to be completed now, and with what.
     pub(super) fn poll(&mut self) -> Option<(Cid, Event)> {
         let ready = self.pending & !self.masked;
-        let event = Event::ALL.into_iter().find(|event| ready & event.bit() != 0)?;
+        let event = Event::ALL
+            .into_iter()
+            .find(|event| ready & event.bit() != 0)?;
         let cid = self.requests.pop_at(0)?;
         self.pending &= !event.bit();
         self.masked |= event.bit();
@@ -116,7 +120,10 @@ mod tests {
         for cid in 0..4 {
             assert_eq!(events.request(Cid::new(cid)), Ok(()));
         }
-        assert_eq!(events.request(Cid::new(4)), Err(StatusCode::AsyncEventLimitExceeded.dnr()));
+        assert_eq!(
+            events.request(Cid::new(4)),
+            Err(StatusCode::AsyncEventLimitExceeded.dnr())
+        );
     }
 
     /// "subsequent events of that type are automatically masked by the controller until the host
@@ -135,7 +142,11 @@ mod tests {
         assert_eq!(events.poll(), Some((Cid::new(2), Event::DiscoveryChanged)));
         events.request(Cid::new(3)).unwrap();
         events.clear(Event::NamespaceChanged);
-        assert_eq!(events.poll(), None, "what the log showed is not reported again");
+        assert_eq!(
+            events.poll(),
+            None,
+            "what the log showed is not reported again"
+        );
         events.raise(Event::NamespaceChanged);
         assert_eq!(events.poll(), Some((Cid::new(3), Event::NamespaceChanged)));
     }
@@ -145,7 +156,11 @@ mod tests {
         let mut events = AsyncEvents::default();
         events.raise(Event::NamespaceChanged);
         events.request(Cid::new(1)).unwrap();
-        assert_eq!(events.poll(), None, "notices are off until the host asks for them");
+        assert_eq!(
+            events.poll(),
+            None,
+            "notices are off until the host asks for them"
+        );
         events.set_config(1 << 8);
         assert!(events.abort(Cid::new(1)));
         assert!(!events.abort(Cid::new(1)));

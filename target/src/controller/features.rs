@@ -2,9 +2,9 @@
 
 use flexblk_nvme::command::admin::{GetFeatures, Select, SetFeatures};
 use flexblk_nvme::features::{
-    Arbitration, AsyncEventConfig, Capabilities, ErrorRecovery, FeatureId, FeatureValue, HostBehavior,
-    HostIdFormat, NumberOfQueues, PowerManagement, TemperatureThreshold, VolatileWriteCache,
-    WriteAtomicity,
+    Arbitration, AsyncEventConfig, Capabilities, ErrorRecovery, FeatureId, FeatureValue,
+    HostBehavior, HostIdFormat, NumberOfQueues, PowerManagement, TemperatureThreshold,
+    VolatileWriteCache, WriteAtomicity,
 };
 use flexblk_nvme::{Status, StatusCode};
 
@@ -53,8 +53,9 @@ pub(super) const IO_FEATURES: &[FeatureId] = &[
 ];
 
 /// Events that an I/O and a discovery controller can report.
-const IO_EVENTS: AsyncEventConfig =
-    AsyncEventConfig::new().with_critical_warnings(0xFF).with_namespace_attribute(true);
+const IO_EVENTS: AsyncEventConfig = AsyncEventConfig::new()
+    .with_critical_warnings(0xFF)
+    .with_namespace_attribute(true);
 const DISCOVERY_EVENTS: AsyncEventConfig = AsyncEventConfig::new().with_discovery_log(true);
 
 fn invalid() -> Status {
@@ -80,13 +81,16 @@ impl Controller {
             if behavior.acre > 1 {
                 return Err(invalid());
             }
-            self.features.behavior = HostBehavior { acre: behavior.acre, ..HostBehavior::zeroed() };
+            self.features.behavior = HostBehavior::zeroed();
+            self.features.behavior.acre = behavior.acre;
             return Ok(0);
         }
         match set.value().ok_or_else(invalid)? {
             FeatureValue::Arbitration(value) => self.features.arbitration = value,
             // NPSS is 0: state 0 is the only one.
-            FeatureValue::PowerManagement(value) if value.state() == 0 => self.features.power = value,
+            FeatureValue::PowerManagement(value) if value.state() == 0 => {
+                self.features.power = value
+            }
             FeatureValue::TemperatureThreshold(value) => self.set_temperature(value)?,
             FeatureValue::ErrorRecovery(value) if !value.dulbe() => {
                 self.features.error_recovery = value;
@@ -106,7 +110,8 @@ impl Controller {
                     Kind::Discovery => DISCOVERY_EVENTS,
                 };
                 // Hosts ask for what OAES does not list only by mistake; such bits stay 0.
-                self.events.set_config(value.into_bits() & known.into_bits());
+                self.events
+                    .set_config(value.into_bits() & known.into_bits());
             }
             FeatureValue::KeepAlive(value) => {
                 // Over Fabrics the timer can be changed, not taken away once Connect has set it;
@@ -125,14 +130,22 @@ impl Controller {
         if !matches!(value.sensor(), 0 | 15) {
             return Err(invalid());
         }
-        let slot = self.features.temperature.get_mut(usize::from(value.kind())).ok_or_else(invalid)?;
+        let slot = self
+            .features
+            .temperature
+            .get_mut(usize::from(value.kind()))
+            .ok_or_else(invalid)?;
         *slot = value.with_sensor(0);
         Ok(())
     }
 
     /// Number of Queues (Base 5.1.25.1.5): as many as asked for, as there are, and as the memory
     /// budget carries; the memory is set aside for them.
-    fn set_queues(&mut self, asked: NumberOfQueues, environment: &Environment<'_>) -> Result<u32, Status> {
+    fn set_queues(
+        &mut self,
+        asked: NumberOfQueues,
+        environment: &Environment<'_>,
+    ) -> Result<u32, Status> {
         if !asked.is_valid() {
             return Err(invalid());
         }
@@ -162,7 +175,12 @@ impl Controller {
             Select::Current => self.current(get, environment),
             Select::Capabilities => {
                 let fixed = matches!(get.fid, FeatureId::HostId);
-                Ok(done(Capabilities::new().with_changeable(!fixed).into_bits().into()))
+                Ok(done(
+                    Capabilities::new()
+                        .with_changeable(!fixed)
+                        .into_bits()
+                        .into(),
+                ))
             }
             // Nothing can be saved: the saved value is the default (Base 4.4).
             Select::Default | Select::Saved => self.default_value(get, environment),
@@ -171,46 +189,59 @@ impl Controller {
 
     fn current(&self, get: &GetFeatures, environment: &Environment<'_>) -> Result<Reply, Status> {
         let features = &self.features;
-        Ok(done(match get.fid {
-            FeatureId::Arbitration => features.arbitration.into_bits(),
-            FeatureId::PowerManagement => features.power.into_bits(),
-            FeatureId::TemperatureThreshold => temperature(&features.temperature, get)?,
-            FeatureId::ErrorRecovery => features.error_recovery.into_bits(),
-            FeatureId::WriteAtomicity => features.write_atomicity.into_bits(),
-            FeatureId::VolatileWriteCache => {
-                if !self.subsystem(environment)?.has_write_cache() {
-                    return Err(invalid());
+        Ok(done(
+            match get.fid {
+                FeatureId::Arbitration => features.arbitration.into_bits(),
+                FeatureId::PowerManagement => features.power.into_bits(),
+                FeatureId::TemperatureThreshold => temperature(&features.temperature, get)?,
+                FeatureId::ErrorRecovery => features.error_recovery.into_bits(),
+                FeatureId::WriteAtomicity => features.write_atomicity.into_bits(),
+                FeatureId::VolatileWriteCache => {
+                    if !self.subsystem(environment)?.has_write_cache() {
+                        return Err(invalid());
+                    }
+                    let enable = !self.association.write_through();
+                    VolatileWriteCache::new().with_enable(enable).into_bits()
                 }
-                let enable = !self.association.write_through();
-                VolatileWriteCache::new().with_enable(enable).into_bits()
-            }
-            FeatureId::NumberOfQueues => {
-                let limit = environment.directory.limits().io_queues;
-                NumberOfQueues::of(self.association.granted().unwrap_or(limit)).into_bits()
-            }
-            FeatureId::AsyncEventConfig => self.events.config(),
-            FeatureId::KeepAlive => self.keep_alive.timeout_ms(),
-            FeatureId::HostBehavior => return Ok(Reply::Data(features.behavior.bytes().to_vec())),
-            FeatureId::HostId => {
-                // Over Fabrics it has 128 bits; the short form is Host Identifier Inconsistent
-                // Format (Base 5.1.25.1.27).
-                if !HostIdFormat::from_bits(get.cdw11).extended() {
-                    return Err(StatusCode::HostIdInconsistentFormat.dnr());
+                FeatureId::NumberOfQueues => {
+                    let limit = environment.directory.limits().io_queues;
+                    NumberOfQueues::of(self.association.granted().unwrap_or(limit)).into_bits()
                 }
-                return Ok(Reply::Data(self.association.hostid.to_bytes().to_vec()));
+                FeatureId::AsyncEventConfig => self.events.config(),
+                FeatureId::KeepAlive => self.keep_alive.timeout_ms(),
+                FeatureId::HostBehavior => {
+                    return Ok(Reply::Data(features.behavior.bytes().to_vec()));
+                }
+                FeatureId::HostId => {
+                    // Over Fabrics it has 128 bits; the short form is Host Identifier Inconsistent
+                    // Format (Base 5.1.25.1.27).
+                    if !HostIdFormat::from_bits(get.cdw11).extended() {
+                        return Err(StatusCode::HostIdInconsistentFormat.dnr());
+                    }
+                    return Ok(Reply::Data(self.association.hostid.to_bytes().to_vec()));
+                }
+                _ => return Err(invalid()),
             }
-            _ => return Err(invalid()),
-        }
-        .into()))
+            .into(),
+        ))
     }
 
-    fn default_value(&self, get: &GetFeatures, environment: &Environment<'_>) -> Result<Reply, Status> {
+    fn default_value(
+        &self,
+        get: &GetFeatures,
+        environment: &Environment<'_>,
+    ) -> Result<Reply, Status> {
         let default = Features::default();
         Ok(done(match get.fid {
             FeatureId::TemperatureThreshold => temperature(&default.temperature, get)?.into(),
-            FeatureId::VolatileWriteCache => VolatileWriteCache::new().with_enable(true).into_bits().into(),
+            FeatureId::VolatileWriteCache => VolatileWriteCache::new()
+                .with_enable(true)
+                .into_bits()
+                .into(),
             FeatureId::NumberOfQueues => {
-                NumberOfQueues::of(environment.directory.limits().io_queues).into_bits().into()
+                NumberOfQueues::of(environment.directory.limits().io_queues)
+                    .into_bits()
+                    .into()
             }
             FeatureId::HostBehavior => return Ok(Reply::Data(default.behavior.bytes().to_vec())),
             FeatureId::HostId => return self.current(get, environment),
@@ -224,12 +255,18 @@ impl Controller {
             Kind::Io => IO_FEATURES,
             Kind::Discovery => &[FeatureId::AsyncEventConfig, FeatureId::KeepAlive],
         };
-        if known.contains(&fid) { Ok(()) } else { Err(invalid()) }
+        if known.contains(&fid) {
+            Ok(())
+        } else {
+            Err(invalid())
+        }
     }
 }
 
 fn temperature(values: &[TemperatureThreshold; 2], get: &GetFeatures) -> Result<u32, Status> {
     let asked = TemperatureThreshold::from_bits(get.cdw11);
-    let value = values.get(usize::from(asked.kind())).filter(|_| asked.sensor() == 0);
+    let value = values
+        .get(usize::from(asked.kind()))
+        .filter(|_| asked.sensor() == 0);
     value.map(|value| value.into_bits()).ok_or_else(invalid)
 }

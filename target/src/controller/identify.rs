@@ -39,7 +39,10 @@ impl Controller {
         let subsystem = self.subsystem(environment)?;
         let nsid = identify.nsid;
         Ok(match identify.cns {
-            Cns::Controller => self.identify_controller(subsystem, environment).bytes().to_vec(),
+            Cns::Controller => self
+                .identify_controller(subsystem, environment)
+                .bytes()
+                .to_vec(),
             Cns::Namespace => match active(subsystem, nsid)? {
                 Some(namespace) => identify_namespace(namespace).bytes().to_vec(),
                 None => zeros(),
@@ -49,7 +52,8 @@ impl Controller {
             Cns::NamespaceDescriptors => {
                 // Base 5.1.13.2.3: an inactive namespace is Invalid Namespace or Format.
                 let namespace = active(subsystem, nsid)?;
-                let namespace = namespace.ok_or_else(|| StatusCode::InvalidNamespaceOrFormat.dnr())?;
+                let namespace =
+                    namespace.ok_or_else(|| StatusCode::InvalidNamespaceOrFormat.dnr())?;
                 descriptors_of(namespace)
             }
             Cns::CommandSetNamespace if identify.csi == Csi::Nvm => {
@@ -58,7 +62,9 @@ impl Controller {
             }
             Cns::CommandSetController if identify.csi == Csi::Nvm => nvm_controller(subsystem),
             // Base 5.1.13.2.6: a command set that is not supported has all zeros in 06h.
-            Cns::CommandSetController if matches!(identify.csi, Csi::KeyValue | Csi::Zoned) => zeros(),
+            Cns::CommandSetController if matches!(identify.csi, Csi::KeyValue | Csi::Zoned) => {
+                zeros()
+            }
             Cns::IndependentNamespace => match active(subsystem, nsid)? {
                 Some(namespace) => independent(namespace).bytes().to_vec(),
                 None => zeros(),
@@ -135,7 +141,12 @@ impl Controller {
         // One firmware slot, read only.
         id.frmw = 0b0000_0011;
         id.lpa |= (identify::Lpa::EFFECTS | identify::Lpa::SUPPORTED_PAGES).bits();
-        id.tnvmcap = U128::new(subsystem.active().map(|ns| u128::from(ns.info.size_bytes())).sum());
+        id.tnvmcap = U128::new(
+            subsystem
+                .active()
+                .map(|ns| u128::from(ns.info.size_bytes()))
+                .sum(),
+        );
         // Entries of 64 and 16 bytes, required and at most.
         id.sqes = 0x66;
         id.cqes = 0x44;
@@ -149,7 +160,11 @@ impl Controller {
                 | Oncs::VERIFY)
                 .bits(),
         );
-        let cache = if subsystem.has_write_cache() { Vwc::PRESENT } else { Vwc::empty() };
+        let cache = if subsystem.has_write_cache() {
+            Vwc::PRESENT
+        } else {
+            Vwc::empty()
+        };
         id.vwc = (cache | Vwc::NO_BROADCAST_FLUSH).bits();
         id.set_in_capsule_bytes(environment.in_capsule_bytes);
         id.msdbd = 1;
@@ -193,7 +208,10 @@ fn identify_namespace(namespace: &Namespace) -> identify::Namespace {
         id.dlfeat = u8::from(info.caps.contains(Caps::DISCARD_ZEROES)) | 1 << 3;
     }
     let optimal = info.optimal_io_bytes >> namespace.block_shift();
-    if let Some(zeroes_based) = optimal.checked_sub(1).and_then(|blocks| u16::try_from(blocks).ok()) {
+    if let Some(zeroes_based) = optimal
+        .checked_sub(1)
+        .and_then(|blocks| u16::try_from(blocks).ok())
+    {
         id.nsfeat |= Nsfeat::OPTIMAL_PERFORMANCE.bits();
         let blocks = U16::new(zeroes_based);
         (id.npwg, id.npwa, id.npdg, id.npda, id.nows) = (blocks, blocks, blocks, blocks, blocks);
@@ -225,7 +243,10 @@ fn nvm_controller(subsystem: &Subsystem) -> Vec<u8> {
     let mut id = NvmController::zeroed();
     id.vsl = (MAX_TRANSFER_BYTES.trailing_zeros() - PAGE_SHIFT) as u8;
     id.wzsl = (MAX_WRITE_ZEROES_BYTES.trailing_zeros() - PAGE_SHIFT) as u8;
-    if subsystem.active().any(|namespace| namespace.info.caps.contains(Caps::DISCARD)) {
+    if subsystem
+        .active()
+        .any(|namespace| namespace.info.caps.contains(Caps::DISCARD))
+    {
         id.dmrl = u8::MAX;
         id.dmrsl = U32::new(u32::MAX);
         id.dmsl = U64::new(u64::from(u32::MAX) * 256);

@@ -21,7 +21,13 @@ pub(super) struct KeepAlive {
 
 impl KeepAlive {
     pub(super) fn new(kind: Kind, timeout_ms: u32, now: Instant) -> Self {
-        let mut timer = Self { kind, timeout_ms: 0, deadline: None, admin_traffic: false, io_traffic: 0 };
+        let mut timer = Self {
+            kind,
+            timeout_ms: 0,
+            deadline: None,
+            admin_traffic: false,
+            io_traffic: 0,
+        };
         timer.set(timeout_ms, now);
         timer
     }
@@ -90,7 +96,10 @@ mod tests {
         assert!(!timer.expired(at(start, 999), 0));
         timer.command(at(start, 500));
         assert!(!timer.expired(at(start, 1000), 0));
-        assert!(!timer.expired(at(start, 2000), 7), "an I/O queue received something");
+        assert!(
+            !timer.expired(at(start, 2000), 7),
+            "an I/O queue received something"
+        );
         assert!(timer.expired(at(start, 3000), 7));
         assert_eq!(timer.deadline(), None);
     }

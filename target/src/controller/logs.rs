@@ -42,8 +42,12 @@ impl Controller {
         environment: &Environment<'_>,
     ) -> Result<Vec<u8>, Status> {
         let invalid = || StatusCode::InvalidField.dnr();
-        let len = u32::try_from(get.len_bytes()).ok().filter(|len| *len <= MAX_TRANSFER_BYTES);
-        let len = len.and_then(|len| usize::try_from(len).ok()).ok_or_else(invalid)?;
+        let len = u32::try_from(get.len_bytes())
+            .ok()
+            .filter(|len| *len <= MAX_TRANSFER_BYTES);
+        let len = len
+            .and_then(|len| usize::try_from(len).ok())
+            .ok_or_else(invalid)?;
         // No page is a list that an index (OT 1) could count; offsets are of dwords (Base 5.1.12).
         if get.offset_is_index || !get.offset.is_multiple_of(4) || get.csi != Csi::Nvm {
             return Err(invalid());
@@ -91,8 +95,9 @@ impl Controller {
         let (_, entries) = self.association.errors();
         let mut page = Vec::with_capacity(crate::association::ERROR_LOG_ENTRIES * ErrorEntry::SIZE);
         for (count, error) in &entries {
-            let mut entry = ErrorEntry::new(*count, error.sqid, error.cid, error.opcode, error.status)
-                .at(error.nsid, error.lba);
+            let mut entry =
+                ErrorEntry::new(*count, error.sqid, error.cid, error.opcode, error.status)
+                    .at(error.nsid, error.lba);
             // Transport type of the connection; the specification has no number for FlexiNS, whose
             // binding is NVMe/RDMA's.
             entry.trtype = TransportType::Rdma.raw();
@@ -121,7 +126,9 @@ impl Controller {
         smart.host_writes = U128::new(totals.writes.into());
         smart.busy_minutes = U128::new((totals.busy_us / 60_000_000).into());
         smart.power_cycles = U128::new(1);
-        let up = environment.now.saturating_duration_since(environment.started);
+        let up = environment
+            .now
+            .saturating_duration_since(environment.started);
         smart.power_on_hours = U128::new((up.as_secs() / 3600).into());
         smart.media_errors = U128::new(totals.media_errors.into());
         smart.error_entries = U128::new(self.association.errors().0.into());
@@ -132,7 +139,10 @@ impl Controller {
         if self.changed.overflow {
             return ChangedNamespaces::overflow();
         }
-        NamespaceList::above(Nsid::NONE, self.changed.nsids.iter().copied().map(Nsid::new))
+        NamespaceList::above(
+            Nsid::NONE,
+            self.changed.nsids.iter().copied().map(Nsid::new),
+        )
     }
 }
 
@@ -176,7 +186,11 @@ fn feature_effects() -> Vec<u8> {
 /// lets the host in.
 #[must_use]
 pub fn discovery_log(snapshot: &Snapshot, address: SocketAddr, host: &Nqn) -> Vec<u8> {
-    let allowed = snapshot.subsystems.iter().flatten().filter(|subsystem| subsystem.hosts.allows(host));
+    let allowed = snapshot
+        .subsystems
+        .iter()
+        .flatten()
+        .filter(|subsystem| subsystem.hosts.allows(host));
     let own = record(SubsystemType::CurrentDiscovery, Nqn::discovery(), address);
     let records: Vec<Record> = std::iter::once(own)
         .chain(allowed.map(|subsystem| record(SubsystemType::Nvm, subsystem.nqn.clone(), address)))
@@ -198,7 +212,9 @@ fn record(subtype: SubsystemType, subnqn: Nqn, address: SocketAddr) -> Record {
             IpAddr::V6(_) => AddressFamily::Ipv6,
         },
         subtype,
-        treq: Treq::new().with_secure_channel(2).with_sq_flow_control_disable(true),
+        treq: Treq::new()
+            .with_secure_channel(2)
+            .with_sq_flow_control_disable(true),
         portid: 1,
         cntlid: Cntlid::DYNAMIC,
         asqsz: crate::queue::ADMIN_ENTRIES,

@@ -140,7 +140,11 @@ impl Controller {
     /// A controller whose Admin queue has just connected, with Connect's Keep Alive Timeout.
     #[must_use]
     pub fn new(association: Arc<Association>, kato_ms: u32, now: Instant) -> Self {
-        let kind = if association.subsystem.is_some() { Kind::Io } else { Kind::Discovery };
+        let kind = if association.subsystem.is_some() {
+            Kind::Io
+        } else {
+            Kind::Discovery
+        };
         Self {
             keep_alive: KeepAlive::new(kind, kato_ms, now),
             association,
@@ -202,9 +206,9 @@ impl Controller {
         match command {
             Command::Identify(identify) => self.identify(&identify, environment).map(Reply::Data),
             Command::GetLogPage(get) => self.log_page(&get, environment).map(Reply::Data),
-            Command::SetFeatures(set) => {
-                self.set_feature(&set, data, environment).map(|result| done(result.into()))
-            }
+            Command::SetFeatures(set) => self
+                .set_feature(&set, data, environment)
+                .map(|result| done(result.into())),
             Command::GetFeatures(get) => self.get_feature(&get, environment),
             // Base 5.1.14, 3.9.2: what it has to do was done above.
             Command::KeepAlive(_) => Ok(done(0)),
@@ -308,8 +312,14 @@ impl Controller {
 
     /// Its subsystem as it is now; an error when it is gone.
     fn subsystem<'a>(&self, environment: &Environment<'a>) -> Result<&'a Arc<Subsystem>, Status> {
-        let slot = self.association.subsystem.ok_or_else(|| StatusCode::InvalidField.dnr())?;
-        environment.snapshot.subsystem(slot).ok_or_else(|| StatusCode::InternalError.dnr())
+        let slot = self
+            .association
+            .subsystem
+            .ok_or_else(|| StatusCode::InvalidField.dnr())?;
+        environment
+            .snapshot
+            .subsystem(slot)
+            .ok_or_else(|| StatusCode::InternalError.dnr())
     }
 }
 

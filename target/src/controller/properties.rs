@@ -36,7 +36,10 @@ impl Controller {
             Property::Vs => VERSION.into_bits().into(),
             Property::Cc => self.cc.into_bits().into(),
             Property::Csts => self.csts.into_bits().into(),
-            Property::Crto => Crto::new().with_crwmt(READY_TIMEOUT_500MS.into()).into_bits().into(),
+            Property::Crto => Crto::new()
+                .with_crwmt(READY_TIMEOUT_500MS.into())
+                .into_bits()
+                .into(),
             // CAP.NSSRS is 0: the property does not exist.
             Property::Nssr => return Err(StatusCode::InvalidField.dnr()),
         })

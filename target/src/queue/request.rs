@@ -149,7 +149,9 @@ impl Request {
     ) -> Result<Self, Status> {
         sqe.check_flags()?;
         let command = nvm::Command::parse(sqe)?;
-        let Some(nsid) = nsid_of(&command) else { return Err(StatusCode::InvalidOpcode.dnr()) };
+        let Some(nsid) = nsid_of(&command) else {
+            return Err(StatusCode::InvalidOpcode.dnr());
+        };
         // Base 3.2.1.2: an inactive or invalid NSID is Invalid Namespace or Format. Flush with
         // FFFFFFFFh too, since Identify's VWC bits 2:1 are 10b (Base 5.1.13.2.1).
         let view = view(nsid).ok_or_else(|| StatusCode::InvalidNamespaceOrFormat.dnr())?;
@@ -158,7 +160,10 @@ impl Request {
                 let range = block_range(read.slba.get(), read.blocks, view)?;
                 check_control(read.control)?;
                 let length = transfer_len(&range)?;
-                Ok(Self::Read { range, to: remote(sqe, length)? })
+                Ok(Self::Read {
+                    range,
+                    to: remote(sqe, length)?,
+                })
             }
             nvm::Command::Write(write) => {
                 let range = block_range(write.slba.get(), write.blocks, view)?;
@@ -166,15 +171,24 @@ impl Request {
                 let length = transfer_len(&range)?;
                 let from = source(sqe, data_len, length, Exactly::This)?;
                 check_writable(view)?;
-                Ok(Self::Write { range, from, fua: write.control.fua() })
+                Ok(Self::Write {
+                    range,
+                    from,
+                    fua: write.control.fua(),
+                })
             }
             nvm::Command::Compare(compare) => {
                 let range = block_range(compare.slba.get(), compare.blocks, view)?;
                 check_control(compare.control)?;
                 let length = transfer_len(&range)?;
-                Ok(Self::Compare { range, from: source(sqe, data_len, length, Exactly::This)? })
+                Ok(Self::Compare {
+                    range,
+                    from: source(sqe, data_len, length, Exactly::This)?,
+                })
             }
-            nvm::Command::Flush(_) => Ok(Self::Flush { device: view.device }),
+            nvm::Command::Flush(_) => Ok(Self::Flush {
+                device: view.device,
+            }),
             nvm::Command::WriteZeroes(zeroes) => {
                 let range = block_range(zeroes.slba.get(), zeroes.blocks, view)?;
                 check_control(zeroes.control)?;
@@ -203,7 +217,11 @@ impl Request {
                 let length = u32::from(dsm.ranges) * DSM_RANGE_BYTES;
                 // Hosts send whole pages of ranges: more than NR names is allowed.
                 let from = source(sqe, data_len, length, Exactly::AtLeast)?;
-                Ok(Self::Deallocate { from, ranges: dsm.ranges, view: *view })
+                Ok(Self::Deallocate {
+                    from,
+                    ranges: dsm.ranges,
+                    view: *view,
+                })
             }
             _ => Err(StatusCode::InvalidOpcode.dnr()),
         }
@@ -237,9 +255,12 @@ fn nsid_of(command: &nvm::Command) -> Option<Nsid> {
 #[inline]
 fn block_range(lba: u64, blocks: u32, view: &View) -> Result<Range, Status> {
     match lba.checked_add(u64::from(blocks)) {
-        Some(end) if end <= view.block_count => {
-            Ok(Range { device: view.device, blocks, lba, block_shift: view.block_shift })
-        }
+        Some(end) if end <= view.block_count => Ok(Range {
+            device: view.device,
+            blocks,
+            lba,
+            block_shift: view.block_shift,
+        }),
         _ => Err(StatusCode::LbaOutOfRange.dnr()),
     }
 }
@@ -267,7 +288,11 @@ fn transfer_len(range: &Range) -> Result<u32, Status> {
 /// Base 8.1.15: a change to a write-protected namespace is Namespace is Write Protected.
 #[inline]
 fn check_writable(view: &View) -> Result<(), Status> {
-    if view.read_only { Err(StatusCode::NamespaceWriteProtected.dnr()) } else { Ok(()) }
+    if view.read_only {
+        Err(StatusCode::NamespaceWriteProtected.dnr())
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether a descriptor must have the length of the data, or may have more.
@@ -285,7 +310,11 @@ impl Exactly {
             Self::This => actual == wanted,
             Self::AtLeast => actual >= wanted,
         };
-        if fits { Ok(()) } else { Err(StatusCode::DataSglLengthInvalid.dnr()) }
+        if fits {
+            Ok(())
+        } else {
+            Err(StatusCode::DataSglLengthInvalid.dnr())
+        }
     }
 }
 
@@ -293,9 +322,43 @@ impl Exactly {
 #[inline]
 fn remote(sqe: &Sqe, length: u32) -> Result<Remote, Status> {
     match sqe.sgl()? {
-        Sgl::Keyed { address, length: actual, key, invalidate } => {
+        Sgl::Keyed {
+            address,
+            length: actual,
+            key,
+            invalidate,
+        } => {
             Exactly::This.check(actual, length)?;
-            Ok(Remote { address, key, invalidate })
+            Ok(Remote {
+                address,
+                key,
+                invalidate,
+            })
+        }
+        _ => Err(StatusCode::SglDescriptorTypeInvalid.dnr()),
+    }
+}
+
+/// Where at least `length` bytes of data for an Admin or Fabrics command come from.
+pub fn data_from_host(sqe: &Sqe, data_len: usize, length: u32) -> Result<Source, Status> {
+    source(sqe, data_len, length, Exactly::AtLeast)
+}
+
+/// Where `length` bytes of data of an Admin command go; the host may have room for more.
+pub fn data_to_host(sqe: &Sqe, length: u32) -> Result<Remote, Status> {
+    match sqe.sgl()? {
+        Sgl::Keyed {
+            address,
+            length: actual,
+            key,
+            invalidate,
+        } => {
+            Exactly::AtLeast.check(actual, length)?;
+            Ok(Remote {
+                address,
+                key,
+                invalidate,
+            })
         }
         _ => Err(StatusCode::SglDescriptorTypeInvalid.dnr()),
     }
@@ -305,11 +368,23 @@ fn remote(sqe: &Sqe, length: u32) -> Result<Remote, Status> {
 #[inline]
 fn source(sqe: &Sqe, data_len: usize, length: u32, exactly: Exactly) -> Result<Source, Status> {
     match sqe.sgl()? {
-        Sgl::Keyed { address, length: actual, key, invalidate } => {
+        Sgl::Keyed {
+            address,
+            length: actual,
+            key,
+            invalidate,
+        } => {
             exactly.check(actual, length)?;
-            Ok(Source::Remote(Remote { address, key, invalidate }))
+            Ok(Source::Remote(Remote {
+                address,
+                key,
+                invalidate,
+            }))
         }
-        Sgl::InCapsule { offset, length: actual } => {
+        Sgl::InCapsule {
+            offset,
+            length: actual,
+        } => {
             exactly.check(actual, length)?;
             // Base 4.3.2: beyond the capsule's data is SGL Offset Invalid.
             match offset.checked_add(u64::from(actual)) {
@@ -327,12 +402,19 @@ mod tests {
     use flexblk_nvme::{Cid, Lba};
     use proptest::prelude::*;
 
-    const VIEW: View =
-        View { block_count: 1 << 20, device: 3, block_shift: 12, read_only: false, discard: true };
+    const VIEW: View = View {
+        block_count: 1 << 20,
+        device: 3,
+        block_shift: 12,
+        read_only: false,
+        discard: true,
+    };
     const NSID: Nsid = Nsid::new(7);
 
     fn parse_with(view: &View, bytes: [u8; 64], data_len: usize) -> Result<Request, Status> {
-        Request::parse(Sqe::cast(&bytes), data_len, |nsid| (nsid == NSID).then_some(view))
+        Request::parse(Sqe::cast(&bytes), data_len, |nsid| {
+            (nsid == NSID).then_some(view)
+        })
     }
 
     fn parse(bytes: [u8; 64], data_len: usize) -> Result<Request, Status> {
@@ -340,7 +422,12 @@ mod tests {
     }
 
     fn keyed(length: u32) -> Sgl {
-        Sgl::Keyed { address: 0x1000, length, key: 9, invalidate: false }
+        Sgl::Keyed {
+            address: 0x1000,
+            length,
+            key: 9,
+            invalidate: false,
+        }
     }
 
     fn in_capsule(offset: u64, length: u32) -> Sgl {
@@ -348,21 +435,47 @@ mod tests {
     }
 
     fn write(lba: u64, blocks: u32) -> nvm::Write {
-        nvm::Write { nsid: NSID, slba: Lba::new(lba), blocks, ..Default::default() }
+        nvm::Write {
+            nsid: NSID,
+            slba: Lba::new(lba),
+            blocks,
+            ..Default::default()
+        }
     }
 
     fn read(lba: u64, blocks: u32) -> nvm::Read {
-        nvm::Read { nsid: NSID, slba: Lba::new(lba), blocks, ..Default::default() }
+        nvm::Read {
+            nsid: NSID,
+            slba: Lba::new(lba),
+            blocks,
+            ..Default::default()
+        }
     }
 
     #[test]
     fn read_and_write_become_ranges() {
-        let to = Remote { address: 0x1000, key: 9, invalidate: false };
-        let range = Range { device: 3, lba: 5, blocks: 2, block_shift: 12 };
+        let to = Remote {
+            address: 0x1000,
+            key: 9,
+            invalidate: false,
+        };
+        let range = Range {
+            device: 3,
+            lba: 5,
+            blocks: 2,
+            block_shift: 12,
+        };
         let got = parse(read(5, 2).emit(Cid::new(1), &keyed(8192)), 0);
         assert_eq!(got, Ok(Request::Read { range, to }));
         let got = parse(write(5, 2).emit(Cid::new(1), &in_capsule(0, 8192)), 8192);
-        assert_eq!(got, Ok(Request::Write { range, from: Source::InCapsule(0), fua: false }));
+        assert_eq!(
+            got,
+            Ok(Request::Write {
+                range,
+                from: Source::InCapsule(0),
+                fua: false
+            })
+        );
         assert_eq!((range.offset_bytes(), range.len_bytes()), (20_480, 8192));
     }
 
@@ -372,9 +485,18 @@ mod tests {
     fn ranges_end_with_the_namespace() {
         let last = VIEW.block_count - 1;
         assert!(parse(read(last, 1).emit(Cid::new(1), &keyed(4096)), 0).is_ok());
-        for (lba, blocks) in [(last, 2), (VIEW.block_count, 1), (u64::MAX, 1), (u64::MAX - 1, 65_536)] {
+        for (lba, blocks) in [
+            (last, 2),
+            (VIEW.block_count, 1),
+            (u64::MAX, 1),
+            (u64::MAX - 1, 65_536),
+        ] {
             let bytes = read(lba, blocks).emit(Cid::new(1), &keyed(4096));
-            assert_eq!(parse(bytes, 0), Err(StatusCode::LbaOutOfRange.dnr()), "{lba}+{blocks}");
+            assert_eq!(
+                parse(bytes, 0),
+                Err(StatusCode::LbaOutOfRange.dnr()),
+                "{lba}+{blocks}"
+            );
         }
     }
 
@@ -383,7 +505,13 @@ mod tests {
     #[test]
     fn transfers_are_bounded() {
         let blocks = MAX_TRANSFER_BYTES >> 12;
-        assert!(parse(read(0, blocks).emit(Cid::new(1), &keyed(MAX_TRANSFER_BYTES)), 0).is_ok());
+        assert!(
+            parse(
+                read(0, blocks).emit(Cid::new(1), &keyed(MAX_TRANSFER_BYTES)),
+                0
+            )
+            .is_ok()
+        );
         let longer = read(0, blocks + 1).emit(Cid::new(1), &keyed(MAX_TRANSFER_BYTES + 4096));
         assert_eq!(parse(longer, 0), Err(StatusCode::InvalidField.dnr()));
     }
@@ -395,12 +523,36 @@ mod tests {
         let offset = Err(StatusCode::SglOffsetInvalid.dnr());
         assert_eq!(parse(read(0, 1).emit(Cid::new(1), &keyed(4095)), 0), length);
         assert_eq!(parse(read(0, 1).emit(Cid::new(1), &keyed(8192)), 0), length);
-        assert_eq!(parse(read(0, 1).emit(Cid::new(1), &in_capsule(0, 4096)), 4096), kind);
-        assert_eq!(parse(read(0, 1).emit(Cid::new(1), &Sgl::Transport { length: 4096 }), 0), kind);
-        assert_eq!(parse(write(0, 1).emit(Cid::new(1), &in_capsule(0, 512)), 512), length);
-        assert_eq!(parse(write(0, 1).emit(Cid::new(1), &in_capsule(1, 4096)), 4096), offset);
-        assert_eq!(parse(write(0, 1).emit(Cid::new(1), &in_capsule(u64::MAX, 4096)), 4096), offset);
-        assert_eq!(parse(write(0, 1).emit(Cid::new(1), &in_capsule(0, 4096)), 4095), offset);
+        assert_eq!(
+            parse(read(0, 1).emit(Cid::new(1), &in_capsule(0, 4096)), 4096),
+            kind
+        );
+        assert_eq!(
+            parse(
+                read(0, 1).emit(Cid::new(1), &Sgl::Transport { length: 4096 }),
+                0
+            ),
+            kind
+        );
+        assert_eq!(
+            parse(write(0, 1).emit(Cid::new(1), &in_capsule(0, 512)), 512),
+            length
+        );
+        assert_eq!(
+            parse(write(0, 1).emit(Cid::new(1), &in_capsule(1, 4096)), 4096),
+            offset
+        );
+        assert_eq!(
+            parse(
+                write(0, 1).emit(Cid::new(1), &in_capsule(u64::MAX, 4096)),
+                4096
+            ),
+            offset
+        );
+        assert_eq!(
+            parse(write(0, 1).emit(Cid::new(1), &in_capsule(0, 4096)), 4095),
+            offset
+        );
     }
 
     /// PSDT other than SGL, and fused operations that Identify's FUSES does not list, are Invalid
@@ -410,36 +562,71 @@ mod tests {
         for flags in [0x00, 0x41, 0x42, 0xC0] {
             let mut bytes = read(0, 1).emit(Cid::new(1), &keyed(4096));
             bytes[1] = flags;
-            assert_eq!(parse(bytes, 0), Err(StatusCode::InvalidField.dnr()), "{flags:#x}");
+            assert_eq!(
+                parse(bytes, 0),
+                Err(StatusCode::InvalidField.dnr()),
+                "{flags:#x}"
+            );
         }
     }
 
     #[test]
     fn unknown_namespaces_and_opcodes() {
-        let other = nvm::Read { nsid: Nsid::BROADCAST, ..Default::default() };
+        let other = nvm::Read {
+            nsid: Nsid::BROADCAST,
+            ..Default::default()
+        };
         let bytes = other.emit(Cid::new(1), &keyed(4096));
-        assert_eq!(parse(bytes, 0), Err(StatusCode::InvalidNamespaceOrFormat.dnr()));
+        assert_eq!(
+            parse(bytes, 0),
+            Err(StatusCode::InvalidNamespaceOrFormat.dnr())
+        );
         let mut bytes = read(0, 1).emit(Cid::new(1), &keyed(4096));
-        for opcode in [nvm::opcode::COPY, nvm::opcode::WRITE_UNCORRECTABLE, 0x7D, 0xFF] {
+        for opcode in [
+            nvm::opcode::COPY,
+            nvm::opcode::WRITE_UNCORRECTABLE,
+            0x7D,
+            0xFF,
+        ] {
             bytes[0] = opcode;
-            assert_eq!(parse(bytes, 0), Err(StatusCode::InvalidOpcode.dnr()), "{opcode:#x}");
+            assert_eq!(
+                parse(bytes, 0),
+                Err(StatusCode::InvalidOpcode.dnr()),
+                "{opcode:#x}"
+            );
         }
     }
 
     /// "Namespace is Write Protected" for everything that would change a read-only namespace.
     #[test]
     fn read_only_namespaces_can_be_read() {
-        let view = View { read_only: true, ..VIEW };
+        let view = View {
+            read_only: true,
+            ..VIEW
+        };
         let protected = Err(StatusCode::NamespaceWriteProtected.dnr());
-        assert_eq!(parse_with(&view, write(0, 1).emit(Cid::new(1), &keyed(4096)), 0), protected);
-        let zeroes = nvm::WriteZeroes { nsid: NSID, ..Default::default() };
-        assert_eq!(parse_with(&view, zeroes.emit(Cid::new(1), &Sgl::NONE), 0), protected);
+        assert_eq!(
+            parse_with(&view, write(0, 1).emit(Cid::new(1), &keyed(4096)), 0),
+            protected
+        );
+        let zeroes = nvm::WriteZeroes {
+            nsid: NSID,
+            ..Default::default()
+        };
+        assert_eq!(
+            parse_with(&view, zeroes.emit(Cid::new(1), &Sgl::NONE), 0),
+            protected
+        );
         assert!(parse_with(&view, read(0, 1).emit(Cid::new(1), &keyed(4096)), 0).is_ok());
     }
 
     #[test]
     fn write_zeroes_is_bounded_and_takes_no_data() {
-        let zeroes = |blocks| nvm::WriteZeroes { nsid: NSID, blocks, ..Default::default() };
+        let zeroes = |blocks| nvm::WriteZeroes {
+            nsid: NSID,
+            blocks,
+            ..Default::default()
+        };
         let most = (MAX_WRITE_ZEROES_BYTES >> 12) as u32;
         assert!(parse(zeroes(most).emit(Cid::new(1), &Sgl::NONE), 0).is_ok());
         let more = zeroes(most + 1).emit(Cid::new(1), &Sgl::NONE);
@@ -457,8 +644,14 @@ mod tests {
         assert!(parse(dsm.emit(Cid::new(1), &keyed(32)), 0).is_ok());
         let short = parse(dsm.emit(Cid::new(1), &keyed(31)), 0);
         assert_eq!(short, Err(StatusCode::DataSglLengthInvalid.dnr()));
-        let advice = nvm::DatasetManagement { attributes: nvm::DsmAttributes::new(), ..dsm };
-        assert_eq!(parse(advice.emit(Cid::new(1), &keyed(32)), 0), Ok(Request::Nothing));
+        let advice = nvm::DatasetManagement {
+            attributes: nvm::DsmAttributes::new(),
+            ..dsm
+        };
+        assert_eq!(
+            parse(advice.emit(Cid::new(1), &keyed(32)), 0),
+            Ok(Request::Nothing)
+        );
     }
 
     proptest! {

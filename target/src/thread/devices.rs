@@ -1,0 +1,231 @@
+//! Block devices as one thread has them open: a channel each, and for RAM the registered memory.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flexblk_blockdev::{BlockDevice, Caps, Channel, Tokens};
+use flexblk_reactor::{Reactor, SharedMemory};
+use flexins::engine::Engine;
+use flexins::verbs::{Access, Mr, Pd, Sge};
+
+use super::queue::QueueKey;
+use crate::queue::request::Range;
+use crate::snapshot::Namespace;
+
+/// How long the memory of a device outlives it. A packet that was built before the registration
+/// ended may still be on its way to the kernel; it leaves within a turn of the reactor.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// A device that this thread has open.
+pub(crate) struct Device {
+    /// Tells devices apart over threads.
+    pub(crate) id: u64,
+    pub(crate) channel: Box<dyn Channel>,
+    memory: Option<(Arc<SharedMemory>, Mr)>,
+    /// A flush does something.
+    pub(crate) flushes: bool,
+    /// It can be written.
+    writable: bool,
+    /// Namespaces that use it.
+    users: u32,
+    /// Commands that use it or its memory.
+    in_flight: u32,
+    /// I/Os that found the channel full.
+    pub(crate) backlog: VecDeque<(QueueKey, u16)>,
+}
+
+/// The devices of a thread.
+#[derive(Default)]
+pub(crate) struct Devices {
+    slots: Vec<Option<Device>>,
+    graveyard: VecDeque<(Instant, Arc<SharedMemory>)>,
+}
+
+impl Devices {
+    /// The device of a namespace, opened if it is not yet. An error when it cannot be opened here.
+    pub(crate) fn open(
+        &mut self,
+        namespace: &Namespace,
+        owner: u8,
+        engine: &mut Engine,
+        pd: Pd,
+        reactor: &mut Reactor,
+    ) -> Result<u32, OpenError> {
+        let known = |slot: &Option<Device>| {
+            slot.as_ref()
+                .is_some_and(|device| device.id == namespace.device_id)
+        };
+        if let Some(index) = self.slots.iter().position(known) {
+            if let Some(device) = self.slots.get_mut(index).and_then(Option::as_mut) {
+                device.users += 1;
+            }
+            return Ok(index as u32);
+        }
+        let index = match self.slots.iter().position(Option::is_none) {
+            Some(index) => index,
+            None => {
+                self.slots.push(None);
+                self.slots.len() - 1
+            }
+        };
+        let bdev: &dyn BlockDevice = &*namespace.device;
+        let channel = bdev.open(reactor, Tokens::new(owner, index as u32))?;
+        let memory = match bdev.memory() {
+            Some(memory) => {
+                let access = Access::LOCAL_WRITE;
+                let mr = engine.register_memory(pd, memory, 0, memory.len(), access)?;
+                Some((Arc::clone(memory), mr))
+            }
+            None => None,
+        };
+        let device = Device {
+            id: namespace.device_id,
+            channel,
+            memory,
+            flushes: namespace.info.caps.contains(Caps::FLUSH),
+            writable: !namespace.read_only(),
+            users: 1,
+            in_flight: 0,
+            backlog: VecDeque::new(),
+        };
+        if let Some(slot) = self.slots.get_mut(index) {
+            *slot = Some(device);
+        }
+        Ok(index as u32)
+    }
+
+    /// A namespace no longer uses the device.
+    pub(crate) fn close(&mut self, index: u32, engine: &mut Engine, now: Instant) {
+        if let Some(device) = self.get_mut(index) {
+            device.users = device.users.saturating_sub(1);
+            self.reap(index, engine, now);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Device> {
+        self.slots.get_mut(index as usize)?.as_mut()
+    }
+
+    /// A command begins to use the device.
+    #[inline]
+    pub(crate) fn begin(&mut self, index: u32) {
+        if let Some(device) = self.get_mut(index) {
+            device.in_flight += 1;
+        }
+    }
+
+    /// A command no longer uses the device.
+    #[inline]
+    pub(crate) fn end(&mut self, index: u32, engine: &mut Engine, now: Instant) {
+        let Some(device) = self.get_mut(index) else {
+            return;
+        };
+        device.in_flight = device.in_flight.saturating_sub(1);
+        if device.users == 0 {
+            self.reap(index, engine, now);
+        }
+    }
+
+    /// Frees a device that nobody uses any more.
+    fn reap(&mut self, index: u32, engine: &mut Engine, now: Instant) {
+        let unused = |device: &Device| device.users == 0 && device.in_flight == 0;
+        let Some(slot) = self.slots.get_mut(index as usize) else {
+            return;
+        };
+        let Some(device) = slot.take_if(|device| unused(device)) else {
+            return;
+        };
+        if let Some((memory, mr)) = device.memory {
+            if let Err(error) = engine.deregister(mr.lkey) {
+                tracing::warn!(%error, "deregistering the memory of a removed namespace");
+            }
+            if let Some(end) = now.checked_add(GRACE) {
+                self.graveyard.push_back((end, memory));
+            }
+        }
+        // The channel goes with the device: nothing is in flight on it.
+    }
+
+    /// When [`Devices::bury`] has something to do.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        self.graveyard.front().map(|(end, _)| *end)
+    }
+
+    /// Unmaps memory whose time of grace is over.
+    pub(crate) fn bury(&mut self, now: Instant) {
+        while self.graveyard.front().is_some_and(|(end, _)| *end <= now) {
+            self.graveyard.pop_front();
+        }
+    }
+
+    /// The range in the device's own memory, as a gather list of the transport, when it may be read
+    /// (and, by the same reasoning, written) in place: no other thread has the device open.
+    #[inline]
+    pub(crate) fn direct(&self, range: &Range) -> Option<Sge> {
+        let device = self.slots.get(range.device as usize)?.as_ref()?;
+        device.memory.as_ref()?;
+        device.channel.direct_read(range.lba, range.blocks)?;
+        self.memory(range)
+    }
+
+    /// The range in the device's own memory, for a command that was found to use it in place.
+    #[inline]
+    pub(crate) fn memory(&self, range: &Range) -> Option<Sge> {
+        let device = self.slots.get(range.device as usize)?.as_ref()?;
+        let (_, mr) = device.memory.as_ref()?;
+        Some(mr.sge(range.offset_bytes(), u32::try_from(range.len_bytes()).ok()?))
+    }
+
+    /// Copies data that came with a command straight into the device's memory; false when that must
+    /// not be done (see [`Devices::direct`]).
+    #[inline]
+    pub(crate) fn write_direct(&self, range: &Range, data: &[u8]) -> bool {
+        let Some(device) = self
+            .slots
+            .get(range.device as usize)
+            .and_then(Option::as_ref)
+        else {
+            return false;
+        };
+        if device.memory.is_none() {
+            return false;
+        }
+        match device.channel.direct_read(range.lba, range.blocks) {
+            Some(span) if span.len() as usize == data.len() => {
+                span.copy_from_slice(data);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Does a flush of the device make anything safe?
+    pub(crate) fn is_flushable(&self, index: u32) -> bool {
+        let device = self.slots.get(index as usize).and_then(Option::as_ref);
+        device.is_some_and(|device| device.flushes && device.writable)
+    }
+
+    /// Open devices.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// Is anything with a device's channel?
+    pub(crate) fn is_busy(&self) -> bool {
+        self.slots
+            .iter()
+            .flatten()
+            .any(|device| device.channel.in_flight() > 0)
+    }
+}
+
+/// Why a device cannot be used on a thread.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Device(#[from] flexblk_blockdev::Error),
+    #[error("registering its memory: {0}")]
+    Verbs(#[from] flexins::verbs::VerbsError),
+}

@@ -1,0 +1,57 @@
+//! What threads say to one another.
+
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use flexblk_nvme::{Cid, Cntlid, Qid};
+
+use super::queue::QueueKey;
+use crate::association::Association;
+use crate::snapshot::Snapshot;
+use crate::stats::ThreadStats;
+
+/// Messages that may wait for a thread. Beyond it the sender keeps them and tries again.
+pub(crate) const CAPACITY: usize = 1024;
+
+/// A message to a data thread.
+pub(crate) enum Mail {
+    /// What is exported has changed.
+    Snapshot(Arc<Snapshot>),
+    /// Close every I/O queue of a controller.
+    CloseQueues(Cntlid),
+    /// An I/O queue of a controller of yours is gone.
+    QueueClosed(Arc<Association>),
+    /// Try to abort a command.
+    Abort {
+        /// Controller.
+        cntlid: Cntlid,
+        /// Its queue on this thread.
+        sqid: Qid,
+        /// The command to abort.
+        cid: Cid,
+        /// Whom to tell.
+        from: AbortFrom,
+    },
+    /// Answer to [`Mail::Abort`].
+    Aborted {
+        /// Who asked.
+        from: AbortFrom,
+        /// Was it aborted?
+        aborted: bool,
+    },
+    /// Report counters.
+    Stats(SyncSender<ThreadStats>),
+    /// Close everything and end.
+    Shutdown,
+}
+
+/// The Abort command that asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AbortFrom {
+    /// Thread of its Admin queue.
+    pub(crate) thread: usize,
+    /// The Admin queue.
+    pub(crate) queue: QueueKey,
+    /// The Abort command.
+    pub(crate) cid: Cid,
+}

@@ -1,0 +1,467 @@
+//! A data thread: its queue pairs, and the loop that drives them.
+//!
+//! [`Core`] is everything but sockets and clock: it takes messages, completions and time, and posts
+//! requests to a FlexiNS engine, whatever port that engine has. [`run`] puts it on a reactor.
+
+mod admin;
+mod buffers;
+mod devices;
+mod io;
+mod lifecycle;
+pub(crate) mod mail;
+pub(crate) mod parts;
+mod queue;
+pub(crate) mod run;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flexblk_blockdev::{IoDone, Tokens};
+use flexblk_nvme::StatusCode;
+use flexblk_reactor::mailbox::TrySendError;
+use flexblk_reactor::{Completion, Reactor};
+use flexins::engine::{Delivery, DeliveryKind, Engine};
+use flexins::verbs::WorkCompletion;
+
+use crate::error::StartError;
+use crate::snapshot::Snapshot;
+use buffers::Buffers;
+use devices::Devices;
+use lifecycle::CqPool;
+use mail::{AbortFrom, Mail};
+use parts::{Parts, Shared, Task};
+use queue::{QueueKey, QueueTable, Role, Stage};
+
+pub(crate) use buffers::MIN_BYTES as MIN_BUFFER_BYTES;
+pub(crate) use queue::queue_bytes;
+
+/// Owner number of block devices in the reactor's tokens.
+pub(crate) const BDEV_OWNER: u8 = 2;
+/// Owner number of the endpoint.
+pub(crate) const PORT_OWNER: u8 = 1;
+/// No device.
+pub(crate) const NO_DEVICE: u32 = u32::MAX;
+
+/// How long a connection may take to send Connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Rounds of one poll: what the last round leaves comes with the next poll.
+const ROUNDS: usize = 4;
+
+/// The queues of a thread, without sockets and clock.
+pub(crate) struct Core {
+    parts: Parts,
+    queues: QueueTable,
+    cqs: CqPool,
+    completions: Vec<WorkCompletion>,
+    done: Vec<IoDone>,
+    outbox: VecDeque<(usize, Mail)>,
+    /// The earliest timer of a queue, or earlier.
+    next_timer: Option<Instant>,
+    draining: bool,
+}
+
+impl Core {
+    /// A thread without queues; `buffer_bytes` is its share of the memory for I/O buffers.
+    pub(crate) fn new(
+        id: usize,
+        shared: Arc<Shared>,
+        buffer_bytes: u64,
+        engine: &mut Engine,
+        reactor: &mut Reactor,
+    ) -> Result<Self, StartError> {
+        let pd = engine.alloc_pd();
+        let (small, large) =
+            buffers::counts(buffer_bytes).unwrap_or((64, buffers::MAX_PIECES as u32));
+        let buffers = Buffers::new(small, large, engine, pd, reactor)?;
+        let parts = Parts {
+            id,
+            shared,
+            now: reactor.now(),
+            pd,
+            buffers,
+            devices: Devices::default(),
+            snapshot: Arc::default(),
+            subsystems: Vec::new(),
+            device_work: VecDeque::new(),
+            waiters: VecDeque::new(),
+            blocked: VecDeque::new(),
+            late: VecDeque::new(),
+            to_close: VecDeque::new(),
+            tasks: VecDeque::new(),
+        };
+        let mut core = Self {
+            parts,
+            queues: QueueTable::default(),
+            cqs: CqPool::default(),
+            completions: Vec::new(),
+            done: Vec::new(),
+            outbox: VecDeque::new(),
+            next_timer: None,
+            draining: false,
+        };
+        let snapshot = core.parts.shared.directory.snapshot();
+        core.apply_snapshot(snapshot, engine, reactor);
+        Ok(core)
+    }
+
+    /// A message has arrived in place.
+    #[inline]
+    pub(crate) fn delivery(&mut self, engine: &mut Engine, delivery: &Delivery, packet: &[u8]) {
+        let key = QueueKey::from_word(delivery.user);
+        let Some(queue) = self.queues.get_mut(key).filter(|queue| !queue.closing) else {
+            return;
+        };
+        match delivery.kind {
+            DeliveryKind::Send => {
+                self.parts
+                    .capsule(engine, queue, delivery.payload.bytes(packet));
+            }
+            _ => {
+                tracing::warn!(peer = %queue.peer, "a message that is no command capsule; the queue is closed");
+                self.parts.to_close.push_back(key);
+            }
+        }
+        if !matches!(queue.role, Role::Io(_)) {
+            let timer = queue.timer;
+            self.note_timer(timer);
+        }
+    }
+
+    /// The time as of now; call it before anything else in a turn.
+    pub(crate) fn set_now(&mut self, now: Instant) {
+        self.parts.now = now;
+    }
+
+    /// A completion with the owner number of block devices.
+    pub(crate) fn device_completion(
+        &mut self,
+        engine: &mut Engine,
+        reactor: &mut Reactor,
+        completion: &Completion,
+    ) {
+        let index = Tokens::channel_of(completion.token);
+        let Some(device) = self.parts.devices.get_mut(index) else {
+            return;
+        };
+        device.channel.complete(reactor, completion, &mut self.done);
+        let freed = !self.done.is_empty();
+        for done in self.done.drain(..) {
+            if let Some((queue, slot)) = self.queues.by_tag(done.tag) {
+                self.parts.device_done(engine, queue, slot, done.result);
+            }
+        }
+        // Room in the channel for those who found it full.
+        if freed && let Some(device) = self.parts.devices.get_mut(index) {
+            let room = device
+                .channel
+                .depth()
+                .saturating_sub(device.channel.in_flight());
+            let again = room.min(device.backlog.len());
+            self.parts.device_work.extend(device.backlog.drain(..again));
+        }
+    }
+
+    /// Does everything that has become possible: call it after deliveries, completions, mail and
+    /// time-outs, before the endpoint's flush.
+    pub(crate) fn poll(&mut self, engine: &mut Engine, reactor: &mut Reactor) {
+        for _ in 0..ROUNDS {
+            self.poll_completions(engine);
+            self.poll_connections(engine);
+            self.serve_waiters(engine);
+            self.repost(engine);
+            self.run_devices(engine, reactor);
+            self.run_tasks(engine);
+            self.close_queues(engine);
+            if !self.has_work() {
+                break;
+            }
+        }
+        self.send_mail();
+    }
+
+    /// Is there work that does not wait for anything?
+    pub(crate) fn has_work(&self) -> bool {
+        let parts = &self.parts;
+        !(parts.device_work.is_empty() && parts.tasks.is_empty() && parts.to_close.is_empty())
+    }
+
+    /// Is there mail that found its mailbox full?
+    pub(crate) fn has_unsent_mail(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    fn poll_completions(&mut self, engine: &mut Engine) {
+        for cq in self.cqs.iter() {
+            engine.poll_cq(cq, &mut self.completions);
+        }
+        for wc in self.completions.drain(..) {
+            if let Some(queue) = self.queues.get_mut(QueueKey::from_word(wc.user)) {
+                self.parts.sent(engine, queue, &wc);
+                if !matches!(queue.role, Role::Io(_)) {
+                    self.next_timer = self.next_timer.into_iter().chain(queue.timer).min();
+                }
+            }
+        }
+    }
+
+    /// Buffers for those who wait, first come first served.
+    fn serve_waiters(&mut self, engine: &mut Engine) {
+        while let Some((key, slot)) = self.parts.waiters.pop_front() {
+            let served = match self.queues.get_mut(key) {
+                Some(queue) => self.parts.buffers_for_waiter(engine, queue, slot),
+                None => true,
+            };
+            if !served {
+                self.parts.waiters.push_front((key, slot));
+                return;
+            }
+        }
+    }
+
+    fn repost(&mut self, engine: &mut Engine) {
+        for _ in 0..self.parts.blocked.len() {
+            let Some((key, slot)) = self.parts.blocked.pop_front() else {
+                break;
+            };
+            if let Some(queue) = self.queues.get_mut(key) {
+                self.parts.repost(engine, queue, slot);
+            }
+        }
+        for _ in 0..self.parts.late.len() {
+            let Some((key, cqe)) = self.parts.late.pop_front() else {
+                break;
+            };
+            if let Some(queue) = self.queues.get_mut(key)
+                && !self.parts.send_late(engine, queue, cqe)
+            {
+                self.parts.late.push_back((key, cqe));
+            }
+        }
+    }
+
+    fn run_devices(&mut self, engine: &mut Engine, reactor: &mut Reactor) {
+        // A command may come back at once for its next step; that is the next round's.
+        for _ in 0..self.parts.device_work.len() {
+            let Some((key, slot)) = self.parts.device_work.pop_front() else {
+                break;
+            };
+            if let Some(queue) = self.queues.get_mut(key) {
+                self.parts.submit(engine, reactor, queue, slot);
+            }
+        }
+    }
+
+    fn run_tasks(&mut self, engine: &mut Engine) {
+        while let Some(task) = self.parts.tasks.pop_front() {
+            match task {
+                Task::CloseQueues(association) => {
+                    for thread in association.threads() {
+                        if thread == self.parts.id {
+                            self.close_queues_of(association.cntlid);
+                        } else {
+                            self.outbox
+                                .push_back((thread, Mail::CloseQueues(association.cntlid)));
+                        }
+                    }
+                    self.note_queues_closed(&association);
+                }
+                Task::Terminate(key, reason) => self.terminate(key, reason),
+                Task::Flush(key) => {
+                    if let Some(queue) = self.queues.get_mut(key) {
+                        self.parts.begin_flush(engine, queue);
+                    }
+                }
+                Task::Abort {
+                    association,
+                    sqid,
+                    cid,
+                    from,
+                } => match association.thread_of(sqid) {
+                    Some(thread) if thread == self.parts.id => {
+                        let aborted = self.abort(engine, association.cntlid, sqid, cid);
+                        self.aborted(engine, from, aborted);
+                    }
+                    Some(thread) => {
+                        let cntlid = association.cntlid;
+                        self.outbox.push_back((
+                            thread,
+                            Mail::Abort {
+                                cntlid,
+                                sqid,
+                                cid,
+                                from,
+                            },
+                        ));
+                    }
+                    None => self.aborted(engine, from, false),
+                },
+            }
+        }
+    }
+
+    /// Aborts a command that waits for buffers; everything else is with the transport or the device
+    /// and ends by itself. Base 5.1.1 leaves it to the controller.
+    fn abort(
+        &mut self,
+        engine: &mut Engine,
+        cntlid: flexblk_nvme::Cntlid,
+        sqid: flexblk_nvme::Qid,
+        cid: flexblk_nvme::Cid,
+    ) -> bool {
+        let Some(queue) = self
+            .queues
+            .iter_mut()
+            .find(|queue| admin::is_queue_of(queue, cntlid, sqid))
+        else {
+            return false;
+        };
+        let Some(slot) = queue.find(cid, Stage::Buffers) else {
+            return false;
+        };
+        drop(queue.take_spill(slot));
+        self.parts
+            .finish(engine, queue, slot, StatusCode::AbortRequested.into());
+        true
+    }
+
+    fn aborted(&mut self, engine: &mut Engine, from: AbortFrom, aborted: bool) {
+        if from.thread != self.parts.id {
+            self.outbox
+                .push_back((from.thread, Mail::Aborted { from, aborted }));
+        } else if let Some(queue) = self.queues.get_mut(from.queue) {
+            self.parts.abort_answered(engine, queue, from.cid, aborted);
+        }
+    }
+
+    /// A message from another thread. What it asks for is done by the next [`Core::poll`].
+    pub(crate) fn mail(&mut self, mail: Mail, engine: &mut Engine, reactor: &mut Reactor) {
+        match mail {
+            Mail::Snapshot(snapshot) => self.apply_snapshot(snapshot, engine, reactor),
+            Mail::CloseQueues(cntlid) => self.close_queues_of(cntlid),
+            Mail::QueueClosed(association) => self.note_queues_closed(&association),
+            Mail::Abort {
+                cntlid,
+                sqid,
+                cid,
+                from,
+            } => {
+                let aborted = self.abort(engine, cntlid, sqid, cid);
+                self.aborted(engine, from, aborted);
+            }
+            Mail::Aborted { from, aborted } => self.aborted(engine, from, aborted),
+            // The loop's own.
+            Mail::Stats(_) | Mail::Shutdown => {}
+        }
+    }
+
+    fn send_mail(&mut self) {
+        let Some(mailboxes) = self.parts.shared.mail.get() else {
+            return;
+        };
+        for _ in 0..self.outbox.len() {
+            let Some((thread, mail)) = self.outbox.pop_front() else {
+                return;
+            };
+            // A thread that is gone has closed its queues: what it cannot take any more is no loss.
+            if let Some(Err(TrySendError::Full(mail))) =
+                mailboxes.get(thread).map(|mailbox| mailbox.try_send(mail))
+            {
+                self.outbox.push_back((thread, mail));
+            }
+        }
+    }
+
+    fn apply_snapshot(
+        &mut self,
+        snapshot: Arc<Snapshot>,
+        engine: &mut Engine,
+        reactor: &mut Reactor,
+    ) {
+        let generation = self.parts.snapshot.generation;
+        let changes = self.parts.apply(snapshot, engine, reactor);
+        let discovery = self.parts.snapshot.generation != generation;
+        for queue in self.queues.iter_mut() {
+            let Role::Admin(admin) = &mut queue.role else {
+                continue;
+            };
+            let association = admin.controller.association();
+            match association.subsystem {
+                Some(slot) => match self.parts.snapshot.subsystem(slot) {
+                    Some(subsystem) if subsystem.hosts.allows(&association.hostnqn) => {
+                        for (changed, nsids) in &changes {
+                            if *changed == slot {
+                                admin.controller.note_namespaces_changed(nsids);
+                            }
+                        }
+                    }
+                    _ => admin.controller.note_not_allowed(),
+                },
+                None if discovery => admin.controller.note_discovery_changed(),
+                None => {}
+            }
+            self.parts.after_admin(queue);
+        }
+    }
+
+    /// When [`Core::handle_timeout`] is due.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        let buried = self.parts.devices.next_timeout();
+        self.next_timer.into_iter().chain(buried).min()
+    }
+
+    /// Keep-alive, connections that never sent Connect, memory whose time of grace is over.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.parts.devices.bury(now);
+        if self.next_timer.is_none_or(|at| at > now) {
+            return;
+        }
+        self.next_timer = None;
+        for queue in self.queues.iter_mut() {
+            if queue.closing {
+                continue;
+            }
+            if queue.timer.is_some_and(|at| at <= now) {
+                match &mut queue.role {
+                    Role::Admin(admin) => {
+                        admin.controller.handle_timeout(now);
+                        self.parts.after_admin(queue);
+                    }
+                    Role::Unconnected(_) => {
+                        tracing::info!(peer = %queue.peer, "a connection without Connect is closed");
+                        queue.timer = None;
+                        self.parts.to_close.push_back(queue.key);
+                    }
+                    Role::Io(_) => queue.timer = None,
+                }
+            }
+            self.next_timer = self.next_timer.into_iter().chain(queue.timer).min();
+        }
+    }
+
+    /// Timers of queues may have changed: find the earliest.
+    fn note_timer(&mut self, at: Option<Instant>) {
+        self.next_timer = self.next_timer.into_iter().chain(at).min();
+    }
+
+    /// Queues, controllers, open devices, free buffers, waits for buffers.
+    pub(crate) fn figures(&mut self) -> Figures {
+        let admin = |queue: &&mut queue::Queue| matches!(queue.role, Role::Admin(_));
+        Figures {
+            queues: self.queues.len(),
+            controllers: self.queues.iter_mut().filter(admin).count(),
+            devices: self.parts.devices.len(),
+            free_buffers: self.parts.buffers.available(),
+            buffer_waits: self.parts.buffers.waits,
+        }
+    }
+}
+
+/// Numbers of a thread, for statistics.
+pub(crate) struct Figures {
+    pub(crate) queues: usize,
+    pub(crate) controllers: usize,
+    pub(crate) devices: usize,
+    pub(crate) free_buffers: (u32, u32),
+    pub(crate) buffer_waits: u64,
+}

@@ -1,0 +1,262 @@
+//! What the queues of a thread share: buffers, devices, namespaces, and work that waits.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use flexblk_nvme::{Cid, Cqe, Nsid, Qid};
+use flexblk_reactor::{Reactor, mailbox};
+use flexins::engine::Engine;
+use flexins::verbs::Pd;
+
+use super::buffers::Buffers;
+use super::devices::Devices;
+use super::mail::{AbortFrom, Mail};
+use super::queue::QueueKey;
+use super::{BDEV_OWNER, NO_DEVICE};
+use crate::association::Association;
+use crate::controller::Reason;
+use crate::counters::IoCounters;
+use crate::directory::Directory;
+use crate::queue::request::View;
+use crate::snapshot::{Namespace, Snapshot, Subsystem};
+
+/// What all threads of a target share.
+pub(crate) struct Shared {
+    pub(crate) directory: Directory,
+    pub(crate) started: Instant,
+    /// `traddr` and, as the port, `trsvcid`.
+    pub(crate) address: SocketAddr,
+    /// Data threads.
+    pub(crate) threads: usize,
+    /// Their mailboxes; set when all have started.
+    pub(crate) mail: OnceLock<Box<[mailbox::Sender<Mail>]>>,
+}
+
+impl Shared {
+    /// The address by which `peer` reaches us: what we listen on, or, when that is any address, the
+    /// one from which this machine talks to it.
+    pub(crate) fn address_for(&self, peer: SocketAddr) -> SocketAddr {
+        if !self.address.ip().is_unspecified() {
+            return self.address;
+        }
+        let any: SocketAddr = match peer.ip() {
+            IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+            IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        // Connecting a UDP socket sends nothing; it asks the routing table.
+        let local = UdpSocket::bind(any).and_then(|socket| {
+            socket.connect(peer)?;
+            socket.local_addr()
+        });
+        match local {
+            Ok(local) => SocketAddr::new(local.ip(), self.address.port()),
+            Err(_) => self.address,
+        }
+    }
+}
+
+/// Work that concerns more than one queue.
+pub(crate) enum Task {
+    /// Close every I/O queue of a controller, on all threads.
+    CloseQueues(Arc<Association>),
+    /// Close an Admin queue: its controller ends.
+    Terminate(QueueKey, Reason),
+    /// Begin the flush of a shutdown.
+    Flush(QueueKey),
+    /// Try to abort a command of an I/O queue of a controller.
+    Abort {
+        association: Arc<Association>,
+        sqid: Qid,
+        cid: Cid,
+        from: AbortFrom,
+    },
+}
+
+/// A subsystem as this thread sees it.
+pub(crate) struct LocalSubsystem {
+    current: Arc<Subsystem>,
+    views: Vec<Option<View>>,
+    /// Commands under way, and since when there are any.
+    under_way: u32,
+    since: Instant,
+}
+
+impl LocalSubsystem {
+    /// The namespace of that identifier.
+    #[inline]
+    pub(crate) fn view(&self, nsid: Nsid) -> Option<&View> {
+        let index = nsid.get().checked_sub(1)?;
+        self.views.get(index as usize)?.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn begin(&mut self, now: Instant) {
+        if self.under_way == 0 {
+            self.since = now;
+        }
+        self.under_way += 1;
+    }
+
+    #[inline]
+    pub(crate) fn end(&mut self, now: Instant, thread: usize) {
+        self.under_way = self.under_way.saturating_sub(1);
+        if self.under_way == 0
+            && let Some(counters) = self.current.counters.get(thread)
+        {
+            counters.busy(now.saturating_duration_since(self.since));
+        }
+    }
+
+    /// The devices of its namespaces.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = u32> {
+        self.views.iter().flatten().map(|view| view.device)
+    }
+}
+
+/// What the queues of a thread share.
+pub(crate) struct Parts {
+    pub(crate) id: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) now: Instant,
+    pub(crate) pd: Pd,
+    pub(crate) buffers: Buffers,
+    pub(crate) devices: Devices,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) subsystems: Vec<Option<LocalSubsystem>>,
+    /// Commands for their devices.
+    pub(crate) device_work: VecDeque<(QueueKey, u16)>,
+    /// Commands that wait for buffers.
+    pub(crate) waiters: VecDeque<(QueueKey, u16)>,
+    /// Commands that found their send queue full.
+    pub(crate) blocked: VecDeque<(QueueKey, u16)>,
+    /// Completions of Asynchronous Event Requests to be sent.
+    pub(crate) late: VecDeque<(QueueKey, Cqe)>,
+    /// Queues to close, or closing ones to look at again.
+    pub(crate) to_close: VecDeque<QueueKey>,
+    /// Work that concerns more than one queue.
+    pub(crate) tasks: VecDeque<Task>,
+}
+
+impl Parts {
+    /// This thread's counters of a subsystem.
+    #[inline]
+    pub(crate) fn counters(&self, subsystem: usize) -> Option<&IoCounters> {
+        self.subsystems
+            .get(subsystem)?
+            .as_ref()?
+            .current
+            .counters
+            .get(self.id)
+    }
+
+    /// Takes over a new snapshot; gives the subsystems in which namespaces have changed.
+    pub(crate) fn apply(
+        &mut self,
+        snapshot: Arc<Snapshot>,
+        engine: &mut Engine,
+        reactor: &mut Reactor,
+    ) -> Vec<(usize, Vec<Nsid>)> {
+        let mut changes = Vec::new();
+        for slot in 0..snapshot.subsystems.len().max(self.subsystems.len()) {
+            let old = self.subsystems.get_mut(slot).and_then(Option::take);
+            let new = snapshot.subsystem(slot);
+            let (local, changed) = self.reconcile(old, new, engine, reactor);
+            match self.subsystems.get_mut(slot) {
+                Some(place) => *place = local,
+                None => self.subsystems.push(local),
+            }
+            if !changed.is_empty() {
+                changes.push((slot, changed));
+            }
+        }
+        self.snapshot = snapshot;
+        changes
+    }
+
+    fn reconcile(
+        &mut self,
+        old: Option<LocalSubsystem>,
+        new: Option<&Arc<Subsystem>>,
+        engine: &mut Engine,
+        reactor: &mut Reactor,
+    ) -> (Option<LocalSubsystem>, Vec<Nsid>) {
+        let now = self.now;
+        if matches!((&old, new), (Some(old), Some(new)) if Arc::ptr_eq(&old.current, new)) {
+            return (old, Vec::new());
+        }
+        let (old_namespaces, old_views, under_way, since) = match old {
+            Some(old) => (
+                old.current.namespaces.clone(),
+                old.views,
+                old.under_way,
+                old.since,
+            ),
+            None => (Vec::new(), Vec::new(), 0, now),
+        };
+        let new_namespaces = new.map_or(&[][..], |new| &new.namespaces);
+        let mut views = Vec::with_capacity(new_namespaces.len());
+        let mut changed = Vec::new();
+        for index in 0..old_namespaces.len().max(new_namespaces.len()) {
+            let before = old_namespaces.get(index).and_then(Option::as_ref);
+            let after = new_namespaces.get(index).and_then(Option::as_ref);
+            let old_view = old_views.get(index).copied().flatten();
+            let view = match (before, after, old_view) {
+                (Some(before), Some(after), Some(view)) if Arc::ptr_eq(before, after) => Some(view),
+                (Some(before), Some(after), Some(view)) if before.device_id == after.device_id => {
+                    changed.push(after.nsid);
+                    Some(view_of(after, view.device))
+                }
+                (before, after, old_view) => {
+                    if let Some(nsid) = before.or(after).map(|namespace| namespace.nsid) {
+                        changed.push(nsid);
+                    }
+                    let opened =
+                        after.map(|after| view_of(after, self.open(after, engine, reactor)));
+                    if let Some(view) = old_view {
+                        self.devices.close(view.device, engine, now);
+                    }
+                    opened
+                }
+            };
+            views.push(view);
+        }
+        let local = new.map(|new| LocalSubsystem {
+            current: Arc::clone(new),
+            views,
+            under_way,
+            since,
+        });
+        (local, changed)
+    }
+
+    /// The device of a namespace. When it cannot be opened on this thread, the namespace is there
+    /// and its commands say Namespace Not Ready.
+    fn open(&mut self, namespace: &Namespace, engine: &mut Engine, reactor: &mut Reactor) -> u32 {
+        match self
+            .devices
+            .open(namespace, BDEV_OWNER, engine, self.pd, reactor)
+        {
+            Ok(device) => device,
+            Err(error) => {
+                let name = &namespace.info.name;
+                tracing::error!(%error, nsid = %namespace.nsid, %name, thread = self.id, "a namespace cannot be used on this thread");
+                NO_DEVICE
+            }
+        }
+    }
+}
+
+fn view_of(namespace: &Namespace, device: u32) -> View {
+    View {
+        block_count: namespace.info.block_count,
+        device,
+        block_shift: namespace.block_shift(),
+        read_only: namespace.read_only(),
+        discard: namespace
+            .info
+            .caps
+            .contains(flexblk_blockdev::Caps::DISCARD),
+    }
+}

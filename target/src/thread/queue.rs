@@ -1,0 +1,446 @@
+//! A queue pair of a thread and its commands under way.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use flexblk_nvme::{Cid, Lba, Nsid, Qid, Status};
+use flexins::verbs::{Cq, Qpn};
+
+use super::buffers::HeldId;
+use crate::association::{Association, QueueShared};
+use crate::budget::Reservation;
+use crate::controller::Controller;
+use crate::directory::Announced;
+use crate::queue::request::{Range, Remote};
+
+/// Names a queue of a thread; a later queue in the same place has another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QueueKey {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+impl QueueKey {
+    /// As the word that comes back in completions and deliveries.
+    pub(crate) fn to_word(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    pub(crate) fn from_word(word: u64) -> Self {
+        Self {
+            index: word as u32,
+            generation: (word >> 32) as u32,
+        }
+    }
+
+    /// Together with a command as the tag of a device's I/O: index 24 bits, generation 24, slot 16.
+    pub(crate) fn tag(self, slot: u16) -> u64 {
+        u64::from(self.index & 0xFF_FFFF) << 40
+            | u64::from(self.generation & 0xFF_FFFF) << 16
+            | u64::from(slot)
+    }
+}
+
+/// What a queue pair is for.
+pub(crate) enum Role {
+    /// It has not sent Connect yet.
+    Unconnected(Announced),
+    /// Admin queue; the controller lives here.
+    Admin(Box<Admin>),
+    /// I/O queue.
+    Io(Io),
+}
+
+/// What an Admin queue has besides commands.
+pub(crate) struct Admin {
+    pub(crate) controller: Controller,
+    /// Where this host reaches us.
+    pub(crate) address: SocketAddr,
+}
+
+/// What an I/O queue has besides commands.
+pub(crate) struct Io {
+    pub(crate) qid: Qid,
+    pub(crate) subsystem: usize,
+    pub(crate) association: Arc<Association>,
+    pub(crate) shared: Arc<QueueShared>,
+}
+
+/// Where a command stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Not in use.
+    Free,
+    /// Waits for buffers.
+    Buffers,
+    /// Its data is being read from the host.
+    Fetch,
+    /// Waits for, or is with, the device.
+    Device,
+    /// Waits for room in the send queue.
+    Post,
+    /// Its response is with the transport.
+    Response,
+}
+
+/// What a command does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Read,
+    Write {
+        fua: bool,
+    },
+    Compare,
+    Flush,
+    WriteZeroes {
+        unmap: bool,
+        fua: bool,
+    },
+    Verify,
+    /// Ranges to deallocate lie in the buffers; `next` is the one the device does or is to do.
+    Deallocate {
+        ranges: u16,
+        next: u16,
+    },
+    /// An Admin command with data for the host.
+    AdminOut,
+    /// An Admin command (or Connect) with data from the host.
+    AdminIn,
+    /// Not a command: flushes the devices one after the other, for a shutdown.
+    Shutdown,
+    /// Only the response is left.
+    Respond,
+}
+
+/// Where a command's data lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Nowhere.
+    None,
+    /// In buffers of the pool.
+    Held(HeldId),
+    /// In the device's own memory.
+    Device,
+}
+
+/// A command under way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    pub(crate) stage: Stage,
+    pub(crate) what: What,
+    pub(crate) place: Place,
+    pub(crate) opcode: u8,
+    pub(crate) cid: Cid,
+    /// How it ended, once it has.
+    pub(crate) status: Status,
+    /// Bytes of data.
+    pub(crate) length: u32,
+    pub(crate) nsid: Nsid,
+    pub(crate) range: Range,
+    pub(crate) remote: Remote,
+    /// Dwords 0 and 1 of the completion.
+    pub(crate) result: u64,
+    /// It counts as one I/O of its device.
+    pub(crate) counted: bool,
+    /// Its data has been moved: copied out of the capsule, or handed to the transport.
+    pub(crate) data_moved: bool,
+    /// In stage Post: what waits is the request for its data, not its response.
+    pub(crate) fetches: bool,
+}
+
+impl Slot {
+    const FREE: Self = Self {
+        stage: Stage::Free,
+        what: What::Respond,
+        place: Place::None,
+        opcode: 0,
+        cid: Cid::new(0),
+        status: Status::SUCCESS,
+        length: 0,
+        nsid: Nsid::NONE,
+        range: Range {
+            device: u32::MAX,
+            blocks: 0,
+            lba: 0,
+            block_shift: 0,
+        },
+        remote: Remote {
+            address: 0,
+            key: 0,
+            invalidate: false,
+        },
+        result: 0,
+        counted: false,
+        data_moved: false,
+        fetches: false,
+    };
+
+    /// A command in its first stage.
+    pub(crate) fn new(what: What, opcode: u8, cid: Cid) -> Self {
+        Self {
+            stage: Stage::Buffers,
+            what,
+            opcode,
+            cid,
+            ..Self::FREE
+        }
+    }
+
+    /// First block, for the error log.
+    pub(crate) fn lba(&self) -> Lba {
+        Lba::new(self.range.lba)
+    }
+}
+
+/// A queue pair.
+pub(crate) struct Queue {
+    pub(crate) key: QueueKey,
+    pub(crate) qpn: Qpn,
+    pub(crate) cq: Cq,
+    pub(crate) role: Role,
+    /// Commands under way end, new ones are ignored.
+    pub(crate) closing: bool,
+    pub(crate) peer: SocketAddr,
+    /// Entries of the submission queue.
+    pub(crate) entries: u16,
+    /// Completions may travel in an immediate.
+    pub(crate) immediate: bool,
+    /// The host counts on SQHD.
+    pub(crate) flow_control: bool,
+    /// Most bytes of data in a command capsule.
+    pub(crate) in_capsule_bytes: u32,
+    /// When [`super::Core`] has to look at the queue.
+    pub(crate) timer: Option<Instant>,
+    sqhd: u16,
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    /// Entries of commands whose data is being fetched and that are judged when it is there.
+    pub(crate) fetching: Vec<(u16, [u8; 64])>,
+    /// In-capsule data of commands that wait for buffers.
+    pub(crate) spills: Vec<(u16, Spill)>,
+    /// Memory that the queue was given; goes back with it.
+    pub(crate) _memory: Reservation,
+}
+
+/// In-capsule data, or data for the host, of a command that waits for buffers.
+pub(crate) struct Spill {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) _memory: Reservation,
+}
+
+/// Commands that a queue can have under way. Twice its entries: a host may use an entry again as
+/// soon as it has the response, and our send completes only when its acknowledgement has come back.
+pub(crate) fn slots_for(entries: u16) -> u32 {
+    u32::from(entries) * 2
+}
+
+/// Send requests that a queue pair can have posted: two for a read without immediate, and
+/// responses that nobody waits for.
+pub(crate) fn send_requests_for(entries: u16) -> u32 {
+    slots_for(entries) + u32::from(entries) / 2 + 16
+}
+
+/// What a queue of that size costs: commands, the transport's send requests (about 128 bytes each),
+/// completions. Measured; `memory_per_queue` in the tests holds it to that.
+pub(crate) fn queue_bytes(entries: u16) -> u64 {
+    let slots = u64::from(slots_for(entries)) * (size_of::<Slot>() as u64 + 2);
+    let requests = u64::from(send_requests_for(entries)) * (128 + 64);
+    size_of::<Queue>() as u64 + slots + requests + 4096
+}
+
+impl Queue {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once, where all of them are known"
+    )]
+    pub(crate) fn new(
+        key: QueueKey,
+        qpn: Qpn,
+        cq: Cq,
+        announced: Announced,
+        peer: SocketAddr,
+        immediate: bool,
+        in_capsule_bytes: u32,
+        memory: Reservation,
+        timer: Instant,
+    ) -> Self {
+        // One more than there are credits, for the flush of a shutdown.
+        let count = (slots_for(announced.entries) + 1).min(u32::from(u16::MAX)) as u16;
+        Self {
+            key,
+            qpn,
+            cq,
+            role: Role::Unconnected(announced),
+            closing: false,
+            peer,
+            entries: announced.entries,
+            immediate,
+            flow_control: true,
+            in_capsule_bytes,
+            timer: Some(timer),
+            sqhd: 0,
+            slots: vec![Slot::FREE; usize::from(count)],
+            free: (0..count).rev().collect(),
+            fetching: Vec::new(),
+            spills: Vec::new(),
+            _memory: memory,
+        }
+    }
+
+    /// Takes a free slot.
+    pub(crate) fn alloc(&mut self, slot: Slot) -> Option<u16> {
+        let index = self.free.pop()?;
+        if let Some(place) = self.slots.get_mut(usize::from(index)) {
+            *place = slot;
+        }
+        Some(index)
+    }
+
+    /// Gives a slot back, and what was in it.
+    pub(crate) fn release(&mut self, index: u16) -> Option<Slot> {
+        let slot = self.slots.get_mut(usize::from(index))?;
+        if slot.stage == Stage::Free {
+            return None;
+        }
+        let old = core::mem::replace(slot, Slot::FREE);
+        self.free.push(index);
+        Some(old)
+    }
+
+    pub(crate) fn slot(&mut self, index: u16) -> Option<&mut Slot> {
+        self.slots
+            .get_mut(usize::from(index))
+            .filter(|slot| slot.stage != Stage::Free)
+    }
+
+    /// Is any command under way?
+    pub(crate) fn is_busy(&self) -> bool {
+        self.free.len() < self.slots.len()
+    }
+
+    /// The command of that identifier, in that stage.
+    pub(crate) fn find(&self, cid: Cid, stage: Stage) -> Option<u16> {
+        let found = self
+            .slots
+            .iter()
+            .position(|slot| slot.stage == stage && slot.cid == cid)?;
+        u16::try_from(found).ok()
+    }
+
+    /// Commands that nobody else will end: those that wait for buffers or for room.
+    pub(crate) fn waiting(&self) -> Vec<u16> {
+        let waits = |slot: &Slot| matches!(slot.stage, Stage::Buffers | Stage::Post);
+        let indexed = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| waits(slot));
+        indexed
+            .filter_map(|(index, _)| u16::try_from(index).ok())
+            .collect()
+    }
+
+    /// A command capsule was received: its submission queue entry is free again.
+    pub(crate) fn advance_head(&mut self) {
+        self.sqhd = if self.sqhd + 1 >= self.entries {
+            0
+        } else {
+            self.sqhd + 1
+        };
+    }
+
+    /// SQHD for a completion; 0 when the host has turned flow control off.
+    pub(crate) fn head(&self) -> u16 {
+        if self.flow_control { self.sqhd } else { 0 }
+    }
+
+    /// Takes the entry of a command whose data has been fetched.
+    pub(crate) fn take_fetching(&mut self, slot: u16) -> Option<[u8; 64]> {
+        let at = self.fetching.iter().position(|(owner, _)| *owner == slot)?;
+        Some(self.fetching.swap_remove(at).1)
+    }
+
+    /// Takes the data that a command left aside.
+    pub(crate) fn take_spill(&mut self, slot: u16) -> Option<Spill> {
+        let at = self.spills.iter().position(|(owner, _)| *owner == slot)?;
+        Some(self.spills.swap_remove(at).1)
+    }
+}
+
+/// A thread's queues.
+#[derive(Default)]
+pub(crate) struct QueueTable {
+    places: Vec<(u32, Option<Box<Queue>>)>,
+    free: Vec<u32>,
+    len: usize,
+}
+
+impl QueueTable {
+    /// The key that the next queue gets.
+    pub(crate) fn next_key(&self) -> QueueKey {
+        let index = self
+            .free
+            .last()
+            .copied()
+            .unwrap_or(self.places.len() as u32);
+        let generation = self
+            .places
+            .get(index as usize)
+            .map_or(0, |(generation, _)| *generation);
+        QueueKey { index, generation }
+    }
+
+    /// Adds a queue, whose key came from [`QueueTable::next_key`] just before.
+    pub(crate) fn insert(&mut self, queue: Queue) {
+        debug_assert_eq!(queue.key, self.next_key());
+        let index = queue.key.index as usize;
+        if self.free.pop().is_none() {
+            self.places.push((0, None));
+        }
+        if let Some(place) = self.places.get_mut(index) {
+            place.1 = Some(Box::new(queue));
+            self.len += 1;
+        }
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, key: QueueKey) -> Option<&mut Queue> {
+        let (generation, queue) = self.places.get_mut(key.index as usize)?;
+        if *generation != key.generation {
+            return None;
+        }
+        queue.as_deref_mut()
+    }
+
+    /// By the tag of a device's I/O.
+    pub(crate) fn by_tag(&mut self, tag: u64) -> Option<(&mut Queue, u16)> {
+        let (generation, queue) = self.places.get_mut((tag >> 40) as usize)?;
+        if u64::from(*generation & 0xFF_FFFF) != tag >> 16 & 0xFF_FFFF {
+            return None;
+        }
+        Some((queue.as_deref_mut()?, tag as u16))
+    }
+
+    pub(crate) fn remove(&mut self, key: QueueKey) -> Option<Box<Queue>> {
+        let (generation, queue) = self.places.get_mut(key.index as usize)?;
+        if *generation != key.generation {
+            return None;
+        }
+        let queue = queue.take()?;
+        *generation = generation.wrapping_add(1);
+        self.free.push(key.index);
+        self.len -= 1;
+        Some(queue)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Queue> {
+        self.places
+            .iter_mut()
+            .filter_map(|(_, queue)| queue.as_deref_mut())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
