@@ -163,9 +163,9 @@ impl Controller {
                     &inbox,
                 )
             })
-            .map_err(|source| Error::System {
+            .map_err(|cause| Error::System {
                 what: "starting the control thread",
-                source,
+                cause,
             })?;
         // Every step in that thread has a deadline; when it fails it sends the error.
         let brought_up = up_rx

@@ -23,12 +23,12 @@ pub enum Error {
         reason: String,
     },
     /// The name did not resolve.
-    #[error("cannot resolve {name}: {source}")]
+    #[error("cannot resolve {name}: {cause}")]
     Resolve {
         /// What was looked up.
         name: String,
         /// What the resolver said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Nothing answered.
     #[error("no answer from {address} within {after:?}: is the target running, and is UDP port {port} open?", port = .address.port())]
@@ -105,12 +105,12 @@ pub enum Error {
     #[error("transport: {0}")]
     Transport(String),
     /// This machine could not do it.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     System {
         /// What was tried.
         what: &'static str,
         /// The kernel's answer.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 

@@ -419,9 +419,9 @@ fn resolve(options: &ConnectOptions) -> Result<SocketAddr, Error> {
                     .map(|found| found.collect::<Vec<_>>()),
             );
         })
-        .map_err(|source| Error::System {
+        .map_err(|cause| Error::System {
             what: "starting a thread",
-            source,
+            cause,
         })?;
     let found = rx
         .recv_timeout(options.connect_timeout)
@@ -431,9 +431,9 @@ fn resolve(options: &ConnectOptions) -> Result<SocketAddr, Error> {
                 "no answer from the name service",
             ))
         })
-        .map_err(|source| Error::Resolve {
+        .map_err(|cause| Error::Resolve {
             name: name.clone(),
-            source,
+            cause,
         })?;
     let same_family =
         |address: &&SocketAddr| wanted.is_none_or(|wanted| wanted.is_ipv4() == address.is_ipv4());
@@ -443,7 +443,7 @@ fn resolve(options: &ConnectOptions) -> Result<SocketAddr, Error> {
         .copied()
         .ok_or_else(|| Error::Resolve {
             name,
-            source: std::io::Error::new(
+            cause: std::io::Error::new(
                 std::io::ErrorKind::NotFound,
                 "no address of the family of host_traddr",
             ),

@@ -10,7 +10,7 @@ use crate::size;
 
 /// Remote block devices over FlexiNS.
 #[derive(Parser, Debug)]
-#[command(name = "flexblk", version, about, max_term_width = 100, after_help = crate::exit::HELP, disable_help_subcommand = true)]
+#[command(name = "flexblk", version, max_term_width = 100, after_help = crate::exit::HELP, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     /// Print what happens inside (repeat for more); FLEXBLK_LOG takes a filter such as `flexins=trace`.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]

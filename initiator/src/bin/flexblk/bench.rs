@@ -254,7 +254,6 @@ fn prepare(
         depth: Some(depth),
         memory: vec![whole],
         bounce_bytes: Some(0),
-        ..QueuePairOptions::default()
     };
     let queue = controller.queue_pair(&options)?;
     if queue.depth() < depth {

@@ -1,0 +1,6 @@
+//! The command line as a user sees it: help, usage errors, exit codes.
+
+#[test]
+fn commands() {
+    trycmd::TestCases::new().case("tests/cmd/*.trycmd");
+}
