@@ -102,7 +102,7 @@ impl Engine {
                 self.ack_list.push_back((due, slot));
             } else {
                 qp.in_ack_list = false;
-                qp.resp.ack_now = true;
+                qp.resp.acknowledge_now();
                 let qpn = qp.qpn;
                 self.settle(qpn);
             }
@@ -127,7 +127,7 @@ impl Engine {
             };
             qp.in_ack_list = false;
             if qp.resp.unacked > 0 {
-                qp.resp.ack_now = true;
+                qp.resp.acknowledge_now();
                 let qpn = qp.qpn;
                 self.settle(qpn);
             }

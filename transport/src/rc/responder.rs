@@ -211,6 +211,13 @@ impl Responder {
         self.ack_now = false;
     }
 
+    /// The delayed acknowledgement is due.
+    #[inline]
+    pub(crate) const fn acknowledge_now(&mut self) {
+        self.ack_now = true;
+        self.ack_at = NEVER;
+    }
+
     /// Whether the responder has packets to send.
     #[inline]
     pub(crate) fn has_responses(&self) -> bool {
@@ -272,7 +279,7 @@ impl Qp {
             return;
         }
         // A gap has closed: go on with what had arrived behind it, and tell at once.
-        self.resp.ack_now = true;
+        self.resp.acknowledge_now();
         while self.resp.ahead_count > 0 && self.resp.ahead.get(self.resp.expected) {
             let psn = self.resp.expected;
             self.drop_passed(env);
@@ -351,8 +358,8 @@ impl Qp {
         resp.expected = resp.expected.add(packets);
         resp.unacked += 1;
         if ack_req || resp.unacked >= env.limits.ack_coalesce {
-            resp.ack_now = true;
-        } else if resp.ack_at == NEVER {
+            resp.acknowledge_now();
+        } else if resp.ack_at == NEVER && !resp.ack_now {
             resp.ack_at = now + env.limits.ack_delay_ns;
         }
     }
@@ -432,7 +439,7 @@ impl Qp {
             if self.path.is_flexins() && self.resp.ahead_count > 0 {
                 self.resp.sack_now = true;
             } else {
-                self.resp.ack_now = true;
+                self.resp.acknowledge_now();
             }
             return;
         }
