@@ -306,3 +306,206 @@ impl State {
         Some(Cntlid::new(free))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AllowedHosts;
+    use crate::snapshot::Subsystem;
+    use flexblk_nvme::HostId;
+    use flexblk_nvme::command::fabrics::ConnectAttributes;
+
+    const SUBNQN: &str = "nqn.2026-11.test:a";
+
+    fn nqn(name: &str) -> Nqn {
+        Nqn::opaque(name).unwrap()
+    }
+
+    fn directory() -> Directory {
+        let limits = Limits {
+            controllers: 2,
+            io_queues: 2,
+            queue_entries: 64,
+        };
+        let directory = Directory::new(limits, Budget::new(1000));
+        let subsystem = Subsystem {
+            slot: 0,
+            nqn: nqn(SUBNQN),
+            serial: "1".into(),
+            model: "m".into(),
+            hosts: AllowedHosts::Only(vec![nqn("host"), nqn("second")]),
+            namespaces: Vec::new(),
+            counters: [].into(),
+        };
+        let snapshot = Snapshot {
+            epoch: 0,
+            generation: 1,
+            subsystems: vec![Some(Arc::new(subsystem))],
+        };
+        directory.update(|_| Ok::<_, ()>(snapshot)).unwrap();
+        directory
+    }
+
+    fn connect(qid: u16, sqsize: u16) -> Connect {
+        Connect {
+            qid: Qid::new(qid),
+            sqsize,
+            cattr: ConnectAttributes::new(),
+            kato_ms: 0,
+        }
+    }
+
+    fn data(cntlid: Cntlid, subnqn: &str, hostnqn: &str) -> ConnectData {
+        ConnectData::new(
+            HostId::from_bytes([1; 16]),
+            cntlid,
+            &nqn(subnqn),
+            &nqn(hostnqn),
+        )
+    }
+
+    fn attempt(
+        directory: &Directory,
+        connect: &Connect,
+        data: &ConnectData,
+    ) -> Result<Connected, Refusal> {
+        let announced = Announced {
+            qid: connect.qid,
+            entries: 64,
+        };
+        directory.connect(connect, data, announced, 0)
+    }
+
+    fn admin(directory: &Directory, hostnqn: &str) -> Result<Arc<Association>, Refusal> {
+        let connected = attempt(
+            directory,
+            &connect(0, 31),
+            &data(Cntlid::DYNAMIC, SUBNQN, hostnqn),
+        )?;
+        match connected {
+            Connected::Admin(association) => Ok(association),
+            Connected::Io { .. } => panic!("an Admin queue"),
+        }
+    }
+
+    fn refused(result: Result<Connected, Refusal>) -> (StatusCode, &'static str) {
+        let refusal = result.err().expect("refused");
+        let code = refusal
+            .status
+            .code_in(flexblk_nvme::status::CodeSpace::Fabrics);
+        let field = match code {
+            StatusCode::ConnectInvalidParameters => refusal.reply.invalid_field(),
+            _ => "",
+        };
+        (code, field)
+    }
+
+    /// Connect Invalid Parameters names the field by IATTR and IPO (Base 6.3); a host that is not
+    /// allowed is Connect Invalid Host.
+    #[test]
+    fn each_wrong_field_is_named() {
+        let directory = directory();
+        let parameters = |field| (StatusCode::ConnectInvalidParameters, field);
+        let good = data(Cntlid::DYNAMIC, SUBNQN, "host");
+        let try_data = |data: &ConnectData| refused(attempt(&directory, &connect(0, 31), data));
+        assert_eq!(
+            refused(attempt(&directory, &connect(0, 0), &good)),
+            parameters("SQSIZE")
+        );
+        assert_eq!(
+            refused(attempt(&directory, &connect(0, 64), &good)),
+            parameters("SQSIZE")
+        );
+        assert_eq!(
+            try_data(&data(Cntlid::DYNAMIC, "nqn.other", "host")),
+            parameters("SUBNQN")
+        );
+        assert_eq!(
+            try_data(&data(Cntlid::new(1), SUBNQN, "host")),
+            parameters("CNTLID")
+        );
+        let stranger = try_data(&data(Cntlid::DYNAMIC, SUBNQN, "stranger"));
+        assert_eq!(stranger.0, StatusCode::ConnectInvalidHost);
+        let mut anonymous = good;
+        anonymous.hostid = [0; 16];
+        assert_eq!(try_data(&anonymous), parameters("HOSTID"));
+        let mut unterminated = good;
+        unterminated.hostnqn = [b'x'; 256];
+        assert_eq!(try_data(&unterminated), parameters("HOSTNQN"));
+        let announced = Announced {
+            qid: Qid::new(1),
+            entries: 64,
+        };
+        let other = directory.connect(&connect(0, 31), &good, announced, 0);
+        assert_eq!(refused(other), parameters("QID"));
+        assert_eq!(directory.controller_count(), 0);
+    }
+
+    #[test]
+    fn controllers_are_bounded_and_identifiers_come_back() {
+        let directory = directory();
+        let first = admin(&directory, "host").unwrap();
+        let second = admin(&directory, "second").unwrap();
+        assert_ne!(first.cntlid, second.cntlid);
+        let busy = admin(&directory, "host").unwrap_err();
+        assert_eq!(
+            busy.status,
+            StatusCode::ConnectControllerBusy.into(),
+            "DNR is 0"
+        );
+        directory.remove(&first);
+        let third = admin(&directory, "host").unwrap();
+        assert!(
+            third.cntlid > second.cntlid,
+            "an identifier is not used again at once"
+        );
+    }
+
+    /// An I/O queue belongs to a controller of the same host and subsystem that is ready (Base 6.3).
+    #[test]
+    fn io_queues_need_their_controller() {
+        let directory = directory();
+        let controller = admin(&directory, "host").unwrap();
+        let good = data(controller.cntlid, SUBNQN, "host");
+        let io = |qid, data: &ConnectData| attempt(&directory, &connect(qid, 31), data);
+        assert_eq!(refused(io(1, &good)).0, StatusCode::CommandSequenceError);
+        controller.set_ready(true);
+        let parameters = |field| (StatusCode::ConnectInvalidParameters, field);
+        assert_eq!(
+            refused(io(1, &data(Cntlid::new(99), SUBNQN, "host"))),
+            parameters("CNTLID")
+        );
+        assert_eq!(
+            refused(io(1, &data(controller.cntlid, SUBNQN, "second"))),
+            parameters("HOSTNQN")
+        );
+        assert_eq!(
+            refused(io(1, &data(controller.cntlid, "nqn.x", "host"))),
+            parameters("SUBNQN")
+        );
+        let mut other = good;
+        other.hostid = [2; 16];
+        assert_eq!(refused(io(1, &other)), parameters("HOSTID"));
+        assert!(io(1, &good).is_ok());
+        assert_eq!(
+            refused(io(1, &good)).0,
+            StatusCode::CommandSequenceError,
+            "it exists"
+        );
+        assert_eq!(refused(io(3, &good)), parameters("QID"));
+        controller.remove_queue(Qid::new(1));
+        assert!(io(1, &good).is_ok());
+    }
+
+    #[test]
+    fn granted_memory_is_used_before_the_budget() {
+        let directory = directory();
+        let controller = admin(&directory, "host").unwrap();
+        controller.grant(2, directory.budget().reserve(800));
+        assert!(directory.reserve_queue(Cntlid::DYNAMIC, 300).is_none());
+        let queue = directory.reserve_queue(controller.cntlid, 300).unwrap();
+        assert_eq!(directory.budget().free_bytes(), 200);
+        drop(queue);
+        assert_eq!(directory.budget().free_bytes(), 500);
+    }
+}
