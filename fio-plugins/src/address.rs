@@ -151,7 +151,7 @@ fn only_subsystem(connect: &mut ConnectOptions) -> Result<(), String> {
     let mut found: Vec<TransportId> = log
         .records
         .into_iter()
-        .filter_map(|record| record.target)
+        .filter_map(|record| TransportId::from_record(&record))
         .filter(|target| !target.is_discovery())
         .collect();
     found.dedup_by(|a, b| a.subnqn == b.subnqn);

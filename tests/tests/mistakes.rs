@@ -119,13 +119,13 @@ fn images_that_cannot_be_served() -> Result<()> {
     let setup = Setup::new()?;
     let port = free_udp_port()?.to_string();
     let finished = daemon(&setup, &["--file", "missing.img", "--udp-port", &port])?;
-    assert_told(&finished, 1, &["missing.img"]);
+    assert_told(&finished, 3, &["missing.img"]);
     setup.file("odd.img", 1000, 1)?;
     let finished = daemon(&setup, &["--file", "odd.img", "--udp-port", &port])?;
-    assert_told(&finished, 1, &["odd.img", "512"]);
+    assert_told(&finished, 3, &["odd.img", "512"]);
     fs::create_dir(setup.path().join("folder"))?;
     let finished = daemon(&setup, &["--file", "folder", "--udp-port", &port])?;
-    assert_told(&finished, 1, &["folder"]);
+    assert_told(&finished, 3, &["folder"]);
     Ok(())
 }
 
@@ -168,7 +168,7 @@ fn an_image_that_we_may_not_open() -> Result<()> {
         );
         return Ok(());
     }
-    assert_told(&finished, 1, &["secret.img", "ermission"]);
+    assert_told(&finished, 3, &["secret.img", "ermission"]);
     Ok(())
 }
 
@@ -178,7 +178,7 @@ fn a_port_that_is_taken() -> Result<()> {
     let target = setup.target(&["ram:16M"])?;
     let port = target.udp_port().to_string();
     let finished = daemon(&setup, &["--ram", "16M", "--udp-port", &port])?;
-    assert_told(&finished, 1, &[&port, "in use"]);
+    assert_told(&finished, 3, &[&port, "in use"]);
     Ok(())
 }
 
@@ -225,7 +225,7 @@ fn more_memory_than_there_is() -> Result<()> {
         "[target]\nmemory_budget = \"1k\"\n[listener]\nudp_port = {port}\n[[subsystem]]\nnqn = \"{SUBNQN}\"\n[[subsystem.namespace]]\nbdev = \"ram:1M\"\n"
     );
     let finished = configured(&setup, &text)?;
-    assert_told(&finished, 1, &["memory_budget"]);
+    assert_told(&finished, 3, &["memory_budget"]);
     // A namespace larger than any machine.
     let finished = daemon(
         &setup,
