@@ -221,7 +221,6 @@ impl Qp {
     pub(crate) fn on_sack(&mut self, env: &mut Env, now: u64, sack: &Sack) {
         env.counters.sacks_rx += 1;
         if self.req.board.selective(sack) {
-            self.req.last_ack = self.req.board.una().previous();
             self.on_progress(env, now);
         }
     }

@@ -16,7 +16,10 @@ pub(crate) const REORDER: u32 = 3;
 pub(crate) struct Scoreboard {
     una: Psn,
     next: Psn,
-    /// Finished ahead of `una`: acknowledged, or for a READ its data has arrived.
+    /// One beyond the last cumulative acknowledgement: `una` stays behind it, because a selective
+    /// one can be taken back (a message that was held may find no receive request).
+    acked: Psn,
+    /// Not to be sent again: acknowledged, selectively or not, or for a READ its data has arrived.
     done: PsnBits,
     /// To be sent again.
     lost: PsnBits,
@@ -45,6 +48,7 @@ impl Scoreboard {
         Self {
             una: Psn::new(0),
             next: Psn::new(0),
+            acked: Psn::new(0),
             done: PsnBits::new(),
             lost: PsnBits::new(),
             read: PsnBits::new(),
@@ -62,6 +66,7 @@ impl Scoreboard {
     pub(crate) fn reset(&mut self, first: Psn) {
         self.una = first;
         self.next = first;
+        self.acked = first;
         for bits in [&mut self.done, &mut self.lost, &mut self.read, &mut self.read_end] {
             bits.reset();
         }
@@ -186,16 +191,20 @@ impl Scoreboard {
         if self.done_ahead == 0 && self.reads == 0 && self.lost_count == 0 {
             // The common case: nothing is marked, so there is nothing to clear.
             self.una = psn.next();
+            self.acked = self.una;
             return true;
         }
         self.acknowledge_marked(count)
     }
 
     fn acknowledge_marked(&mut self, count: u32) -> bool {
-        let fresh = self.done.set_range_except(self.una, count, &self.read);
-        self.done_ahead += fresh;
-        self.settle();
-        fresh > 0
+        let news = count > self.acked.distance_from(self.una);
+        if news {
+            self.acked = self.una.add(count);
+            self.done_ahead += self.done.set_range_except(self.una, count, &self.read);
+            self.settle();
+        }
+        news
     }
 
     /// The data of a READ response has arrived. True when that is news.
@@ -208,7 +217,10 @@ impl Scoreboard {
         if before(self.read_order, order) {
             self.read_order = order;
         }
-        self.settle();
+        // A READ is carried out after everything before it.
+        if !self.acknowledge_marked(psn.distance_from(self.una) + 1) {
+            self.settle();
+        }
         true
     }
 
@@ -218,7 +230,7 @@ impl Scoreboard {
             self.lost.clear_where(&self.done);
             self.lost_count = self.lost.count_range(self.una, self.outstanding());
         }
-        let run = self.done.ones_from(self.una, self.outstanding());
+        let run = self.done.ones_from(self.una, self.acked.distance_from(self.una));
         if run == 0 {
             return;
         }
@@ -266,12 +278,20 @@ impl Scoreboard {
         let cumulative_next = sack.cumulative.next();
         for i in 0..self.outstanding() {
             let psn = self.una.add(i);
-            if self.done.get(psn) || self.lost.get(psn) {
+            if self.lost.get(psn) {
                 continue;
             }
             let order = self.order_of(psn);
             let at_peer = psn.is_before(cumulative_next) || received(psn);
             let by_probe = probe.is_some_and(|token| before(order, token));
+            if self.done.get(psn) {
+                let dropped = by_probe && !at_peer && !psn.is_before(self.acked) && !self.read.get(psn);
+                if !dropped {
+                    continue;
+                }
+                self.done.clear(psn);
+                self.done_ahead -= 1;
+            }
             let by_order = !at_peer
                 && seen.is_some_and(|seen| !before(seen, order.wrapping_add(REORDER)));
             // What is at the peer and not done is a READ whose response is missing.
@@ -392,6 +412,12 @@ mod tests {
         board.selective(&sack(cumulative, &[0, 1, 2, 3, 4, 5, 6, 7], None));
         assert!(board.has_lost(), "the repetition was overtaken too");
         board.resend(first, 1);
+        assert!(board.acknowledge(first));
+        assert_eq!(board.una(), first.add(1), "only a cumulative acknowledgement is final");
+        let token = board.probe();
+        board.selective(&sack(first, &[1, 2, 3, 4, 5, 6], Some(token)));
+        assert_eq!(board.first_lost(9), Some((first.add(1), 1)), "the peer dropped it");
+        board.resend(first.add(1), 1);
         assert!(board.acknowledge(first.add(8)));
         assert_eq!(board.outstanding(), 0);
         assert_eq!(board.una(), first.add(9));
@@ -461,7 +487,8 @@ mod tests {
                 prop_assert_eq!(board.lost.count(), board.lost_count);
                 prop_assert_eq!(board.read_end.count(), board.reads);
                 prop_assert_eq!(board.lost.count_range(board.una, outstanding), board.lost_count);
-                prop_assert!(outstanding == 0 || !board.done.get(board.una));
+                prop_assert!(outstanding == 0 || board.una == board.acked || !board.done.get(board.una));
+                prop_assert!(board.acked.distance_from(board.una) <= outstanding);
             }
         }
     }
