@@ -234,6 +234,15 @@ impl Responder {
         self.ahead.clear_range(self.expected, packets);
     }
 
+    /// Drops held parts of a READ that was carried out as a whole meanwhile.
+    #[cold]
+    fn drop_passed(&mut self, env: &mut Env) {
+        let expected = self.expected;
+        while let Some(held) = self.held.pop_front_if(|held| held.psn.is_before(expected)) {
+            env.held_bytes -= held.payload.len() + HELD_OVERHEAD_BYTES;
+        }
+    }
+
     fn queue_read(&mut self, job: ReadJob) -> bool {
         if self.reads.len() >= self.reads_max {
             return false;
@@ -263,7 +272,7 @@ impl Qp {
         }
         let behind = self.resp.expected.distance_from(request.psn);
         if behind <= DUPLICATE_WINDOW {
-            return self.on_duplicate(env, request, behind);
+            return self.on_duplicate(env, now, request, behind);
         }
         env.counters.stale_psn += 1;
     }
@@ -275,14 +284,16 @@ impl Qp {
 
     fn on_expected(&mut self, env: &mut Env, now: u64, request: &Request<'_>) {
         let verdict = self.execute(env, request);
-        if !self.conclude(env, now, request, verdict) || self.resp.ahead_count == 0 {
-            return;
+        if self.conclude(env, now, request, verdict) && self.resp.ahead_count > 0 {
+            self.on_gap_closed(env, now);
         }
-        // A gap has closed: go on with what had arrived behind it, and tell at once.
+    }
+
+    /// Goes on with what had arrived behind a gap, and tells at once.
+    fn on_gap_closed(&mut self, env: &mut Env, now: u64) {
         self.resp.acknowledge_now();
         while self.resp.ahead_count > 0 && self.resp.ahead.get(self.resp.expected) {
             let psn = self.resp.expected;
-            self.drop_passed(env);
             if self.resp.held.front().is_none_or(|held| held.psn != psn) {
                 // WRITE data that is in its place already.
                 self.finish(env, now, 1, false);
@@ -308,14 +319,6 @@ impl Qp {
         }
         if self.resp.ahead_count > 0 && self.state.can_receive() {
             self.resp.sack_now = true;
-        }
-    }
-
-    /// Drops held parts of a READ that was carried out as a whole meanwhile.
-    fn drop_passed(&mut self, env: &mut Env) {
-        let expected = self.resp.expected;
-        while let Some(held) = self.resp.held.pop_front_if(|held| held.psn.is_before(expected)) {
-            env.held_bytes -= held.payload.len() + HELD_OVERHEAD_BYTES;
         }
     }
 
@@ -350,12 +353,15 @@ impl Qp {
 
     /// Moves on by `packets`, and decides when that is acknowledged.
     #[inline]
-    fn finish(&mut self, env: &Env, now: u64, packets: u32, ack_req: bool) {
+    fn finish(&mut self, env: &mut Env, now: u64, packets: u32, ack_req: bool) {
         let resp = &mut self.resp;
         if resp.ahead_count > 0 {
             resp.forget_ahead(packets);
         }
         resp.expected = resp.expected.add(packets);
+        if !resp.held.is_empty() {
+            resp.drop_passed(env);
+        }
         resp.unacked += 1;
         if ack_req || resp.unacked >= env.limits.ack_coalesce {
             resp.acknowledge_now();
@@ -433,7 +439,7 @@ impl Qp {
     }
 
     /// A request that was carried out before: READs are answered again, the rest acknowledged.
-    fn on_duplicate(&mut self, env: &mut Env, request: &Request<'_>, behind: u32) {
+    fn on_duplicate(&mut self, env: &mut Env, now: u64, request: &Request<'_>, behind: u32) {
         env.counters.duplicates += 1;
         if request.opcode != Opcode::ReadRequest {
             if self.path.is_flexins() && self.resp.ahead_count > 0 {
@@ -446,10 +452,20 @@ impl Qp {
         let Reth { addr, rkey, len } = request.reth;
         let readable = self.access.contains(Access::REMOTE_READ)
             && (len == 0 || env.mrs.remote(self.init.pd, rkey, addr, len, Access::REMOTE_READ).is_ok());
-        if readable && packets_of(len, self.path.mtu) <= behind {
-            let job = ReadJob { psn: request.psn, addr, rkey, left: len, fresh: true };
-            if !self.resp.queue_read(job) {
-                env.counters.read_overflows += 1;
+        let packets = packets_of(len, self.path.mtu);
+        // A FlexiNS requester that has lost all of a READ may first ask for a part, and later for
+        // more: then the end of the request is new.
+        let fresh = packets.saturating_sub(behind);
+        if !readable || (fresh > 0 && !self.path.is_flexins()) || packets > WINDOW_BITS {
+            return;
+        }
+        let job = ReadJob { psn: request.psn, addr, rkey, left: len, fresh: true };
+        if !self.resp.queue_read(job) {
+            env.counters.read_overflows += 1;
+        } else if fresh > 0 {
+            self.finish(env, now, fresh, request.ack_req);
+            if self.resp.ahead_count > 0 {
+                self.on_gap_closed(env, now);
             }
         }
     }
