@@ -3,14 +3,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flexblk_reactor::{HugePages, SharedMemory};
-use flexins::cm::{RejectReason, ServiceId};
+use flexins::cm::ServiceId;
 use flexins::engine::{ConnEvent, Delivery, Engine, EngineConfig};
 use flexins::port::sim::{NodeId, SimFaults, SimNet};
 use flexins::verbs::{
-    Access, Cq, Framing, Mr, Pd, QpInit, Qpn, RecvWr, SendFlags, SendOp, SendWr, Sge, WorkCompletion,
+    Access, Cq, Mr, Pd, QpInit, Qpn, SendFlags, SendOp, SendWr, Sge, WorkCompletion,
 };
 
 /// Service that listeners of tests use.
