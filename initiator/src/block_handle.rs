@@ -1,6 +1,5 @@
 //! Blocking byte-granular access to a namespace: for tools, not for the fast path.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use flexblk_nvme::Nsid;
@@ -17,8 +16,6 @@ pub struct BlockHandle {
     namespace: Namespace,
     chunk: Span,
     completions: Vec<IoCompletion>,
-    /// Goes after the queue pair that has it registered.
-    _memory: Arc<SharedMemory>,
 }
 
 /// Largest transfer of one command.
@@ -41,16 +38,16 @@ impl BlockHandle {
             .ok_or_else(|| Error::Transport("buffer".into()))?;
         let options = QueuePairOptions {
             depth: Some(1),
-            memory: vec![chunk],
+            memory: Vec::new(),
             bounce_bytes: Some(0),
         };
-        let queue = controller.queue_pair(&options)?;
+        let mut queue = controller.queue_pair(&options)?;
+        queue.register_memory(&memory)?;
         Ok(BlockHandle {
             queue,
             namespace,
             chunk,
             completions: Vec::with_capacity(1),
-            _memory: memory,
         })
     }
 

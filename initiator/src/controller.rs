@@ -15,6 +15,7 @@ use crate::admin::bring_up::{
     BroughtUp, Facts, bring_up, bring_up_io, connect_io_queue, read_namespaces,
 };
 use crate::admin::runner::{Payload, Reply};
+use crate::link::open::SharedEngine;
 use crate::queue_pair::{Keep, Parts};
 use crate::view::{ControllerView, QidPool};
 use crate::{
@@ -54,6 +55,7 @@ struct Shared {
     qids: Arc<QidPool>,
     view: Arc<ControllerView>,
     events: Arc<Events>,
+    shared_engine: SharedEngine,
     requests: SyncSender<Request>,
     waker: Option<Waker>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -186,6 +188,7 @@ impl Controller {
                 qids: QidPool::new(granted_io_queues),
                 view,
                 events,
+                shared_engine: SharedEngine::default(),
                 requests,
                 waker,
                 thread: Mutex::new(Some(thread)),
@@ -286,7 +289,13 @@ impl Controller {
             .depth
             .unwrap_or(shared.options.queue_size)
             .clamp(1, self.max_queue_depth());
-        let link = connect_io_queue(&shared.options, &shared.facts, Qid::new(qid.qid()), depth)?;
+        let link = connect_io_queue(
+            &shared.options,
+            &shared.facts,
+            Qid::new(qid.qid()),
+            depth,
+            &shared.shared_engine,
+        )?;
         let mut queue = QueuePair::assemble(Parts {
             link,
             view: shared.view.clone(),

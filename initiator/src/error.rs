@@ -130,6 +130,9 @@ pub enum LostReason {
     /// A command was not answered in time.
     #[error("a command was not answered in time")]
     CommandTimeout,
+    /// The thread that the transport engine runs in has ended.
+    #[error("the engine thread has ended")]
+    EngineGone,
     /// The controller reported a fatal status (CSTS.CFS).
     #[error("the controller reported a fatal error")]
     Fatal,

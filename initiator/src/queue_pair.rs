@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use flexblk_nvme::command::nvm;
 use flexblk_nvme::{Cid, Lba, Nsid, Sgl, U32, U64};
-use flexblk_reactor::{Span, Wait};
+use flexblk_reactor::{SharedMemory, Span, Wait};
 
 use crate::link::{Data, Link, LinkEvent, MemoryKey, PostRefused, Posted};
 use crate::queue::bounce::Bounce;
@@ -123,10 +123,7 @@ impl QueuePair {
                 parts.max_transfer_bytes
             },
         )?;
-        let whole = bounce
-            .whole()
-            .ok_or(Error::Transport("bounce buffers are too large".into()))?;
-        let bounce_key = parts.link.register(whole)?;
+        let bounce_key = parts.link.register_memory(bounce.memory())?;
         let now = parts.link.now();
         Ok(QueuePair {
             slots: Slots::new(parts.depth, parts.io_timeout, now),
@@ -167,20 +164,30 @@ impl QueuePair {
         self.lost
     }
 
-    /// Registers memory, so that commands on any part of it need no copy. Never on the I/O path.
+    /// Registers memory of the application, so that commands on any part of it need no copy. Never on the I/O path.
     ///
-    /// The memory stays mapped until [`unregister`](Self::unregister) or the end of the queue pair.
+    /// The memory stays mapped until [`unregister`](Self::unregister) or the end of the queue pair. An engine in a
+    /// thread of its own reaches only shared memory ([`register_memory`](Self::register_memory)): there, commands
+    /// on this memory go through bounce buffers, and [`counters`](Self::counters) tell.
     pub fn register(&mut self, memory: Span) -> Result<RegionId, Error> {
-        if let Some(reason) = self.lost {
-            return Err(Error::Lost(reason));
-        }
-        if self.regions.is_full() {
-            return Err(Error::Transport(
-                "too many memory registrations on one queue pair: register larger pieces".into(),
-            ));
-        }
+        self.check_room()?;
         let key = self.link.register(memory)?;
-        Ok(self.regions.insert(memory, key))
+        Ok(self
+            .regions
+            .insert(memory.as_ptr() as usize, memory.len() as usize, key, None))
+    }
+
+    /// Registers all of a shared memory, and keeps it mapped meanwhile.
+    pub fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<RegionId, Error> {
+        self.check_room()?;
+        let key = self.link.register_memory(memory)?;
+        let len = usize::try_from(memory.len()).unwrap_or(usize::MAX);
+        Ok(self.regions.insert(
+            memory.as_ptr() as usize,
+            len,
+            Some(key),
+            Some(Arc::clone(memory)),
+        ))
     }
 
     /// Ends a registration; fails while a command uses the region.
@@ -199,10 +206,12 @@ impl QueuePair {
                 "a command uses the memory: wait for its completion".into(),
             ));
         }
-        match self.regions.remove(region) {
-            Some(key) => self.link.unregister(key),
-            None => Ok(()),
+        if let Some(key) = self.regions.key(region) {
+            self.link.unregister(key)?;
         }
+        // Only now may the memory go.
+        self.regions.remove(region);
+        Ok(())
     }
 
     /// Takes one command; `tag` comes back in its completion. Nothing is sent before
@@ -390,6 +399,18 @@ impl QueuePair {
     /// What the transport engine below counted.
     pub fn transport_counters(&self) -> crate::TransportCounters {
         self.link.counters()
+    }
+
+    fn check_room(&self) -> Result<(), Error> {
+        if let Some(reason) = self.lost {
+            return Err(Error::Lost(reason));
+        }
+        if self.regions.is_full() {
+            return Err(Error::Transport(
+                "too many memory registrations on one queue pair: register larger pieces".into(),
+            ));
+        }
+        Ok(())
     }
 
     // ---- details -------------------------------------------------------------------------------

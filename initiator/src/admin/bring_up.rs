@@ -15,7 +15,7 @@ use flexblk_nvme::{Cntlid, Nqn, Nsid, Qid, Sgl};
 use super::runner::{Payload, Reply, Runner};
 use super::{ADMIN_DEPTH, AdminQueue};
 use crate::link::Link;
-use crate::link::open::{OpenArgs, open};
+use crate::link::open::{OpenArgs, SharedEngine, open};
 use crate::{ConnectOptions, EngineMode, Error, Host, IdentifyController, LostReason, Namespace};
 
 /// Largest transfer of one command that we use, also when the controller has no limit.
@@ -58,6 +58,7 @@ pub(crate) fn bring_up(options: &ConnectOptions, subnqn: &Nqn) -> Result<Brought
         cntlid: Cntlid::DYNAMIC,
         // The control thread is a thread already.
         engine: EngineMode::Inline,
+        shared_engine: &SharedEngine::default(),
     })?;
     let mut runner = Runner::new(link)?;
     let who = Who {
@@ -137,6 +138,7 @@ pub(crate) fn connect_io_queue(
     facts: &Facts,
     qid: Qid,
     depth: u16,
+    shared_engine: &SharedEngine,
 ) -> Result<Box<dyn Link>, Error> {
     let link = open(&OpenArgs {
         options,
@@ -145,6 +147,7 @@ pub(crate) fn connect_io_queue(
         depth,
         cntlid: facts.cntlid,
         engine: options.engine,
+        shared_engine,
     })?;
     let mut runner = Runner::new(link)?;
     let who = Who {

@@ -60,10 +60,7 @@ impl Runner {
         let memory =
             SharedMemory::create("flexblk admin", u64::from(MAX_DATA_BYTES), HugePages::No)
                 .map_err(|e| Error::Transport(format!("allocating an admin buffer: {e}")))?;
-        let whole = memory
-            .span(0, MAX_DATA_BYTES)
-            .ok_or(Error::Transport("admin buffer".into()))?;
-        let key = link.register(whole)?;
+        let key = link.register_memory(&memory)?;
         Ok(Runner {
             link,
             memory,

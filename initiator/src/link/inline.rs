@@ -1,21 +1,26 @@
 //! Engine mode `inline`: reactor and endpoint of our own, in the caller's thread.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use flexblk_reactor::{Completion, Config, Reactor, Span, Wait, Waker};
+use flexblk_reactor::{Completion, Config, Reactor, SharedMemory, Span, Wait, Waker};
 use flexins::endpoint::Endpoint;
 use flexins::engine::ConnEvent;
 use flexins::verbs::{
-    Access, Cq, Lkey, Mr, Pd, PostError, QpInit, Qpn, SendWr, VerbsError, WcStatus, WorkCompletion,
+    Access, Cq, Lkey, Pd, PostError, QpInit, Qpn, SendWr, VerbsError, WcStatus, WorkCompletion,
 };
 
 use super::open::{OpenArgs, Outcome};
 use super::rdma::{MAX_INLINE_BYTES, queue_sizes};
-use super::verbs::Verbs;
+use super::verbs::{Registered, Verbs};
 use crate::{Error, LostReason, TransportCounters};
 
 /// Owner of the endpoint's operations on our reactor.
 const PORT: u8 = 1;
+/// What a controller may do with memory whose key it was given.
+const ACCESS: Access = Access::LOCAL_WRITE
+    .union(Access::REMOTE_WRITE)
+    .union(Access::REMOTE_READ);
 
 /// A queue pair of an engine in this thread.
 pub(crate) struct InlineVerbs {
@@ -212,16 +217,27 @@ impl Verbs for InlineVerbs {
         self.inner.as_ref().map(|inner| inner.reactor.waker())
     }
 
-    fn register(&mut self, memory: Span) -> Result<Mr, VerbsError> {
+    fn register(&mut self, memory: Span) -> Result<Registered, VerbsError> {
         let inner = self
             .inner
             .as_mut()
             .ok_or(VerbsError::Unknown("queue pair"))?;
-        inner.endpoint.engine().register(
-            inner.pd,
-            memory,
-            Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ,
-        )
+        inner
+            .endpoint
+            .engine()
+            .register(inner.pd, memory, ACCESS)
+            .map(Registered::Region)
+    }
+
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Registered, VerbsError> {
+        let inner = self
+            .inner
+            .as_mut()
+            .ok_or(VerbsError::Unknown("queue pair"))?;
+        let engine = inner.endpoint.engine();
+        engine
+            .register_memory(inner.pd, memory, 0, memory.len(), ACCESS)
+            .map(Registered::Region)
     }
 
     fn deregister(&mut self, lkey: u32) -> Result<(), VerbsError> {

@@ -6,12 +6,14 @@
 mod inline;
 pub(crate) mod open;
 mod rdma;
+mod thread;
 mod verbs;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use flexblk_nvme::Status;
-use flexblk_reactor::{Span, Wait, Waker};
+use flexblk_reactor::{SharedMemory, Span, Wait, Waker};
 
 use crate::{Error, LostReason};
 
@@ -84,8 +86,12 @@ pub(crate) trait Link {
     /// Ends a sleeping turn from another thread, where the link sleeps in this one.
     fn waker(&self) -> Option<Waker>;
 
-    /// Opens memory to the transport and, by its remote key, to the peer.
-    fn register(&mut self, memory: Span) -> Result<MemoryKey, Error>;
+    /// Opens memory to the transport and, by its remote key, to the peer. `None`: this link cannot reach such
+    /// memory, its data has to be copied.
+    fn register(&mut self, memory: Span) -> Result<Option<MemoryKey>, Error>;
+
+    /// The same for shared memory, which every link can reach.
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<MemoryKey, Error>;
 
     /// Closes it again.
     fn unregister(&mut self, key: MemoryKey) -> Result<(), Error>;

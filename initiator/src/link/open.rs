@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flexblk_nvme::flexins::{NvmeParams, ParamFlags};
 use flexblk_nvme::rdma::{AcceptPrivate, RejectPrivate, RequestPrivate};
@@ -10,10 +11,12 @@ use flexblk_nvme::{Cntlid, Qid};
 use flexins::cm::{RejectReason, ServiceId};
 use flexins::endpoint::EndpointConfig;
 use flexins::engine::EngineConfig;
+use flexins::remote::EngineThread;
 
 use super::Link;
 use super::inline::InlineVerbs;
 use super::rdma::{Agreed, RdmaLink};
+use super::thread::{ThreadVerbs, start_engine};
 use crate::{ConnectOptions, EngineMode, Error};
 
 /// Which queue to open, and how.
@@ -25,6 +28,28 @@ pub(crate) struct OpenArgs<'a> {
     pub(crate) depth: u16,
     pub(crate) cntlid: Cntlid,
     pub(crate) engine: EngineMode,
+    /// The engine thread of the controller's queues, in mode `thread`.
+    pub(crate) shared_engine: &'a SharedEngine,
+}
+
+/// An engine thread that the queues of a controller share; started with the first of them.
+#[derive(Default)]
+pub(crate) struct SharedEngine(Mutex<Option<Arc<EngineThread>>>);
+
+impl SharedEngine {
+    /// The thread; a new one when there is none or it died.
+    fn get_or_start(
+        &self,
+        start: impl FnOnce() -> Result<Arc<EngineThread>, Error>,
+    ) -> Result<Arc<EngineThread>, Error> {
+        let mut engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = engine.as_ref().filter(|engine| engine.is_alive()) {
+            return Ok(Arc::clone(engine));
+        }
+        let fresh = start()?;
+        *engine = Some(Arc::clone(&fresh));
+        Ok(fresh)
+    }
 }
 
 /// In-capsule data that we ask for; the MTU limits it further, so that a capsule is one packet.
@@ -62,10 +87,14 @@ pub(crate) fn open(args: &OpenArgs<'_>) -> Result<Box<dyn Link>, Error> {
             let agreed = agree(args, outcome)?;
             Ok(Box::new(RdmaLink::new(verbs, args.depth, agreed)))
         }
-        EngineMode::Thread { .. } => Err(Error::Option {
-            name: "engine".into(),
-            reason: "thread is not available in this build: use inline".into(),
-        }),
+        EngineMode::Thread { core } => {
+            let engine = args
+                .shared_engine
+                .get_or_start(|| start_engine(args, core))?;
+            let (verbs, outcome) = ThreadVerbs::connect(args, engine)?;
+            let agreed = agree(args, outcome)?;
+            Ok(Box::new(RdmaLink::new(verbs, args.depth, agreed)))
+        }
     }
 }
 
@@ -96,9 +125,9 @@ impl OpenArgs<'_> {
         let mut engine = EngineConfig {
             digest: options.digest,
             tx: options.tx,
-            max_qps: 8,
-            max_cqs: 8,
-            max_mrs: 256,
+            max_qps: 64,
+            max_cqs: 64,
+            max_mrs: 4096,
             ..EngineConfig::default()
         };
         engine.mtu = options.mtu.unwrap_or(engine.mtu);

@@ -1,15 +1,16 @@
 //! The NVMe/RDMA binding: commands by SEND, data by RDMA, responses by SEND or as an immediate.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::TransportCounters;
 use flexblk_nvme::{Cqe, Sgl, flexins::Immediate};
-use flexblk_reactor::{Span, Wait, Waker};
+use flexblk_reactor::{SharedMemory, Span, Wait, Waker};
 use flexins::verbs::{
-    Lkey, PostError, SendFlags, SendOp, SendWr, Sge, WcOpcode, WcStatus, WorkCompletion,
+    Lkey, PostError, SendFlags, SendOp, SendWr, Sge, VerbsError, WcOpcode, WcStatus, WorkCompletion,
 };
 
-use super::verbs::Verbs;
+use super::verbs::{Registered, Verbs};
 use super::{Data, Link, LinkEvent, MAX_SMALL_BYTES, MemoryKey, PostRefused, Posted};
 use crate::{Error, LostReason};
 
@@ -129,15 +130,13 @@ impl<V: Verbs> Link for RdmaLink<V> {
         self.verbs.waker()
     }
 
-    fn register(&mut self, memory: Span) -> Result<MemoryKey, Error> {
-        let region = self
-            .verbs
-            .register(memory)
-            .map_err(|e| Error::Transport(format!("registering memory: {e}")))?;
-        Ok(MemoryKey {
-            local: region.lkey.to_bits(),
-            remote: region.rkey.0,
-        })
+    fn register(&mut self, memory: Span) -> Result<Option<MemoryKey>, Error> {
+        Ok(key_of(self.verbs.register(memory).map_err(not_registered)?))
+    }
+
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<MemoryKey, Error> {
+        key_of(self.verbs.register_memory(memory).map_err(not_registered)?)
+            .ok_or(Error::Protocol("shared memory that cannot be registered"))
     }
 
     fn unregister(&mut self, key: MemoryKey) -> Result<(), Error> {
@@ -265,4 +264,18 @@ impl<V: Verbs> Drop for RdmaLink<V> {
         let now = self.verbs.now();
         self.close(now);
     }
+}
+
+fn key_of(registered: Registered) -> Option<MemoryKey> {
+    match registered {
+        Registered::Region(region) => Some(MemoryKey {
+            local: region.lkey.to_bits(),
+            remote: region.rkey.0,
+        }),
+        Registered::Unsupported => None,
+    }
+}
+
+fn not_registered(error: VerbsError) -> Error {
+    Error::Transport(format!("registering memory: {error}"))
 }

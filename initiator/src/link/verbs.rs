@@ -1,18 +1,27 @@
 //! The verbs that the NVMe/RDMA binding needs, wherever the engine runs.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::TransportCounters;
-use flexblk_reactor::{Span, Wait, Waker};
+use flexblk_reactor::{SharedMemory, Span, Wait, Waker};
 use flexins::verbs::{Mr, PostError, SendWr, VerbsError, WorkCompletion};
 
 use crate::LostReason;
+
+/// What became of a registration.
+pub(crate) enum Registered {
+    Region(Mr),
+    /// This engine cannot reach such memory: its data is copied.
+    Unsupported,
+}
 
 /// One connected queue pair of an engine.
 pub(crate) trait Verbs {
     fn now(&self) -> Instant;
     fn waker(&self) -> Option<Waker>;
-    fn register(&mut self, memory: Span) -> Result<Mr, VerbsError>;
+    fn register(&mut self, memory: Span) -> Result<Registered, VerbsError>;
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Registered, VerbsError>;
     fn deregister(&mut self, lkey: u32) -> Result<(), VerbsError>;
     fn post_send(&mut self, wr: &SendWr<'_>) -> Result<(), PostError>;
     /// Credits for messages that come inside work completions.

@@ -30,8 +30,8 @@ impl Bounce {
     }
 
     /// All of it, for registration.
-    pub(crate) fn whole(&self) -> Option<Span> {
-        self.memory.span(0, u32::try_from(self.memory.len()).ok()?)
+    pub(crate) fn memory(&self) -> &Arc<SharedMemory> {
+        &self.memory
     }
 
     pub(crate) fn buffer_bytes(&self) -> u32 {

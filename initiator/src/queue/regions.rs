@@ -1,6 +1,8 @@
 //! Registered memory of a queue, found by address.
 
-use flexblk_reactor::Span;
+use std::sync::Arc;
+
+use flexblk_reactor::{SharedMemory, Span};
 
 use crate::RegionId;
 
@@ -11,7 +13,10 @@ struct Region<K> {
     id: RegionId,
     start: usize,
     len: usize,
-    key: K,
+    /// `None`: known, but out of the transport's reach.
+    key: Option<K>,
+    /// Shared memory that stays mapped with us.
+    _memory: Option<Arc<SharedMemory>>,
 }
 
 /// The regions of one queue, each with the transport's key for it.
@@ -35,30 +40,39 @@ impl<K: Copy> Regions<K> {
         self.regions.len() >= MAX_REGIONS
     }
 
-    pub(crate) fn insert(&mut self, memory: Span, key: K) -> RegionId {
+    pub(crate) fn insert(
+        &mut self,
+        start: usize,
+        len: usize,
+        key: Option<K>,
+        memory: Option<Arc<SharedMemory>>,
+    ) -> RegionId {
         let id = RegionId(self.next_id);
         self.next_id = self.next_id.wrapping_add(1);
         self.regions.push(Region {
             id,
-            start: memory.as_ptr() as usize,
-            len: memory.len() as usize,
+            start,
+            len,
             key,
+            _memory: memory,
         });
         id
     }
 
     /// The extent of a region.
     pub(crate) fn extent(&self, id: RegionId) -> Option<std::ops::Range<usize>> {
-        self.regions
-            .iter()
-            .find(|r| r.id == id)
-            .map(|r| r.start..r.start.saturating_add(r.len))
+        let region = self.regions.iter().find(|r| r.id == id)?;
+        Some(region.start..region.start.saturating_add(region.len))
     }
 
-    pub(crate) fn remove(&mut self, id: RegionId) -> Option<K> {
-        let at = self.regions.iter().position(|r| r.id == id)?;
+    pub(crate) fn key(&self, id: RegionId) -> Option<K> {
+        self.regions.iter().find(|r| r.id == id)?.key
+    }
+
+    /// Forgets a region; shared memory may be unmapped by this.
+    pub(crate) fn remove(&mut self, id: RegionId) {
+        self.regions.retain(|r| r.id != id);
         self.last = 0;
-        Some(self.regions.swap_remove(at).key)
     }
 
     /// The key of the region that holds all of `span`.
@@ -72,11 +86,11 @@ impl<K: Copy> Regions<K> {
         if let Some(region) = self.regions.get(self.last)
             && holds(region)
         {
-            return Some(region.key);
+            return region.key;
         }
         let at = self.regions.iter().position(holds)?;
         self.last = at;
-        self.regions.get(at).map(|r| r.key)
+        self.regions.get(at)?.key
     }
 }
 
@@ -91,13 +105,17 @@ mod tests {
         unsafe { Span::from_raw_parts(NonNull::from(&mut *memory).cast(), memory.len() as u32) }
     }
 
+    fn insert(regions: &mut Regions<char>, span: Span, key: Option<char>) -> RegionId {
+        regions.insert(span.as_ptr() as usize, span.len() as usize, key, None)
+    }
+
     #[test]
     fn a_span_is_found_only_when_all_of_it_is_registered() {
         let (mut a, mut b, mut c) = (vec![0u8; 4096], vec![0u8; 8192], vec![0u8; 16]);
         let (a, b, c) = (span(&mut a), span(&mut b), span(&mut c));
         let mut regions = Regions::new();
-        let id_a = regions.insert(a, 'a');
-        regions.insert(b.sub(1024, 4096).unwrap(), 'b');
+        let id_a = insert(&mut regions, a, Some('a'));
+        insert(&mut regions, b.sub(1024, 4096).unwrap(), Some('b'));
         assert_eq!(regions.find(a), Some('a'));
         assert_eq!(regions.find(a.sub(4095, 1).unwrap()), Some('a'));
         assert_eq!(regions.find(b), None);
@@ -105,9 +123,12 @@ mod tests {
         assert_eq!(regions.find(b.sub(1023, 4).unwrap()), None);
         assert_eq!(regions.find(b.sub(5119, 2).unwrap()), None);
         assert_eq!(regions.find(c), None);
-        assert_eq!(regions.remove(id_a), Some('a'));
+        assert_eq!(regions.key(id_a), Some('a'));
+        regions.remove(id_a);
         assert_eq!(regions.find(a), None);
-        assert_eq!(regions.remove(id_a), None);
+        assert_eq!((regions.key(id_a), regions.extent(id_a)), (None, None));
+        insert(&mut regions, c, None);
+        assert_eq!(regions.find(c), None);
         assert_eq!(regions.find(b.sub(1024, 1).unwrap()), Some('b'));
     }
 }

@@ -38,7 +38,14 @@ impl Link for FakeLink {
     fn waker(&self) -> Option<flexblk_reactor::Waker> {
         None
     }
-    fn register(&mut self, _: Span) -> Result<MemoryKey, Error> {
+    fn register(&mut self, _: Span) -> Result<Option<MemoryKey>, Error> {
+        self.0.borrow_mut().registered += 1;
+        Ok(Some(MemoryKey {
+            local: 1,
+            remote: 2,
+        }))
+    }
+    fn register_memory(&mut self, _: &Arc<SharedMemory>) -> Result<MemoryKey, Error> {
         self.0.borrow_mut().registered += 1;
         Ok(MemoryKey {
             local: 1,

@@ -223,11 +223,7 @@ fn worker(
     // Everybody passes the barrier, also who failed: nobody waits for ever.
     barrier.wait();
     let (mut queue, memory) = prepared?;
-    let share = measure(&mut queue, plan, depth, index, &memory);
-    // The memory goes after the queue pair that has it registered.
-    drop(queue);
-    drop(memory);
-    share
+    measure(&mut queue, plan, depth, index, &memory)
 }
 
 fn prepare(
@@ -252,10 +248,11 @@ fn prepare(
     }
     let options = QueuePairOptions {
         depth: Some(depth),
-        memory: vec![whole],
+        memory: Vec::new(),
         bounce_bytes: Some(0),
     };
-    let queue = controller.queue_pair(&options)?;
+    let mut queue = controller.queue_pair(&options)?;
+    queue.register_memory(&memory)?;
     if queue.depth() < depth {
         return Err(Usage(format!(
             "the controller allows a queue depth of {} at most",
@@ -310,7 +307,9 @@ fn measure(
         queue.wait(Duration::from_millis(100), 1, &mut completions);
         now = Instant::now();
         for completion in &completions {
-            completion.result.context("I/O")?;
+            completion
+                .result
+                .map_err(|error| crate::exit::explain(error, queue.lost()))?;
             let slot = completion.tag as u16;
             if let Some(at) = submitted_at.get(usize::from(slot)) {
                 latency_ns.saturating_record(now.duration_since(*at).as_nanos() as u64);

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use flexblk_initiator::{Error, IoError};
+use flexblk_initiator::{Error, IoError, LostReason};
 
 /// Shown by `flexblk --help`.
 pub(crate) const HELP: &str = "\
@@ -74,5 +74,13 @@ fn of_io(error: &IoError) -> u8 {
     match error {
         IoError::TimedOut | IoError::ConnectionLost | IoError::Closed => 3,
         _ => 6,
+    }
+}
+
+/// An I/O error with the reason why its connection ended, when it did.
+pub(crate) fn explain(error: IoError, lost: Option<LostReason>) -> anyhow::Error {
+    match (error, lost) {
+        (IoError::ConnectionLost | IoError::TimedOut, Some(reason)) => Error::Lost(reason).into(),
+        (error, _) => error.into(),
     }
 }

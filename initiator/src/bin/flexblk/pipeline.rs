@@ -18,7 +18,7 @@ use flexblk_initiator::{
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
-use crate::exit::Usage;
+use crate::exit::{Usage, explain};
 
 /// One end of a transfer.
 pub(crate) enum Side {
@@ -44,8 +44,6 @@ pub(crate) struct NamespaceSide {
     queue: QueuePair,
     pub(crate) namespace: Namespace,
     completions: Vec<IoCompletion>,
-    /// What the queue pair has registered: it goes after the queue pair.
-    memory: Vec<Arc<SharedMemory>>,
 }
 
 impl NamespaceSide {
@@ -64,7 +62,6 @@ impl NamespaceSide {
             queue,
             namespace,
             completions,
-            memory: Vec::new(),
         })
     }
 }
@@ -162,19 +159,16 @@ impl Side {
         }
     }
 
-    fn register(&mut self, memory: &Arc<SharedMemory>, span: Span) -> Result<Option<RegionId>> {
+    fn register(&mut self, memory: &Arc<SharedMemory>) -> Result<Option<RegionId>> {
         let Side::Namespace(side) = self else {
             return Ok(None);
         };
-        // Kept first: if anything fails from here on, the queue pair is closed before the memory goes.
-        side.memory.push(memory.clone());
-        Ok(Some(side.queue.register(span)?))
+        Ok(Some(side.queue.register_memory(memory)?))
     }
 
     fn unregister(&mut self, region: Option<RegionId>) -> Result<()> {
         if let (Side::Namespace(side), Some(region)) = (self, region) {
             side.queue.unregister(region)?;
-            side.memory.clear();
         }
         Ok(())
     }
@@ -288,6 +282,7 @@ impl Side {
         for completion in &side.completions {
             completion
                 .result
+                .map_err(|error| explain(error, side.queue.lost()))
                 .with_context(|| format!("{what} namespace {}", side.namespace.nsid))?;
             done.push(completion.tag);
         }
@@ -380,7 +375,7 @@ pub(crate) fn run(from: &mut Side, to: &mut Side, job: &Job) -> Result<Outcome> 
     )
     .context("allocating buffers: try a smaller --bs or --iodepth")?;
     let whole = whole_span(&memory)?;
-    let regions = (from.register(&memory, whole)?, to.register(&memory, whole)?);
+    let regions = (from.register(&memory)?, to.register(&memory)?);
     let buffer = |index: u64| -> Result<Span> {
         whole
             .sub(
