@@ -39,8 +39,11 @@ pub struct EngineConfig {
     pub min_rto: Duration,
     /// Longest retransmission timeout after back-off.
     pub max_rto: Duration,
-    /// Timeouts in a row until `RETRY_EXC_ERR` (0-7).
+    /// Timeouts in a row without an answer until `RETRY_EXC_ERR` (0-7), but see `retry_time`.
     pub retry_count: u8,
+    /// Shortest time without progress until `RETRY_EXC_ERR`. First timeouts come after about a
+    /// millisecond and only cost a probe; a peer that is not scheduled for a while is not dead.
+    pub retry_time: Duration,
     /// RNR NAKs in a row until `RNR_RETRY_EXC_ERR` (0-7, 7 without limit).
     pub rnr_retry: u8,
     /// What we ask peers to wait after an RNR NAK, rounded up to a value of IBA table 47.
@@ -68,8 +71,9 @@ impl Default for EngineConfig {
             ack_delay: Duration::from_micros(100),
             ack_coalesce: 64,
             min_rto: Duration::from_millis(1),
-            max_rto: Duration::from_secs(1),
+            max_rto: Duration::from_millis(250),
             retry_count: 7,
+            retry_time: Duration::from_secs(3),
             rnr_retry: 7,
             rnr_delay: Duration::from_micros(320),
             max_reads: 128,

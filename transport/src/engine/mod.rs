@@ -96,6 +96,7 @@ impl Engine {
             ack_coalesce: config.ack_coalesce.clamp(1, (config.window / 4).max(1)),
             min_rto_ns: ns(config.min_rto).max(1),
             max_rto_ns: ns(config.max_rto),
+            retry_time_ns: ns(config.retry_time),
             rnr_code: crate::rc::rnr_code_for(ns(config.rnr_delay)),
             hold_budget_bytes: config.hold_budget_bytes,
             tx: config.tx,

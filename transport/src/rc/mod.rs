@@ -29,6 +29,7 @@ pub(crate) struct Limits {
     pub(crate) ack_coalesce: u32,
     pub(crate) min_rto_ns: u64,
     pub(crate) max_rto_ns: u64,
+    pub(crate) retry_time_ns: u64,
     pub(crate) rnr_code: u8,
     pub(crate) hold_budget_bytes: usize,
     pub(crate) tx: TxMode,

@@ -13,6 +13,9 @@ use crate::wire::{Aeth, NakCode, Psn, Syndrome};
 /// `rnr_retry` that never ends (IBA 9.7.5.2.8).
 const RNR_RETRY_FOREVER: u8 = 7;
 
+/// How much longer than a silent peer one that answers, but never takes what it is sent, is borne.
+const STALL_FACTOR: u64 = 4;
+
 /// State of a queue pair's sending side.
 pub(crate) struct Requester {
     pub(crate) board: Scoreboard,
@@ -30,7 +33,10 @@ pub(crate) struct Requester {
     pub(crate) max_reads: u16,
     retry_count: u8,
     rnr_retry: u8,
+    /// Timeouts in a row without an answer; each doubles the next timeout.
     attempts: u8,
+    /// When the first timeout since the last progress came.
+    stalled_at: u64,
     rnr_attempts: u8,
     pub(crate) probe_pending: bool,
 }
@@ -50,6 +56,7 @@ impl Requester {
             retry_count: 0,
             rnr_retry: 0,
             attempts: 0,
+            stalled_at: NEVER,
             rnr_attempts: 0,
             probe_pending: false,
         };
@@ -83,6 +90,7 @@ impl Requester {
         self.rto_at = NEVER;
         self.rnr_at = NEVER;
         self.timed = None;
+        self.stalled_at = NEVER;
         self.probe_pending = false;
     }
 
@@ -136,6 +144,7 @@ impl Qp {
         let req = &mut self.req;
         let una = req.board.una();
         req.attempts = 0;
+        req.stalled_at = NEVER;
         req.rnr_attempts = 0;
         if let Some((psn, sent_at)) = req.timed
             && psn.is_before(una)
@@ -198,6 +207,7 @@ impl Qp {
         let req = &mut self.req;
         // The peer is alive.
         req.attempts = 0;
+        req.stalled_at = NEVER;
         if req.rnr_at != NEVER {
             return;
         }
@@ -222,6 +232,9 @@ impl Qp {
         env.counters.sacks_rx += 1;
         if self.req.board.selective(sack) {
             self.on_progress(env, now);
+        } else if sack.echo.is_some() {
+            // The peer is there: what is repeated now shall not wait long.
+            self.req.attempts = 0;
         }
     }
 
@@ -279,11 +292,15 @@ impl Qp {
                 return;
             }
             env.counters.timeouts += 1;
-            if self.req.attempts >= self.req.retry_count {
+            self.req.stalled_at = self.req.stalled_at.min(now);
+            let stalled = now - self.req.stalled_at;
+            let unanswered = self.req.attempts >= self.req.retry_count;
+            let limit = env.limits.retry_time_ns;
+            if stalled >= limit && (unanswered || stalled / STALL_FACTOR >= limit) {
                 let una = self.req.board.una();
                 return self.fail_at(env, una, WcStatus::RetryExcErr);
             }
-            self.req.attempts += 1;
+            self.req.attempts = self.req.attempts.saturating_add(1);
             self.req.timed = None;
             if self.path.is_flexins() {
                 // Asks what is missing; nothing is repeated on suspicion.

@@ -20,17 +20,14 @@ impl Rtt {
         }
     }
 
-    /// Timeout after `attempts` that have failed: each is four times as patient as the one before.
-    ///
-    /// The first expiry only costs a probe, so it may be early; a peer that does not answer is
-    /// probably not scheduled, and eight doublings of a millisecond would give up within 0.3 s.
+    /// Timeout after `attempts` that were not answered: each is twice as patient as the one before.
     pub(crate) fn timeout_ns(&self, attempts: u8, min_ns: u64, max_ns: u64) -> u64 {
         let base = if self.smoothed_ns == 0 {
             min_ns.saturating_mul(4)
         } else {
             self.smoothed_ns.saturating_add(self.variation_ns.saturating_mul(4))
         };
-        let shift = u32::from(attempts).min(16) * 2;
+        let shift = u32::from(attempts).min(32);
         base.max(min_ns).saturating_mul(1 << shift).min(max_ns.max(min_ns))
     }
 }
@@ -49,7 +46,7 @@ mod tests {
         assert_eq!(rtt.smoothed_ns, 50_000 / 8 * 8);
         let first = rtt.timeout_ns(0, 1_000, 1 << 40);
         assert!((50_000..52_000).contains(&first), "{first}");
-        assert_eq!(rtt.timeout_ns(1, 1_000, 1 << 40), first * 4);
+        assert_eq!(rtt.timeout_ns(1, 1_000, 1 << 40), first * 2);
         assert_eq!(rtt.timeout_ns(200, 1_000, 9_000_000), 9_000_000);
         assert_eq!(rtt.timeout_ns(0, 1_000_000, 1 << 40), 1_000_000);
     }
