@@ -46,7 +46,7 @@ impl Default for CmConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u32);
 
-/// What [`CmManager::connect`] needs.
+/// What [`CmManager::connect`](super::CmManager::connect) needs.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectArgs<'a> {
     /// Our queue pair (24 bit).
@@ -73,7 +73,7 @@ pub struct ConnectArgs<'a> {
     pub rnr_retry_count: u8,
 }
 
-/// What [`CmManager::accept`] needs.
+/// What [`CmManager::accept`](super::CmManager::accept) needs.
 #[derive(Clone, Copy, Debug)]
 pub struct AcceptArgs<'a> {
     /// Our queue pair (24 bit).
