@@ -389,7 +389,7 @@ mod tests {
     }
 
     fn refused(result: Result<Connected, Refusal>) -> (StatusCode, &'static str) {
-        let refusal = result.err().expect("refused");
+        let refusal = result.expect_err("refused");
         let code = refusal
             .status
             .code_in(flexblk_nvme::status::CodeSpace::Fabrics);

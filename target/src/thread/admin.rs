@@ -5,10 +5,10 @@ use flexblk_nvme::command::fabrics::{Command as Fabrics, Connect, ConnectData, C
 use flexblk_nvme::{Status, StatusCode};
 use flexins::engine::Engine;
 
-use super::io::refusal;
 use super::mail::AbortFrom;
 use super::parts::{Parts, Task};
 use super::queue::{Admin, Io, Queue, QueueKey, Role, Slot, What};
+use super::respond::refusal;
 use super::{NO_DEVICE, queue};
 use crate::controller::{Action, Controller, Environment, Reply};
 use crate::directory::{Connected, Refusal};

@@ -19,6 +19,21 @@ pub(crate) const LARGE_BYTES: u32 = 128 << 10;
 /// Large buffers of the longest transfer.
 pub(crate) const MAX_PIECES: usize = (MAX_TRANSFER_BYTES / LARGE_BYTES) as usize;
 
+/// How many buffers one queue holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Share {
+    small: u32,
+    large: u32,
+}
+
+/// May a holder of `held` buffers take `wanted` more while `free` are left? One holder gets at most
+/// half of the buffers, two a third each, and so on: a host that does not read its answers leaves
+/// buffers for the others. (Choudhury and Hahne's dynamic threshold, with a factor of 1.) Who holds
+/// none may take whatever is there.
+fn allows(held: u32, wanted: u32, free: u32) -> bool {
+    wanted <= free && (held == 0 || held + wanted <= free)
+}
+
 /// Buffers lent to a command; goes back by [`Buffers::put`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HeldId(u32);
@@ -33,6 +48,8 @@ pub(crate) struct Buffers {
     free: Vec<u32>,
     /// Times that a command had to wait.
     pub(crate) waits: u64,
+    /// Buffers have come back since the waiting commands were looked at.
+    pub(crate) returned: bool,
 }
 
 struct Class {
@@ -78,21 +95,26 @@ impl Buffers {
             held: (0..lists).map(|_| Held::default()).collect(),
             free: (0..lists).rev().collect(),
             waits: 0,
+            returned: false,
         })
     }
 
-    /// Buffers for `len` bytes, all or none.
-    pub(crate) fn take(&mut self, len: u32) -> Option<HeldId> {
+    /// Buffers for `len` bytes, all or none, for a queue that holds `share`.
+    pub(crate) fn take(&mut self, len: u32, share: &mut Share) -> Option<HeldId> {
         if len <= SMALL_BYTES
+            && allows(share.small, 1, self.small.pool.available())
             && let Some(buffer) = self.small.pool.take()
         {
+            share.small += 1;
             return self.hold(ArrayVec::from_iter([buffer]), false);
         }
         let pieces = len.div_ceil(LARGE_BYTES).max(1);
-        if pieces as usize > MAX_PIECES || self.large.pool.available() < pieces {
+        if pieces as usize > MAX_PIECES || !allows(share.large, pieces, self.large.pool.available())
+        {
             return None;
         }
         let buffers = (0..pieces).filter_map(|_| self.large.pool.take()).collect();
+        share.large += pieces;
         self.hold(buffers, true)
     }
 
@@ -105,20 +127,21 @@ impl Buffers {
     }
 
     /// Takes lent buffers back.
-    pub(crate) fn put(&mut self, id: HeldId) {
+    pub(crate) fn put(&mut self, id: HeldId, share: &mut Share) {
         let Some(held) = self.held.get_mut(id.0 as usize) else {
             return;
         };
         debug_assert!(!held.buffers.is_empty(), "returned twice");
-        let pool = if held.large {
-            &mut self.large.pool
-        } else {
-            &mut self.small.pool
+        let (pool, count) = match held.large {
+            true => (&mut self.large.pool, &mut share.large),
+            false => (&mut self.small.pool, &mut share.small),
         };
         for buffer in held.buffers.drain(..) {
             pool.put(buffer);
+            *count = count.saturating_sub(1);
         }
         self.free.push(id.0);
+        self.returned = true;
     }
 
     /// The first `len` bytes, piece by piece.
@@ -231,5 +254,36 @@ impl Class {
 
     fn offset_of(&self, span: Span) -> u64 {
         (span.as_ptr() as usize).wrapping_sub(self.base) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder_leaves_half_for_others() {
+        let total = 64;
+        let mut held = 0;
+        while allows(held, 1, total - held) {
+            held += 1;
+        }
+        assert_eq!(held, 32);
+        let mut second = 0;
+        while allows(second, 1, total - held - second) {
+            second += 1;
+        }
+        assert_eq!(second, 16);
+        assert!(
+            allows(0, 8, 8),
+            "the longest transfer passes when there is just enough"
+        );
+        assert!(!allows(0, 9, 8));
+    }
+
+    #[test]
+    fn the_smallest_share_carries_the_longest_transfer() {
+        assert!(counts(MIN_BYTES - 1).is_none());
+        assert_eq!(counts(MIN_BYTES), Some((64, MAX_PIECES as u32)));
     }
 }

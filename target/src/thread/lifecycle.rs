@@ -13,7 +13,7 @@ use flexins::verbs::{Cq, QpInit};
 use super::mail::Mail;
 use super::parts::Task;
 use super::queue::{Queue, QueueKey, QueueTable, Role, queue_bytes, send_requests_for, slots_for};
-use super::{CONNECT_TIMEOUT, Core, buffers};
+use super::{CONNECT_TIMEOUT, Core};
 use crate::association::Association;
 use crate::controller::Reason;
 use crate::directory::Announced;
@@ -139,7 +139,9 @@ impl Core {
             recv_cq: cq,
             max_send_wr: requests,
             max_recv_wr: slots_for(announced.entries),
-            max_sge: buffers::MAX_PIECES as u32,
+            // Data in several pieces goes in as many requests: a gather list in every request
+            // would cost more than the queue's commands.
+            max_sge: 1,
             max_inline: flexblk_nvme::Cqe::SIZE as u32,
             inline_recv: false,
             user: key.to_word(),

@@ -4,6 +4,7 @@
 //! requests to a FlexiNS engine, whatever port that engine has. [`run`] puts it on a reactor.
 
 mod admin;
+mod backend;
 mod buffers;
 mod devices;
 mod io;
@@ -11,7 +12,9 @@ mod lifecycle;
 pub(crate) mod mail;
 pub(crate) mod parts;
 mod queue;
+mod respond;
 pub(crate) mod run;
+mod transfer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -45,6 +48,9 @@ pub(crate) const NO_DEVICE: u32 = u32::MAX;
 
 /// How long a connection may take to send Connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Waiting commands that are looked at in vain in one round: bounds the time that a full house
+/// costs.
+const MAX_PASSED_OVER: usize = 64;
 /// Rounds of one poll: what the last round leaves comes with the next poll.
 const ROUNDS: usize = 4;
 
@@ -122,9 +128,13 @@ impl Core {
                 self.parts.to_close.push_back(key);
             }
         }
-        if !matches!(queue.role, Role::Io(_)) {
-            let timer = queue.timer;
+        let (is_short, timer) = (queue.is_short(), queue.timer);
+        if timer.is_some() {
             self.note_timer(timer);
+        }
+        if is_short {
+            // A train brings many commands, and with the first of them the acknowledgements.
+            self.poll_completions(engine);
         }
     }
 
@@ -205,16 +215,27 @@ impl Core {
         }
     }
 
-    /// Buffers for those who wait, first come first served.
+    /// Buffers for those who wait, first come first served among those whose queue may have more.
     fn serve_waiters(&mut self, engine: &mut Engine) {
-        while let Some((key, slot)) = self.parts.waiters.pop_front() {
+        if !core::mem::take(&mut self.parts.buffers.returned) {
+            return;
+        }
+        let mut passed_over = 0;
+        for _ in 0..self.parts.waiters.len() {
+            let Some((key, slot)) = self.parts.waiters.pop_front() else {
+                break;
+            };
             let served = match self.queues.get_mut(key) {
-                Some(queue) => self.parts.buffers_for_waiter(engine, queue, slot),
+                Some(queue) if passed_over < MAX_PASSED_OVER => {
+                    self.parts.buffers_for_waiter(engine, queue, slot)
+                }
+                Some(_) => false,
                 None => true,
             };
             if !served {
-                self.parts.waiters.push_front((key, slot));
-                return;
+                // All go round once, so the order stays.
+                passed_over += 1;
+                self.parts.waiters.push_back((key, slot));
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use flexblk_nvme::{Cid, Lba, Nsid, Qid, Status};
 use flexins::verbs::{Cq, Qpn};
 
-use super::buffers::HeldId;
+use super::buffers::{HeldId, Share};
 use crate::association::{Association, QueueShared};
 use crate::budget::Reservation;
 use crate::controller::Controller;
@@ -145,6 +145,8 @@ pub(crate) struct Slot {
     pub(crate) counted: bool,
     /// Its data has been moved: copied out of the capsule, or handed to the transport.
     pub(crate) data_moved: bool,
+    /// Pieces of its data whose transfer has been posted.
+    pub(crate) posted: u8,
     /// In stage Post: what waits is the request for its data, not its response.
     pub(crate) fetches: bool,
 }
@@ -174,6 +176,7 @@ impl Slot {
         counted: false,
         data_moved: false,
         fetches: false,
+        posted: 0,
     };
 
     /// A command in its first stage.
@@ -212,6 +215,8 @@ pub(crate) struct Queue {
     pub(crate) in_capsule_bytes: u32,
     /// When [`super::Core`] has to look at the queue.
     pub(crate) timer: Option<Instant>,
+    /// I/O buffers that its commands hold.
+    pub(crate) share: Share,
     sqhd: u16,
     slots: Vec<Slot>,
     free: Vec<u16>,
@@ -229,24 +234,26 @@ pub(crate) struct Spill {
     pub(crate) _memory: Reservation,
 }
 
-/// Commands that a queue can have under way. Twice its entries: a host may use an entry again as
-/// soon as it has the response, and our send completes only when its acknowledgement has come back.
+/// Commands that a queue can have under way: a quarter more than its entries, because a host may
+/// use an entry again as soon as it has the response, and our send completes only when its
+/// acknowledgement has come back. That comes with the next command, so few are in between (see
+/// [`Queue::is_short`]).
 pub(crate) fn slots_for(entries: u16) -> u32 {
-    u32::from(entries) * 2
+    u32::from(entries) + u32::from(entries) / 4 + 8
 }
 
-/// Send requests that a queue pair can have posted: two for a read without immediate, and
-/// responses that nobody waits for.
+/// Send requests that a queue pair can have posted: one or two for each command, and responses that
+/// nobody waits for. A power of two, since the transport rounds up to one.
 pub(crate) fn send_requests_for(entries: u16) -> u32 {
-    slots_for(entries) + u32::from(entries) / 2 + 16
+    slots_for(entries).next_power_of_two()
 }
 
-/// What a queue of that size costs: commands, the transport's send requests (about 128 bytes each),
-/// completions. Measured; `memory_per_queue` in the tests holds it to that.
+/// What a queue of that size costs: commands, the transport's queue pair (16 KiB and 80 bytes for
+/// each send request), completions of 64 bytes. `memory_per_queue` in the tests holds it to that.
 pub(crate) fn queue_bytes(entries: u16) -> u64 {
-    let slots = u64::from(slots_for(entries)) * (size_of::<Slot>() as u64 + 2);
-    let requests = u64::from(send_requests_for(entries)) * (128 + 64);
-    size_of::<Queue>() as u64 + slots + requests + 4096
+    let slots = u64::from(slots_for(entries) + 1) * (size_of::<Slot>() as u64 + 2);
+    let requests = u64::from(send_requests_for(entries)) * (80 + 64);
+    size_of::<Queue>() as u64 + slots + requests + (16 << 10)
 }
 
 impl Queue {
@@ -279,6 +286,7 @@ impl Queue {
             flow_control: true,
             in_capsule_bytes,
             timer: Some(timer),
+            share: Share::default(),
             sqhd: 0,
             slots: vec![Slot::FREE; usize::from(count)],
             free: (0..count).rev().collect(),
@@ -312,6 +320,13 @@ impl Queue {
         self.slots
             .get_mut(usize::from(index))
             .filter(|slot| slot.stage != Stage::Free)
+    }
+
+    /// Are nearly all slots in use? Then those whose responses have been acknowledged should be freed
+    /// before more commands are taken.
+    #[inline]
+    pub(crate) fn is_short(&self) -> bool {
+        self.free.len() < self.slots.len() / 8
     }
 
     /// Is any command under way?
@@ -442,5 +457,136 @@ impl QueueTable {
 
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+    use flexins::engine::{Engine, EngineConfig};
+    use flexins::verbs::QpInit;
+
+    fn queue(key: QueueKey, entries: u16) -> Queue {
+        let mut engine = Engine::new(EngineConfig::default(), 1);
+        let cq = engine.create_cq(8192).unwrap();
+        Queue::new(
+            key,
+            Qpn::new(1),
+            cq,
+            Announced {
+                qid: Qid::new(1),
+                entries,
+            },
+            SocketAddr::from(([127, 0, 0, 1], 1)),
+            true,
+            8192,
+            Budget::new(1).reserve(1).unwrap(),
+            Instant::now(),
+        )
+    }
+
+    /// What the budget is charged for a queue is what it takes, and an idle one of usual size takes
+    /// less than 64 KiB.
+    #[test]
+    fn memory_per_queue() {
+        for entries in [32, 128, 1024] {
+            let mut engine = Engine::new(EngineConfig::default(), 1);
+            let pd = engine.alloc_pd();
+            let cq = engine.create_cq(8192).unwrap();
+            let requests = send_requests_for(entries);
+            let init = QpInit {
+                pd,
+                send_cq: cq,
+                recv_cq: cq,
+                max_send_wr: requests,
+                max_recv_wr: slots_for(entries),
+                max_sge: 1,
+                max_inline: 16,
+                inline_recv: false,
+                user: 0,
+            };
+            let qpn = engine.create_qp(&init).unwrap();
+            let transport = engine.qp_memory_bytes(qpn).unwrap() as u64 + u64::from(requests) * 64;
+            let slots = (u64::from(slots_for(entries)) + 1) * (size_of::<Slot>() as u64 + 2);
+            let taken = transport + slots + size_of::<Queue>() as u64;
+            let charged = queue_bytes(entries);
+            println!(
+                "{entries} entries: {taken} bytes taken ({transport} by the transport), {charged} charged"
+            );
+            assert!(taken <= charged, "{entries} entries: {taken} > {charged}");
+            assert!(
+                charged < taken + taken / 2,
+                "{entries} entries: {charged} for {taken}"
+            );
+            assert!(
+                entries > 128 || taken < 64 << 10,
+                "{entries} entries: {taken}"
+            );
+        }
+    }
+
+    #[test]
+    fn slots_come_back_and_are_found() {
+        let key = QueueKey {
+            index: 0,
+            generation: 0,
+        };
+        let mut queue = queue(key, 2);
+        assert!(!queue.is_busy());
+        let slots: Vec<u16> = (0..slots_for(2) as u16 + 1)
+            .map(|cid| {
+                queue
+                    .alloc(Slot::new(What::Read, 2, Cid::new(cid)))
+                    .unwrap()
+            })
+            .collect();
+        assert!(queue.alloc(Slot::new(What::Read, 2, Cid::new(9))).is_none());
+        assert_eq!(queue.find(Cid::new(3), Stage::Buffers), Some(slots[3]));
+        assert_eq!(queue.find(Cid::new(3), Stage::Device), None);
+        assert_eq!(queue.waiting().len(), slots.len());
+        for slot in &slots {
+            assert!(queue.release(*slot).is_some());
+            assert!(queue.release(*slot).is_none(), "only once");
+        }
+        assert!(!queue.is_busy());
+    }
+
+    /// SQHD wraps with the queue, and is 0 when the host has turned flow control off.
+    #[test]
+    fn head_wraps() {
+        let mut queue = queue(
+            QueueKey {
+                index: 0,
+                generation: 0,
+            },
+            3,
+        );
+        let heads: Vec<u16> = (0..4)
+            .map(|_| {
+                queue.advance_head();
+                queue.head()
+            })
+            .collect();
+        assert_eq!(heads, [1, 2, 0, 1]);
+        queue.flow_control = false;
+        assert_eq!(queue.head(), 0);
+    }
+
+    #[test]
+    fn keys_of_earlier_queues_name_nothing() {
+        let mut table = QueueTable::default();
+        let first = table.next_key();
+        table.insert(queue(first, 2));
+        let tag = first.tag(1);
+        assert!(table.get_mut(first).is_some() && table.by_tag(tag).is_some());
+        assert!(table.remove(first).is_some());
+        let second = table.next_key();
+        assert_eq!((second.index, second.generation), (0, 1));
+        table.insert(queue(second, 2));
+        assert!(table.get_mut(first).is_none() && table.by_tag(tag).is_none());
+        assert!(table.remove(first).is_none());
+        assert_eq!(QueueKey::from_word(second.to_word()), second);
+        assert_eq!(table.len(), 1);
     }
 }

@@ -1,0 +1,303 @@
+//! Completions: data to the host, response capsules, what is freed when they have been acknowledged.
+
+use arrayvec::ArrayVec;
+use flexblk_nvme::flexins::Immediate;
+use flexblk_nvme::{Cid, Cqe, Nsid, Qid, Status, StatusCode};
+use flexins::engine::Engine;
+use flexins::verbs::{PostError, Rkey, SendFlags, SendOp, SendWr, Sge, WcStatus, WorkCompletion};
+
+use super::buffers::MAX_PIECES;
+use super::parts::Parts;
+use super::queue::{Place, Queue, Role, Slot, Stage, What};
+use super::transfer::{Kind, Last, Transfer, UNTRACKED};
+use crate::association::ErrorEntry;
+
+/// Command Retry Delay of a command that found no memory: the first time in Identify, 100 ms.
+pub(super) const RETRY_SOON: u8 = 1;
+
+impl Parts {
+    /// Completes a command that has no slot yet, mostly without giving it one.
+    pub(crate) fn finish_new(
+        &mut self,
+        engine: &mut Engine,
+        queue: &mut Queue,
+        mut slot: Slot,
+        status: Status,
+    ) {
+        slot.status = self.judge(queue, &slot, status);
+        let cqe = Cqe::new(slot.cid, slot.status)
+            .with_result(slot.result)
+            .with_sqhd(queue.head());
+        let bytes = cqe.to_bytes();
+        let wr = SendWr {
+            wr_id: UNTRACKED,
+            op: SendOp::Send,
+            inline: &bytes,
+            sges: &[],
+            flags: SendFlags::empty(),
+        };
+        match engine.post_send(queue.qpn, &wr) {
+            Ok(()) => self.credit(engine, queue),
+            Err(PostError::QueueFull | PostError::CompletionQueueFull) => {
+                slot.what = What::Respond;
+                slot.range.device = u32::MAX;
+                slot.stage = Stage::Post;
+                if let Some(index) = self.admit(engine, queue, slot) {
+                    self.blocked.push_back((queue.key, index));
+                }
+            }
+            // The queue pair is in the error state: it is being closed.
+            Err(_) => {}
+        }
+    }
+
+    /// Sends a completion that belongs to no slot and gives no credit; false when the send queue is
+    /// full.
+    pub(crate) fn send_late(&mut self, engine: &mut Engine, queue: &Queue, cqe: Cqe) -> bool {
+        let bytes = cqe.to_bytes();
+        let wr = SendWr {
+            wr_id: UNTRACKED,
+            op: SendOp::Send,
+            inline: &bytes,
+            sges: &[],
+            flags: SendFlags::empty(),
+        };
+        let full = Err(PostError::QueueFull);
+        let result = engine.post_send(queue.qpn, &wr);
+        result != full && result != Err(PostError::CompletionQueueFull)
+    }
+
+    /// Completes a command without data for the host.
+    pub(crate) fn finish(
+        &mut self,
+        engine: &mut Engine,
+        queue: &mut Queue,
+        index: u16,
+        status: Status,
+    ) {
+        let Some(slot) = queue.slot(index).copied() else {
+            return;
+        };
+        let status = self.judge(queue, &slot, status);
+        if let Some(slot) = queue.slot(index) {
+            slot.what = What::Respond;
+            slot.status = status;
+        }
+        self.respond(engine, queue, index);
+    }
+
+    /// Counts a command by how it ended; a failed one goes to the error log, and its status says so.
+    fn judge(&self, queue: &Queue, slot: &Slot, status: Status) -> Status {
+        match &queue.role {
+            Role::Io(io) => {
+                if let Some(counters) = self.counters(io.subsystem) {
+                    match slot.what {
+                        _ if !status.is_success() => counters.failed(is_media(status)),
+                        What::Write { .. } => counters.written(slot.length.into()),
+                        What::Read | What::Compare => counters.read(slot.length.into()),
+                        _ => counters.other(),
+                    }
+                }
+                note_error(&io.association, io.qid, slot, status)
+            }
+            Role::Admin(admin) => {
+                note_error(admin.controller.association(), Qid::ADMIN, slot, status)
+            }
+            Role::Unconnected(_) => status,
+        }
+    }
+
+    /// Sends a command's data, if it has some for the host, and its completion.
+    pub(crate) fn respond(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
+        let (qpn, head, flow_control) = (queue.qpn, queue.head(), queue.flow_control);
+        let immediate = queue.immediate && !flow_control;
+        let Some(slot) = queue.slot(index) else {
+            return;
+        };
+        slot.stage = Stage::Response;
+        let with_data = matches!(slot.what, What::Read | What::AdminOut) && !slot.data_moved;
+        let (cid, status, result, remote) = (slot.cid, slot.status, slot.result, slot.remote);
+        if with_data {
+            let short = immediate && result == 0 && !remote.invalidate;
+            let last = if short {
+                let imm = Immediate { cid, status }.to_bits();
+                Last::Completes(index, imm)
+            } else {
+                Last::Untracked
+            };
+            let transfer = Transfer {
+                remote,
+                last,
+                kind: Kind::ToHost,
+            };
+            let sges = self.sges(slot);
+            let result = transfer.post(engine, qpn, &sges, &mut slot.posted);
+            if short || result.is_err() {
+                if result.is_ok() {
+                    self.count_read(queue, index);
+                }
+                self.posted(result, engine, queue, index);
+                return;
+            }
+            slot.data_moved = true;
+            self.count_read(queue, index);
+        }
+        let cqe = Cqe::new(cid, status)
+            .with_result(result)
+            .with_sqhd(head)
+            .to_bytes();
+        let op = if remote.invalidate {
+            SendOp::SendInv(Rkey(remote.key))
+        } else {
+            SendOp::Send
+        };
+        let wr = SendWr {
+            wr_id: index.into(),
+            op,
+            inline: &cqe,
+            sges: &[],
+            flags: SendFlags::SIGNALED,
+        };
+        self.posted(engine.post_send(qpn, &wr), engine, queue, index);
+    }
+
+    /// A read has been answered with success.
+    fn count_read(&self, queue: &mut Queue, index: u16) {
+        let length = match queue.slot(index) {
+            Some(slot) if slot.what == What::Read => slot.length,
+            _ => return,
+        };
+        if let Role::Io(io) = &queue.role
+            && let Some(counters) = self.counters(io.subsystem)
+        {
+            counters.read(length.into());
+        }
+    }
+
+    /// What posting a command's request has led to.
+    pub(super) fn posted(
+        &mut self,
+        result: Result<(), PostError>,
+        engine: &mut Engine,
+        queue: &mut Queue,
+        index: u16,
+    ) {
+        match result {
+            Ok(()) => {}
+            Err(PostError::QueueFull | PostError::CompletionQueueFull) => {
+                if let Some(slot) = queue.slot(index) {
+                    slot.fetches = slot.stage == Stage::Fetch;
+                    slot.stage = Stage::Post;
+                }
+                self.blocked.push_back((queue.key, index));
+            }
+            Err(error) => {
+                if !matches!(error, PostError::State(_) | PostError::UnknownQp) {
+                    tracing::error!(%error, peer = %queue.peer, "a request could not be posted");
+                    self.to_close.push_back(queue.key);
+                }
+                self.end(engine, queue, index);
+            }
+        }
+    }
+
+    /// Tries again what found the send queue full.
+    pub(crate) fn repost(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
+        match queue.slot(index).map(|slot| (slot.stage, slot.fetches)) {
+            Some((Stage::Post, true)) => self.fetch(engine, queue, index),
+            Some((Stage::Post, false)) => self.respond(engine, queue, index),
+            _ => {}
+        }
+    }
+
+    /// A send request of the queue has completed.
+    #[inline]
+    pub(crate) fn sent(&mut self, engine: &mut Engine, queue: &mut Queue, wc: &WorkCompletion) {
+        if wc.wr_id == UNTRACKED {
+            return;
+        }
+        let index = wc.wr_id as u16;
+        let fetched = queue
+            .slot(index)
+            .is_some_and(|slot| slot.stage == Stage::Fetch);
+        if fetched && wc.status == WcStatus::Success {
+            self.data_ready(engine, queue, index);
+        } else {
+            self.end(engine, queue, index);
+        }
+    }
+
+    /// A command is over: everything it held goes back.
+    pub(crate) fn end(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
+        let Some(slot) = queue.release(index) else {
+            return;
+        };
+        if let Place::Held(held) = slot.place {
+            self.buffers.put(held, &mut queue.share);
+        }
+        if slot.counted {
+            self.devices.end(slot.range.device, engine, self.now);
+        }
+        drop(queue.take_spill(index));
+        match &queue.role {
+            Role::Io(io) => {
+                if let Some(Some(subsystem)) = self.subsystems.get_mut(io.subsystem) {
+                    subsystem.end(self.now, self.id);
+                }
+            }
+            Role::Admin(_) | Role::Unconnected(_) => {}
+        }
+        if queue.closing {
+            self.to_close.push_back(queue.key);
+        } else if slot.what != What::Shutdown {
+            self.credit(engine, queue);
+        }
+    }
+
+    /// The host may send another command.
+    #[inline]
+    pub(crate) fn credit(&mut self, engine: &mut Engine, queue: &Queue) {
+        // Fails only when the queue pair is gone or going.
+        let _ = engine.post_recv_in_place(queue.qpn, 1);
+    }
+
+    pub(super) fn sges(&self, slot: &Slot) -> ArrayVec<Sge, MAX_PIECES> {
+        match slot.place {
+            Place::Held(held) => self.buffers.sges(held, slot.length),
+            Place::Device => self.devices.memory(&slot.range).into_iter().collect(),
+            Place::None => ArrayVec::new(),
+        }
+    }
+}
+
+fn is_media(status: Status) -> bool {
+    status.is(StatusCode::UnrecoveredReadError) || status.is(StatusCode::WriteFault)
+}
+
+/// Notes a failed command in its controller's log and sets More, which says so (Base 4.2.3).
+fn note_error(
+    association: &crate::association::Association,
+    sqid: Qid,
+    slot: &Slot,
+    status: Status,
+) -> Status {
+    if status.is_success() {
+        return status;
+    }
+    association.log_error(ErrorEntry {
+        sqid,
+        cid: slot.cid,
+        opcode: slot.opcode,
+        status: status.with_more(),
+        lba: slot.lba(),
+        nsid: slot.nsid,
+    });
+    status.with_more()
+}
+
+/// A command that is refused or answered before it means anything.
+pub(crate) fn refusal(cid: Cid, opcode: u8, nsid: Nsid) -> Slot {
+    let mut slot = Slot::new(What::Respond, opcode, cid);
+    slot.nsid = nsid;
+    slot
+}
