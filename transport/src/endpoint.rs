@@ -187,7 +187,15 @@ impl Endpoint {
         let mut engine = Engine::new(config.engine, seed);
         engine.set_local_address(local);
         let fault = config.fault.map(FaultInjector::new);
-        Ok(Self { engine, port, path: Path { local, fault, capture } })
+        Ok(Self {
+            engine,
+            port,
+            path: Path {
+                local,
+                fault,
+                capture,
+            },
+        })
     }
 
     /// The engine: all verbs.
@@ -211,7 +219,11 @@ impl Endpoint {
     ) {
         let now = reactor.now();
         let Self { engine, port, path } = self;
-        let Path { local, fault, capture } = path;
+        let Path {
+            local,
+            fault,
+            capture,
+        } = path;
         let mut take = |from: SocketAddr, packet: &[u8]| {
             take_packet(engine, capture, *local, now, from, packet, handler);
         };
@@ -248,7 +260,11 @@ impl Endpoint {
     /// When [`Endpoint::handle_timeout`] wants to be called.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        let held = self.path.fault.as_ref().and_then(FaultInjector::next_timeout);
+        let held = self
+            .path
+            .fault
+            .as_ref()
+            .and_then(FaultInjector::next_timeout);
         match (self.engine.next_timeout(), held) {
             (Some(engine), Some(held)) => Some(engine.min(held)),
             (engine, held) => engine.or(held),
@@ -258,7 +274,16 @@ impl Endpoint {
     /// Runs the engine's timers, and releases packets that the fault injector held back.
     pub fn handle_timeout(&mut self, now: Instant, handler: &mut Handler<'_>) {
         self.engine.handle_timeout(now);
-        let Self { engine, path: Path { local, fault, capture }, .. } = self;
+        let Self {
+            engine,
+            path:
+                Path {
+                    local,
+                    fault,
+                    capture,
+                },
+            ..
+        } = self;
         if let Some(fault) = fault {
             fault.poll(now, &mut |from, packet| {
                 take_packet(engine, capture, *local, now, from, packet, handler);
@@ -327,8 +352,8 @@ fn take_packet(
 
 /// Payload bytes of the largest packet that the path to `peer` carries.
 fn path_mtu(peer: SocketAddr) -> Result<u32, EndpointError> {
-    let mtu_bytes = UdpPort::path_mtu_bytes(peer)
-        .map_err(|source| EndpointError::NoRoute { peer, source })?;
+    let mtu_bytes =
+        UdpPort::path_mtu_bytes(peer).map_err(|source| EndpointError::NoRoute { peer, source })?;
     let overhead = OVERHEAD_BYTES + if peer.is_ipv6() { 20 } else { 0 };
     let payload = mtu_bytes.saturating_sub(overhead) / MTU_STEP_BYTES * MTU_STEP_BYTES;
     if payload < MTU_MIN_BYTES {

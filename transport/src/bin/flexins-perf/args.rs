@@ -182,7 +182,9 @@ impl Rx {
     pub(crate) fn mode(self, ring_mib: u32) -> flexins::port::udp::RxMode {
         match self {
             Self::InCache => flexins::port::udp::RxMode::InCache,
-            Self::Ring => flexins::port::udp::RxMode::Ring { bytes: (ring_mib as usize) << 20 },
+            Self::Ring => flexins::port::udp::RxMode::Ring {
+                bytes: (ring_mib as usize) << 20,
+            },
         }
     }
 }
@@ -198,5 +200,9 @@ impl From<Digest> for flexins::verbs::Digest {
 
 fn seconds(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if (0.01..=3600.0).contains(&value) { Ok(value) } else { Err("0.01 to 3600".to_owned()) }
+    if (0.01..=3600.0).contains(&value) {
+        Ok(value)
+    } else {
+        Err("0.01 to 3600".to_owned())
+    }
 }

@@ -18,7 +18,15 @@ pub(crate) struct Meter {
 
 impl Meter {
     pub(crate) fn start() -> Self {
-        Self { wall: Instant::now(), cpu: thread_cpu_time() }
+        Self {
+            wall: Instant::now(),
+            cpu: thread_cpu_time(),
+        }
+    }
+
+    /// Time since the start.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.wall.elapsed()
     }
 
     /// Elapsed time, and the share of a core that this thread has used.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use flexblk_reactor::{Config, HugePages, Reactor, SharedMemory, Wait};
@@ -27,11 +28,13 @@ pub(crate) fn run(args: &Args, options: &StreamArgs) -> anyhow::Result<Report> {
         let stop = &stop;
         let server = scope.spawn(move || receive(options, server_core, address_tx, stop));
         let client = scope.spawn(move || {
-            let to = address_rx.recv().context("the receiver did not start")?;
-            send(options, client_core, to, stop)
+            let result = address_rx
+                .recv()
+                .context("the receiver did not start")
+                .and_then(|to| send(options, client_core, to, args.duration()));
+            stop.store(true, Ordering::Relaxed);
+            result
         });
-        thread::sleep(args.duration());
-        stop.store(true, Ordering::Relaxed);
         (server.join(), client.join())
     });
     let server = received.map_err(|_| anyhow!("receiver panicked"))??;
@@ -40,19 +43,35 @@ pub(crate) fn run(args: &Args, options: &StreamArgs) -> anyhow::Result<Report> {
     let blocks = rx.segments_rx as f64 / server.seconds;
     let mut report = Report::new("port-stream");
     report.number("blocks_per_second", blocks, "blocks/s");
-    report.number("gigabytes_per_second", blocks * f64::from(options.size) / 1e9, "GB/s");
+    report.number(
+        "gigabytes_per_second",
+        blocks * f64::from(options.size) / 1e9,
+        "GB/s",
+    );
     report.count("size", options.size.into(), "bytes");
     report.count("train", train_len(options).into(), "blocks");
     report.count("sent", tx.segments_tx, "blocks");
     report.count("received", rx.segments_rx, "blocks");
-    report.number("segments_per_train_rx", rx.segments_rx as f64 / rx.trains_rx.max(1) as f64, "");
+    report.number(
+        "segments_per_train_rx",
+        rx.segments_rx as f64 / rx.trains_rx.max(1) as f64,
+        "",
+    );
     report.count("dropped_by_kernel", rx.rx_dropped_by_kernel, "datagrams");
     report.count("receive_restarts", rx.rx_restarts, "");
     report.count("payload_bytes_copied", tx.payload_bytes_copied, "bytes");
     report.number("receiver_cpu", server.cpu, "cores");
     report.number("sender_cpu", client.cpu, "cores");
-    report.number("receiver_trains_per_enter", rx.trains_rx as f64 / server.enters.max(1) as f64, "");
-    report.number("sender_trains_per_enter", tx.trains_tx as f64 / client.enters.max(1) as f64, "");
+    report.number(
+        "receiver_trains_per_enter",
+        rx.trains_rx as f64 / server.enters.max(1) as f64,
+        "",
+    );
+    report.number(
+        "sender_trains_per_enter",
+        tx.trains_tx as f64 / client.enters.max(1) as f64,
+        "",
+    );
     Ok(report)
 }
 
@@ -89,16 +108,23 @@ fn receive(
     while !stop.load(Ordering::Relaxed) {
         reactor.turn(Wait::Poll, &mut completions)?;
         for completion in completions.drain(..) {
-            port.on_completion(&mut reactor, &completion, &mut |_, packet| bytes += packet.len());
+            port.on_completion(&mut reactor, &completion, &mut |_, packet| {
+                bytes += packet.len()
+            });
         }
     }
     std::hint::black_box(bytes);
     let (wall, cpu) = meter.stop();
     let enters = reactor.stats().enters;
-    Ok(Side { port: port.counters(), enters, seconds: wall.as_secs_f64(), cpu })
+    Ok(Side {
+        port: port.counters(),
+        enters,
+        seconds: wall.as_secs_f64(),
+        cpu,
+    })
 }
 
-fn send(options: &StreamArgs, core: usize, to: SocketAddr, stop: &AtomicBool) -> anyhow::Result<Side> {
+fn send(options: &StreamArgs, core: usize, to: SocketAddr, time: Duration) -> anyhow::Result<Side> {
     pin(core)?;
     let mut reactor = Reactor::new(&Config::default())?;
     let mut port = UdpPort::bind(&mut reactor, OWNER, &config(options))?;
@@ -116,10 +142,12 @@ fn send(options: &StreamArgs, core: usize, to: SocketAddr, stop: &AtomicBool) ->
     let mut completions = Vec::with_capacity(256);
     let mut next = 0;
     let meter = Meter::start();
-    while !stop.load(Ordering::Relaxed) {
+    while meter.elapsed() < time {
         'fill: while !port.is_exhausted() {
             for _ in 0..train {
-                let Some(slot) = port.sink().open(&shape) else { break 'fill };
+                let Some(slot) = port.sink().open(&shape) else {
+                    break 'fill;
+                };
                 slot.fill(1);
                 // Every second block, so that neighbours do not merge into one entry.
                 let block = memory.span(u64::from(next) * u64::from(options.size), options.size);
@@ -139,5 +167,10 @@ fn send(options: &StreamArgs, core: usize, to: SocketAddr, stop: &AtomicBool) ->
     }
     let (wall, cpu) = meter.stop();
     let enters = reactor.stats().enters;
-    Ok(Side { port: port.counters(), enters, seconds: wall.as_secs_f64(), cpu })
+    Ok(Side {
+        port: port.counters(),
+        enters,
+        seconds: wall.as_secs_f64(),
+        cpu,
+    })
 }

@@ -13,7 +13,10 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(title: impl Into<String>) -> Self {
-        Self { title: title.into(), rows: Vec::new() }
+        Self {
+            title: title.into(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a count.
@@ -23,7 +26,8 @@ impl Report {
 
     /// Adds a number with a fraction.
     pub(crate) fn number(&mut self, name: &'static str, value: f64, unit: &'static str) {
-        self.rows.push((name, (value * 1000.0).round().into(), unit));
+        self.rows
+            .push((name, (value * 1000.0).round().into(), unit));
         if let Some((_, number, _)) = self.rows.last_mut() {
             *number = ((value * 1000.0).round() / 1000.0).into();
         }
@@ -32,7 +36,11 @@ impl Report {
     /// Adds the usual percentiles of nanoseconds, shown in microseconds.
     pub(crate) fn latency(&mut self, histogram: &Histogram<u64>) {
         for (name, quantile) in [("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999)] {
-            self.number(name, histogram.value_at_quantile(quantile) as f64 / 1000.0, "us");
+            self.number(
+                name,
+                histogram.value_at_quantile(quantile) as f64 / 1000.0,
+                "us",
+            );
         }
     }
 
@@ -47,7 +55,9 @@ impl Report {
             return;
         }
         let mut table = Table::new();
-        table.load_style(presets::UTF8_FULL_CONDENSED).set_header([self.title.as_str(), "", ""]);
+        table
+            .load_style(presets::UTF8_FULL_CONDENSED)
+            .set_header([self.title.as_str(), "", ""]);
         for (name, value, unit) in &self.rows {
             table.add_row([(*name).to_owned(), grouped(value), (*unit).to_owned()]);
         }
@@ -64,7 +74,9 @@ fn grouped(value: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let (whole, fraction) = text.split_once('.').map_or((text.as_str(), None), |(w, f)| (w, Some(f)));
+    let (whole, fraction) = text
+        .split_once('.')
+        .map_or((text.as_str(), None), |(w, f)| (w, Some(f)));
     let mut out = String::new();
     for (n, digit) in whole.chars().enumerate() {
         if n > 0 && (whole.len() - n).is_multiple_of(3) {

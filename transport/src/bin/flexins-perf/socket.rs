@@ -30,7 +30,12 @@ pub(crate) fn connect(socket: &UdpSocket, to: SocketAddr, segment: u32) -> anyho
     Ok(())
 }
 
-fn set(socket: &UdpSocket, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+fn set(
+    socket: &UdpSocket,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the kernel reads the four bytes of `value`.
     let result = unsafe {
         libc::setsockopt(
@@ -41,5 +46,9 @@ fn set(socket: &UdpSocket, level: libc::c_int, option: libc::c_int, value: libc:
             size_of_val(&value) as libc::socklen_t,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -46,7 +46,11 @@ pub(crate) fn run(args: &Args, options: &RttArgs) -> anyhow::Result<Report> {
 }
 
 /// Polls for a datagram; `None` when told to stop.
-fn receive(socket: &UdpSocket, buffer: &mut [u8], stop: &AtomicBool) -> anyhow::Result<Option<usize>> {
+fn receive(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+    stop: &AtomicBool,
+) -> anyhow::Result<Option<usize>> {
     loop {
         match socket.recv(buffer) {
             Ok(len) => return Ok(Some(len)),
@@ -61,7 +65,12 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8], stop: &AtomicBool) -> anyhow::
     }
 }
 
-fn echo(socket: &UdpSocket, core: usize, reply_size: usize, stop: &AtomicBool) -> anyhow::Result<()> {
+fn echo(
+    socket: &UdpSocket,
+    core: usize,
+    reply_size: usize,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
     pin(core)?;
     let mut buffer = vec![0; 64 << 10];
     let reply = vec![2; reply_size];

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
@@ -22,9 +23,11 @@ pub(crate) fn run(args: &Args, options: &StreamArgs) -> anyhow::Result<Report> {
     let stop = AtomicBool::new(false);
     let (received, sent) = thread::scope(|scope| {
         let server = scope.spawn(|| receive(&receiver, server_core, &stop));
-        let client = scope.spawn(|| send(&sender, client_core, options, &stop));
-        thread::sleep(args.duration());
-        stop.store(true, Ordering::Relaxed);
+        let client = scope.spawn(|| {
+            let result = send(&sender, client_core, options, args.duration());
+            stop.store(true, Ordering::Relaxed);
+            result
+        });
         (server.join(), client.join())
     });
     let (bytes, seconds, server_cpu) = received.map_err(|_| anyhow!("receiver panicked"))??;
@@ -32,7 +35,11 @@ pub(crate) fn run(args: &Args, options: &StreamArgs) -> anyhow::Result<Report> {
     let blocks = bytes / u64::from(segment);
     let mut report = Report::new("udp-stream");
     report.number("blocks_per_second", blocks as f64 / seconds, "blocks/s");
-    report.number("gigabytes_per_second", blocks as f64 * f64::from(options.size) / seconds / 1e9, "GB/s");
+    report.number(
+        "gigabytes_per_second",
+        blocks as f64 * f64::from(options.size) / seconds / 1e9,
+        "GB/s",
+    );
     report.count("size", options.size.into(), "bytes");
     report.count("train", train_len(options).into(), "blocks");
     report.count("sent", sent_blocks, "blocks");
@@ -44,7 +51,10 @@ pub(crate) fn run(args: &Args, options: &StreamArgs) -> anyhow::Result<Report> {
 
 /// Blocks of a train: as asked, or as many as a datagram holds.
 pub(crate) fn train_len(options: &StreamArgs) -> u32 {
-    options.train.min(flexins::train::MAX_TRAIN_BYTES / (options.header + options.size)).max(1)
+    options
+        .train
+        .min(flexins::train::MAX_TRAIN_BYTES / (options.header + options.size))
+        .max(1)
 }
 
 fn receive(socket: &UdpSocket, core: usize, stop: &AtomicBool) -> anyhow::Result<(u64, f64, f64)> {
@@ -63,7 +73,12 @@ fn receive(socket: &UdpSocket, core: usize, stop: &AtomicBool) -> anyhow::Result
     Ok((bytes, wall.as_secs_f64(), cpu))
 }
 
-fn send(socket: &UdpSocket, core: usize, options: &StreamArgs, stop: &AtomicBool) -> anyhow::Result<(u64, f64)> {
+fn send(
+    socket: &UdpSocket,
+    core: usize,
+    options: &StreamArgs,
+    time: Duration,
+) -> anyhow::Result<(u64, f64)> {
     pin(core)?;
     let (header, size) = (options.header as usize, options.size as usize);
     let train = train_len(options) as usize;
@@ -74,7 +89,7 @@ fn send(socket: &UdpSocket, core: usize, options: &StreamArgs, stop: &AtomicBool
     let mut slices = Vec::with_capacity(2 * train);
     let meter = Meter::start();
     for payload in trains.iter().cycle() {
-        if stop.load(Ordering::Relaxed) {
+        if meter.elapsed() >= time {
             break;
         }
         slices.clear();
@@ -82,7 +97,12 @@ fn send(socket: &UdpSocket, core: usize, options: &StreamArgs, stop: &AtomicBool
             slices.push(IoSlice::new(header));
             slices.push(IoSlice::new(payload));
         }
-        match sendmsg(socket, &slices, &mut SendAncillaryBuffer::default(), SendFlags::empty()) {
+        match sendmsg(
+            socket,
+            &slices,
+            &mut SendAncillaryBuffer::default(),
+            SendFlags::empty(),
+        ) {
             Ok(_) => sent += train as u64,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::NOBUFS) => std::hint::spin_loop(),
             Err(error) => return Err(error.into()),

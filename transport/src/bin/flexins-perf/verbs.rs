@@ -37,7 +37,11 @@ pub(crate) enum Operation {
     Send,
 }
 
-pub(crate) fn run(args: &Args, options: &VerbsArgs, operation: Operation) -> anyhow::Result<Report> {
+pub(crate) fn run(
+    args: &Args,
+    options: &VerbsArgs,
+    operation: Operation,
+) -> anyhow::Result<Report> {
     ensure!(
         operation != Operation::Send || options.size <= options.mtu,
         "messages are received in place, so --size must not exceed --mtu ({})",
@@ -63,8 +67,12 @@ pub(crate) fn run(args: &Args, options: &VerbsArgs, operation: Operation) -> any
         });
         (server.join(), client.join())
     });
-    let server = served.map_err(|_| anyhow!("server panicked"))?.context("server")?;
-    let client = measured.map_err(|_| anyhow!("client panicked"))?.context("client")?;
+    let server = served
+        .map_err(|_| anyhow!("server panicked"))?
+        .context("server")?;
+    let client = measured
+        .map_err(|_| anyhow!("client panicked"))?
+        .context("client")?;
     if operation == Operation::Write {
         verify(&server.memory, options, client.operations_in_all)?;
     } else if operation == Operation::Read {
@@ -82,7 +90,11 @@ fn report(options: &VerbsArgs, operation: Operation, server: &Side, client: &Mea
     let mut report = Report::new(title);
     let rate = client.operations as f64 / client.seconds;
     report.number("ops_per_second", rate, "ops/s");
-    report.number("gigabytes_per_second", rate * f64::from(options.size) / 1e9, "GB/s");
+    report.number(
+        "gigabytes_per_second",
+        rate * f64::from(options.size) / 1e9,
+        "GB/s",
+    );
     report.latency(&client.latency);
     report.count("size", options.size.into(), "bytes");
     report.count("depth", options.depth.into(), "");
@@ -97,16 +109,40 @@ fn report(options: &VerbsArgs, operation: Operation, server: &Side, client: &Mea
     let per_train = |port: &PortCounters| port.segments_tx as f64 / port.trains_tx.max(1) as f64;
     report.number("data_segments_per_train", per_train(&data.port), "");
     report.number("answer_segments_per_train", per_train(&answers.port), "");
-    report.number("data_packets_per_op", data.port.segments_tx as f64 / all, "");
-    report.number("answer_packets_per_op", answers.port.segments_tx as f64 / all, "");
+    report.number(
+        "data_packets_per_op",
+        data.port.segments_tx as f64 / all,
+        "",
+    );
+    report.number(
+        "answer_packets_per_op",
+        answers.port.segments_tx as f64 / all,
+        "",
+    );
     report.number("client_enters_per_op", client.side.enters as f64 / all, "");
     report.number("server_enters_per_op", server.enters as f64 / all, "");
     let copied = data.port.payload_bytes_copied as f64;
-    report.number("tx_copies_per_payload_byte", copied / (all * f64::from(options.size)), "");
+    report.number(
+        "tx_copies_per_payload_byte",
+        copied / (all * f64::from(options.size)),
+        "",
+    );
     let both = |count: fn(&Counters) -> u64| count(&server.engine) + count(&client.side.engine);
-    report.count("retransmissions", both(|counters| counters.retransmissions), "packets");
-    report.count("duplicates", both(|counters| counters.duplicates), "packets");
-    report.count("crc_failures", both(|counters| counters.crc_failures), "packets");
+    report.count(
+        "retransmissions",
+        both(|counters| counters.retransmissions),
+        "packets",
+    );
+    report.count(
+        "duplicates",
+        both(|counters| counters.duplicates),
+        "packets",
+    );
+    report.count(
+        "crc_failures",
+        both(|counters| counters.crc_failures),
+        "packets",
+    );
     report.count("timeouts", both(|counters| counters.timeouts), "");
     report.count("acks", both(|counters| counters.acks_tx), "packets");
     report.count("sacks", both(|counters| counters.sacks_tx), "packets");
@@ -149,7 +185,10 @@ impl Node {
     fn new(core: usize, options: &VerbsArgs, fill: bool) -> anyhow::Result<Self> {
         pin(core)?;
         let poll_budget = Duration::from_micros(options.poll_budget_us.into());
-        let mut reactor = Reactor::new(&Config { poll_budget, ..Config::default() })?;
+        let mut reactor = Reactor::new(&Config {
+            poll_budget,
+            ..Config::default()
+        })?;
         let engine = EngineConfig {
             tx: options.tx.into(),
             digest: options.digest.into(),
@@ -179,7 +218,15 @@ impl Node {
         let mr = engine.register_memory(pd, &memory, 0, bytes, access)?;
         let wrs = (options.depth + receive_credits(options)) * options.connections;
         let cq = engine.create_cq(wrs)?;
-        Ok(Self { reactor, endpoint, completions: Vec::with_capacity(256), memory, mr, pd, cq })
+        Ok(Self {
+            reactor,
+            endpoint,
+            completions: Vec::with_capacity(256),
+            memory,
+            mr,
+            pd,
+            cq,
+        })
     }
 
     fn qp(&self, options: &VerbsArgs) -> QpInit {
@@ -197,7 +244,10 @@ impl Node {
     }
 
     /// Once around the loop: sends, receives, timers.
-    fn turn(&mut self, handler: &mut dyn FnMut(&mut Engine, Delivery, &[u8])) -> anyhow::Result<()> {
+    fn turn(
+        &mut self,
+        handler: &mut dyn FnMut(&mut Engine, Delivery, &[u8]),
+    ) -> anyhow::Result<()> {
         let now = self.reactor.now();
         if self.reactor.will_sleep() {
             self.endpoint.prepare_sleep(now);
@@ -205,10 +255,15 @@ impl Node {
         self.endpoint.flush(&mut self.reactor, now);
         // The other thread's stop flag is looked at every millisecond at least.
         let latest = now + Duration::from_millis(1);
-        let wait = self.endpoint.next_timeout().map_or(latest, |at| at.min(latest));
-        self.reactor.turn(Wait::Until(wait), &mut self.completions)?;
+        let wait = self
+            .endpoint
+            .next_timeout()
+            .map_or(latest, |at| at.min(latest));
+        self.reactor
+            .turn(Wait::Until(wait), &mut self.completions)?;
         for completion in self.completions.drain(..) {
-            self.endpoint.on_completion(&mut self.reactor, &completion, handler);
+            self.endpoint
+                .on_completion(&mut self.reactor, &completion, handler);
         }
         let now = self.reactor.now();
         if self.endpoint.next_timeout().is_some_and(|at| at <= now) {
@@ -247,7 +302,9 @@ fn serve(
     stop: &AtomicBool,
 ) -> anyhow::Result<Side> {
     let mut node = Node::new(core, options, operation == Operation::Read)?;
-    node.endpoint.engine().listen(ServiceId::from_port(SERVICE_PORT))?;
+    node.endpoint
+        .engine()
+        .listen(ServiceId::from_port(SERVICE_PORT))?;
     let _ = address.send(node.endpoint.local_addr());
     let credits = receive_credits(options);
     let mut meter = None;
@@ -323,7 +380,16 @@ fn measure(
                 if let Some(posted) = connection.posted.get_mut(slot as usize) {
                     *posted = now;
                 }
-                post(node.endpoint.engine(), connection.qpn, &node.mr, operation, options, wr_id, offset, &remote)?;
+                post(
+                    node.endpoint.engine(),
+                    connection.qpn,
+                    &node.mr,
+                    operation,
+                    options,
+                    wr_id,
+                    offset,
+                    &remote,
+                )?;
             }
         }
         node.turn(&mut |_, _, _| {})?;
@@ -335,7 +401,9 @@ fn measure(
             }
             in_all += 1;
             let slot = completion.wr_id as u32;
-            let Some(connection) = connections.get_mut((completion.wr_id >> 32) as usize) else { continue };
+            let Some(connection) = connections.get_mut((completion.wr_id >> 32) as usize) else {
+                continue;
+            };
             let posted = connection.posted.get(slot as usize).copied().unwrap_or(now);
             connection.free.push(slot);
             if meter.is_some() {
@@ -367,19 +435,33 @@ fn connect(
         let init = node.qp(options);
         let engine = node.endpoint.engine();
         let qpn = engine.create_qp(&init)?;
-        engine.connect(qpn, to, ServiceId::from_port(SERVICE_PORT), &[], Instant::now())?;
+        engine.connect(
+            qpn,
+            to,
+            ServiceId::from_port(SERVICE_PORT),
+            &[],
+            Instant::now(),
+        )?;
         let posted = vec![Instant::now(); options.depth as usize];
-        connections.push(Connection { qpn, free: (0..options.depth).rev().collect(), posted });
+        connections.push(Connection {
+            qpn,
+            free: (0..options.depth).rev().collect(),
+            posted,
+        });
     }
     let (mut established, mut remote) = (0, None);
     while established < options.connections {
-        ensure!(Instant::now() < deadline && !stop.load(Ordering::Relaxed), "cannot connect to {to}");
+        ensure!(
+            Instant::now() < deadline && !stop.load(Ordering::Relaxed),
+            "cannot connect to {to}"
+        );
         node.turn(&mut |_, _, _| {})?;
         while let Some(event) = node.endpoint.engine().poll_cm() {
             match event {
                 ConnEvent::Established { private, .. } => {
                     established += 1;
-                    remote = Some(private_to_key(private.as_slice()).context("no key in the answer")?);
+                    remote =
+                        Some(private_to_key(private.as_slice()).context("no key in the answer")?);
                 }
                 other => bail!("cannot connect: {other:?}"),
             }
@@ -406,7 +488,13 @@ fn post(
         Operation::Send => SendOp::Send,
     };
     let sges = [mr.sge(offset, options.size)];
-    let wr = SendWr { wr_id, op, inline: &[], sges: &sges, flags: SendFlags::SIGNALED };
+    let wr = SendWr {
+        wr_id,
+        op,
+        inline: &[],
+        sges: &sges,
+        flags: SendFlags::SIGNALED,
+    };
     Ok(engine.post_send(qpn, &wr)?)
 }
 
@@ -436,7 +524,9 @@ fn expected(options: &VerbsArgs, block: u64) -> Vec<u8> {
 }
 
 fn pattern(memory: &SharedMemory, options: &VerbsArgs, block: u64) -> anyhow::Result<()> {
-    let span = memory.span(block * u64::from(options.size), options.size).context("working set")?;
+    let span = memory
+        .span(block * u64::from(options.size), options.size)
+        .context("working set")?;
     span.copy_from_slice(&expected(options, block));
     Ok(())
 }
@@ -448,10 +538,14 @@ fn verify(memory: &SharedMemory, options: &VerbsArgs, operations: u64) -> anyhow
     let certain = operations.saturating_sub(u64::from(options.connections * options.depth));
     let mut bytes = vec![0; options.size as usize];
     for block in 0..blocks(options).min(certain) {
-        let span = memory.span(block * u64::from(options.size), options.size).context("working set")?;
+        let span = memory
+            .span(block * u64::from(options.size), options.size)
+            .context("working set")?;
         span.copy_to_slice(&mut bytes);
-        ensure!(bytes == expected(options, block), "block {block} arrived with wrong bytes");
+        ensure!(
+            bytes == expected(options, block),
+            "block {block} arrived with wrong bytes"
+        );
     }
     Ok(())
 }
-

@@ -148,8 +148,16 @@ fn a_train_arrives_as_its_packets_with_the_senders_address() {
 
 #[test]
 fn many_trains_pass_through_few_buffers_in_order() {
-    for (rx, in_cache_buffers) in [(RxMode::InCache, 2), (RxMode::InCache, 5), (RxMode::Ring { bytes: 4 << 20 }, 0)] {
-        let b = UdpConfig { rx, in_cache_buffers, ..config("127.0.0.1:0") };
+    for (rx, in_cache_buffers) in [
+        (RxMode::InCache, 2),
+        (RxMode::InCache, 5),
+        (RxMode::Ring { bytes: 4 << 20 }, 0),
+    ] {
+        let b = UdpConfig {
+            rx,
+            in_cache_buffers,
+            ..config("127.0.0.1:0")
+        };
         let mut pair = Pair::new(&config("127.0.0.1:0"), &b);
         let memory = memory(8192);
         let span = memory.span(0, 8192).unwrap();
