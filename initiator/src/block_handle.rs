@@ -137,6 +137,7 @@ impl BlockHandle {
             self.queue
                 .wait(Duration::from_secs(1), 1, &mut self.completions);
         }
+        self.queue.pause();
         match self.completions.first() {
             Some(completion) => Ok(completion.result?),
             None => Err(Error::Io(IoError::Closed)),

@@ -311,6 +311,8 @@ impl Controller {
         for memory in &options.memory {
             queue.register(*memory)?;
         }
+        // The answer to Connect; who knows when the first command comes.
+        queue.pause();
         Ok(queue)
     }
 

@@ -380,6 +380,16 @@ impl QueuePair {
         out.len() - before
     }
 
+    /// The thread may not come back for a while (a second and more): acknowledges what was received. An engine in this
+    /// thread acknowledges only while it is polled, and a target that misses an acknowledgement for long takes us
+    /// for dead. Costs a packet; waiting in [`wait`](Self::wait) does it by itself.
+    pub fn pause(&mut self) {
+        self.clock = None;
+        if self.lost.is_none() {
+            self.link.pause();
+        }
+    }
+
     /// Disconnects. Everything outstanding completes into `out`. Afterwards every command completes with
     /// [`IoError::Closed`].
     pub fn close(&mut self, out: &mut Vec<IoCompletion>) {

@@ -412,6 +412,20 @@ fn bytes_at_any_offset() {
 }
 
 #[test]
+fn a_pause_does_no_harm() {
+    let (target, options) = start(|_| {});
+    let controller = Controller::connect(&options).unwrap();
+    let mut bench = Bench::new(&controller, 4);
+    std::thread::sleep(Duration::from_secs(4));
+    bench.write(0, &pattern(1, 4096)).unwrap();
+    bench.queue.pause();
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(bench.read(0, 4096).unwrap(), pattern(1, 4096));
+    drop((bench, controller));
+    assert!(target.shutdown());
+}
+
+#[test]
 fn namespaces_come_change_and_go() {
     let (target, options) = start(|_| {});
     let controller = Controller::connect(&options).unwrap();

@@ -274,6 +274,15 @@ impl Verbs for InlineVerbs {
         inner.lost.map_or(Ok(()), Err)
     }
 
+    fn pause(&mut self) {
+        if let Some(inner) = &mut self.inner {
+            let now = inner.reactor.now();
+            inner.endpoint.prepare_sleep(now);
+            // A failing reactor shows at the next turn.
+            let _ = inner.turn(Wait::Poll);
+        }
+    }
+
     fn close(&mut self, until: Instant) {
         let Some(mut inner) = self.inner.take() else {
             return;

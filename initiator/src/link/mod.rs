@@ -106,6 +106,9 @@ pub(crate) trait Link {
     /// Says how much of a capsule the controller takes (Identify Controller, IOCCSZ).
     fn set_controller_in_capsule_bytes(&mut self, bytes: u32);
 
+    /// Nobody may turn for a while: acknowledges what was received, so that the peer does not take us for dead.
+    fn pause(&mut self);
+
     /// Ends the connection. Afterwards neither we nor the kernel nor the peer touches any memory that was
     /// registered or posted. Tells the peer if that takes no longer than `until`.
     fn close(&mut self, until: Instant);

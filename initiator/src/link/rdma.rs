@@ -247,6 +247,12 @@ impl<V: Verbs> Link for RdmaLink<V> {
             .map_or(bytes, |agreed| agreed.min(bytes));
     }
 
+    fn pause(&mut self) {
+        if !self.closed {
+            self.verbs.pause();
+        }
+    }
+
     fn close(&mut self, until: Instant) {
         if !self.closed {
             self.closed = true;

@@ -237,6 +237,13 @@ impl Verbs for ThreadVerbs {
         self.lost.map_or(Ok(()), Err)
     }
 
+    fn pause(&mut self) {
+        // The engine thread acknowledges by itself.
+        if let Some(client) = &mut self.client {
+            client.flush();
+        }
+    }
+
     fn close(&mut self, _until: Instant) {
         let Some(mut client) = self.client.take() else {
             return;

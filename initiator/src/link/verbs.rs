@@ -28,6 +28,8 @@ pub(crate) trait Verbs {
     fn post_receives(&mut self, count: u32) -> Result<(), PostError>;
     /// Lets the engine work; appends completions. The error is the end of the connection.
     fn turn(&mut self, wait: Wait, out: &mut Vec<WorkCompletion>) -> Result<(), LostReason>;
+    /// Acknowledges what was received, now.
+    fn pause(&mut self);
     /// Disconnects and destroys the queue pair; afterwards no memory is touched any more.
     fn close(&mut self, until: Instant);
     fn counters(&self) -> TransportCounters;

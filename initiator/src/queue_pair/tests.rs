@@ -88,6 +88,7 @@ impl Link for FakeLink {
         wire.lost.map_or(Ok(()), Err)
     }
     fn set_controller_in_capsule_bytes(&mut self, _: u32) {}
+    fn pause(&mut self) {}
     fn close(&mut self, _: Instant) {
         self.0.borrow_mut().closed = true;
     }

@@ -159,6 +159,13 @@ impl Side {
         }
     }
 
+    /// Nobody will poll for a while.
+    fn pause(&mut self) {
+        if let Side::Namespace(side) = self {
+            side.queue.pause();
+        }
+    }
+
     fn register(&mut self, memory: &Arc<SharedMemory>) -> Result<Option<RegionId>> {
         let Side::Namespace(side) = self else {
             return Ok(None);
@@ -429,6 +436,9 @@ pub(crate) fn run(from: &mut Side, to: &mut Side, job: &Job) -> Result<Outcome> 
                 len,
                 head,
             };
+            if matches!(from, Side::Input(_)) && to.outstanding() == 0 {
+                to.pause(); // standard input may keep us waiting
+            }
             match from.start_read(next_read, source - u64::from(head), span)? {
                 Started::Pending => {}
                 Started::Done(got) => {
