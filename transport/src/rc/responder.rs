@@ -332,6 +332,8 @@ impl Qp {
             }
             Verdict::Drop => {}
             Verdict::NotReady => {
+                // What follows it is out of sequence, but that is no news to the requester.
+                self.resp.nak_sent = true;
                 self.resp.nak = Some((Syndrome::RnrNak(env.limits.rnr_code), request.psn));
             }
             Verdict::Refuse(code) => self.refuse(env, code, request.psn),

@@ -10,8 +10,11 @@ use flexins::cm::ServiceId;
 use flexins::engine::{ConnEvent, Delivery, Engine, EngineConfig};
 use flexins::port::sim::{NodeId, SimFaults, SimNet};
 use flexins::verbs::{
-    Access, Cq, Mr, Pd, QpInit, Qpn, SendFlags, SendOp, SendWr, Sge, WorkCompletion,
+    Access, Cq, Digest, Framing, Modify, Mr, Pd, QpInit, Qpn, ReadyToReceive, ReadyToSend, SendFlags,
+    SendOp, SendWr, Sge, WorkCompletion,
 };
+use flexins::wire::Psn;
+use flexins::wire::trailer::Fack;
 
 /// Service that listeners of tests use.
 pub(crate) const SERVICE: ServiceId = ServiceId::from_port(4420);
@@ -181,4 +184,50 @@ pub(crate) fn pair(config: &EngineConfig) -> (SimNet, Side, Side) {
     let a = Side::new(&mut net, "10.0.0.1:4791", config.clone(), 1 << 20);
     let b = Side::new(&mut net, "10.0.0.2:4791", config.clone(), 1 << 20);
     (net, a, b)
+}
+
+/// A pair of queue pairs that is set up by hand: with these first sequence numbers.
+pub(crate) fn connect_by_hand(
+    net: &mut SimNet,
+    sides: [(&Side, &QpInit, Psn); 2],
+    framing: Framing,
+    window: u32,
+) -> [Qpn; 2] {
+    let now = net.now();
+    let qpns = sides.map(|(side, init, _)| net.engine(side.node).create_qp(init).unwrap());
+    for me in 0..2 {
+        let (side, _, first_psn) = sides[me];
+        let (peer, _, expected_psn) = sides[1 - me];
+        let peer_address = net.address(peer.node);
+        let engine = net.engine(side.node);
+        let receive = ReadyToReceive {
+            peer: peer_address,
+            peer_qpn: qpns[1 - me],
+            expected_psn,
+            mtu_bytes: 4096,
+            framing,
+            digest: Digest::Crc32c,
+            window,
+        };
+        let send = ReadyToSend { first_psn, max_reads: 16, retry_count: 3, rnr_retry: 2 };
+        for step in [
+            Modify::ToInit(full_access()),
+            Modify::ToReadyToReceive(receive),
+            Modify::ToReadyToSend(send),
+        ] {
+            engine.modify_qp(qpns[me], step, now).unwrap();
+        }
+    }
+    qpns
+}
+
+/// Both framings.
+pub(crate) const FRAMINGS: [Framing; 2] = [Framing::Flexins, Framing::Standard];
+
+/// Closes a packet as a FlexiNS sender does: acknowledgement and checksum.
+pub(crate) fn seal(mut packet: Vec<u8>, fack: Option<Psn>) -> Vec<u8> {
+    packet.extend(Fack { cumulative: fack }.emit());
+    let crc = flexins::digest::crc32c(&packet);
+    packet.extend(crc.to_le_bytes());
+    packet
 }
