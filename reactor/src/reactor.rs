@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -366,11 +367,10 @@ impl Reactor {
         if !self.deferred.is_empty() {
             self.flush_deferred();
         }
-        let queue = self.ring.0.submission();
+        let queue = ManuallyDrop::new(self.ring.0.submission()); // see `has_news`
         if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
             return Ok(());
         }
-        drop(queue);
         self.enter(0, None)?;
         while !self.deferred.is_empty() {
             let waiting = self.deferred.len();
@@ -383,11 +383,18 @@ impl Reactor {
         Ok(())
     }
 
+    /// Whether shared memory says that something has happened. Reads only: the views of the queues
+    /// write their positions back when they are dropped, into the cache line that holds the flags
+    /// which the kernel sets from another core.
+    #[inline]
     fn has_news(&mut self) -> bool {
-        if !self.ring.0.completion().is_empty() || self.waker.state().is_notified() {
+        if !ManuallyDrop::new(self.ring.0.completion()).is_empty() {
             return true;
         }
-        let queue = self.ring.0.submission();
+        if self.waker.state().is_notified() {
+            return true;
+        }
+        let queue = ManuallyDrop::new(self.ring.0.submission());
         queue.taskrun() || queue.cq_overflow()
     }
 
@@ -562,6 +569,9 @@ impl Reactor {
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
+        if ManuallyDrop::new(self.ring.0.completion()).is_empty() {
+            return;
+        }
         for entry in self.ring.0.completion() {
             self.stats.cqes += 1;
             let token = Token::from_user_data(entry.user_data());

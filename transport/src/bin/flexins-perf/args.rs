@@ -67,7 +67,7 @@ pub(crate) struct StreamArgs {
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) train: u32,
     /// Memory that the payload is taken from in turn, in KiB
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(64..=1 << 20))]
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..=1 << 20))]
     pub(crate) working_set_kib: u32,
     /// How payload gets into datagrams (port-stream)
     #[arg(long, value_enum, default_value_t = Tx::HeaderOnly)]
@@ -76,7 +76,7 @@ pub(crate) struct StreamArgs {
     #[arg(long, value_enum, default_value_t = Rx::InCache)]
     pub(crate) rx: Rx,
     /// Buffers of rx=in-cache (port-stream)
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 8)]
     pub(crate) rx_buffers: u16,
     /// Memory of rx=ring in MiB (port-stream)
     #[arg(long, default_value_t = 64)]
@@ -118,6 +118,9 @@ pub(crate) struct VerbsArgs {
     /// Where received packets lie
     #[arg(long, value_enum, default_value_t = Rx::InCache)]
     pub(crate) rx: Rx,
+    /// Buffers of rx=in-cache
+    #[arg(long, default_value_t = 8)]
+    pub(crate) rx_buffers: u16,
     /// Memory of rx=ring in MiB
     #[arg(long, default_value_t = 64)]
     pub(crate) ring_mib: u32,

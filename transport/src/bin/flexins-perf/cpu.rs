@@ -1,5 +1,6 @@
 //! CPU time and pinning of the two threads of a test.
 
+use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -7,6 +8,19 @@ use anyhow::Context as _;
 /// Pins the calling thread and says which core on failure.
 pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
     flexblk_reactor::affinity::pin_current_thread(core).context("see --cores")
+}
+
+/// A thread with a name, which profilers show.
+pub(crate) fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    run: impl FnOnce() -> anyhow::Result<T> + Send + 'scope,
+) -> ScopedJoinHandle<'scope, anyhow::Result<T>> {
+    let spawned = Builder::new()
+        .name(name.to_owned())
+        .spawn_scoped(scope, run);
+    // As `Scope::spawn`: without threads there is no test.
+    spawned.unwrap_or_else(|error| panic!("cannot start a thread: {error}"))
 }
 
 /// CPU time of the calling thread since it was started, against the clock.

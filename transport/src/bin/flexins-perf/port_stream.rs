@@ -13,7 +13,7 @@ use flexins::port::udp::{UdpConfig, UdpPort};
 use flexins::port::{Port, PortCounters};
 
 use crate::args::{Args, StreamArgs};
-use crate::cpu::{Meter, pin};
+use crate::cpu::{Meter, pin, spawn};
 use crate::report::Report;
 use crate::udp_stream::train_len;
 
@@ -26,8 +26,10 @@ pub(crate) fn run(args: &Args, options: &StreamArgs) -> anyhow::Result<Report> {
     let (address_tx, address_rx) = mpsc::channel();
     let (received, sent) = thread::scope(|scope| {
         let stop = &stop;
-        let server = scope.spawn(move || receive(options, server_core, address_tx, stop));
-        let client = scope.spawn(move || {
+        let server = spawn(scope, "server", move || {
+            receive(options, server_core, address_tx, stop)
+        });
+        let client = spawn(scope, "client", move || {
             let result = address_rx
                 .recv()
                 .context("the receiver did not start")

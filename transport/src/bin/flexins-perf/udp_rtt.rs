@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use hdrhistogram::Histogram;
 
 use crate::args::{Args, RttArgs};
-use crate::cpu::pin;
+use crate::cpu::{pin, spawn};
 use crate::report::Report;
 use crate::socket;
 
@@ -25,8 +25,10 @@ pub(crate) fn run(args: &Args, options: &RttArgs) -> anyhow::Result<Report> {
     let reply_size = options.reply_size.unwrap_or(options.size) as usize;
     let stop = AtomicBool::new(false);
     let (echoed, measured) = thread::scope(|scope| {
-        let echo = scope.spawn(|| echo(&server, server_core, reply_size, &stop));
-        let measure = scope.spawn(|| {
+        let echo = spawn(scope, "server", || {
+            echo(&server, server_core, reply_size, &stop)
+        });
+        let measure = spawn(scope, "client", || {
             let result = measure(&client, client_core, args, options.size as usize, &stop);
             stop.store(true, Ordering::Relaxed);
             result

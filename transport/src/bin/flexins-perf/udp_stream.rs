@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use crate::args::{Args, StreamArgs};
-use crate::cpu::{Meter, pin};
+use crate::cpu::{Meter, pin, spawn};
 use crate::report::Report;
 use crate::socket;
 
@@ -22,8 +22,8 @@ pub(crate) fn run(args: &Args, options: &StreamArgs) -> anyhow::Result<Report> {
     socket::connect(&sender, receiver.local_addr()?, segment)?;
     let stop = AtomicBool::new(false);
     let (received, sent) = thread::scope(|scope| {
-        let server = scope.spawn(|| receive(&receiver, server_core, &stop));
-        let client = scope.spawn(|| {
+        let server = spawn(scope, "server", || receive(&receiver, server_core, &stop));
+        let client = spawn(scope, "client", || {
             let result = send(&sender, client_core, options, args.duration());
             stop.store(true, Ordering::Relaxed);
             result

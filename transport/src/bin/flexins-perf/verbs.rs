@@ -20,7 +20,7 @@ use flexins::verbs::{
 use hdrhistogram::Histogram;
 
 use crate::args::{Args, VerbsArgs};
-use crate::cpu::{Meter, pin};
+use crate::cpu::{Meter, pin, spawn};
 use crate::report::Report;
 
 const PORT: u8 = 1;
@@ -52,12 +52,12 @@ pub(crate) fn run(
     let (address_tx, address_rx) = mpsc::channel();
     let (served, measured) = thread::scope(|scope| {
         let stop = &stop;
-        let server = scope.spawn(move || {
+        let server = spawn(scope, "server", move || {
             let result = serve(server_core, options, operation, address_tx, stop);
             stop.store(true, Ordering::Relaxed);
             result
         });
-        let client = scope.spawn(move || {
+        let client = spawn(scope, "client", move || {
             let result = address_rx
                 .recv()
                 .context("the server did not start")
@@ -198,6 +198,7 @@ impl Node {
         let config = EndpointConfig {
             engine,
             rx: options.rx.mode(options.ring_mib),
+            in_cache_buffers: options.rx_buffers,
             gso: !options.no_gso,
             trains: options.trains,
             fault: options.fault,

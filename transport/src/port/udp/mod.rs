@@ -74,7 +74,7 @@ impl UdpConfig {
             reuse_port: false,
             tx: TxMode::HeaderOnly,
             rx: RxMode::default(),
-            in_cache_buffers: 16,
+            in_cache_buffers: 8,
             gso: true,
             zero_copy: false,
             trains: 32,

@@ -37,8 +37,13 @@ pub(super) struct Receiver {
     fd: RawFd,
     owner: u8,
     errors_in_a_row: u32,
-    /// The address of the last datagram, decoded: trains come from the same peer again and again.
-    last_name: ([u8; NAME_ROOM], usize, Option<SocketAddr>),
+    /// The address of the last datagram as the kernel wrote it (and its length), and decoded: trains
+    /// come from the same peer again and again. Packets get a copy of `from` as it lies here: one
+    /// decoded afresh in pieces for each call would make its reader wait until all stores before it
+    /// (the copy of the packet before) have drained, which cost 13 % of a receiving core.
+    name: [u8; NAME_ROOM],
+    name_len: usize,
+    from: SocketAddr,
 }
 
 impl Receiver {
@@ -80,7 +85,9 @@ impl Receiver {
             fd,
             owner,
             errors_in_a_row: 0,
-            last_name: ([0; NAME_ROOM], 0, None),
+            name: [0; NAME_ROOM],
+            name_len: 0,
+            from: SocketAddr::from(([0, 0, 0, 0], 0)),
         };
         receiver.arm(reactor);
         Ok(receiver)
@@ -154,9 +161,9 @@ impl Receiver {
         let Some(message) = ReceivedMessage::parse(bytes, NAME_ROOM, CONTROL_ROOM) else {
             return;
         };
-        let Some(from) = self.sender(message.name) else {
+        if !self.decode_sender(message.name) {
             return;
-        };
+        }
         if message.is_truncated() {
             counters.rx_truncated += 1;
             return;
@@ -166,18 +173,21 @@ impl Receiver {
         let segment_len = segment_len(message.control).unwrap_or(message.payload.len());
         for segment in message.payload.chunks(segment_len.max(1)) {
             counters.segments_rx += 1;
-            packet(from, segment);
+            packet(self.from, segment);
         }
     }
 
-    fn sender(&mut self, name: &[u8]) -> Option<SocketAddr> {
-        let (bytes, len, address) = &mut self.last_name;
-        if bytes.get(..*len) != Some(name) || *len == 0 {
-            *address = read_address(name);
-            *len = name.len();
-            bytes.get_mut(..name.len())?.copy_from_slice(name);
+    fn decode_sender(&mut self, name: &[u8]) -> bool {
+        if self.name.get(..self.name_len) == Some(name) && !name.is_empty() {
+            return true;
         }
-        *address
+        let (Some(from), Some(room)) = (read_address(name), self.name.get_mut(..name.len())) else {
+            return false;
+        };
+        room.copy_from_slice(name);
+        self.name_len = name.len();
+        self.from = from;
+        true
     }
 
     pub(super) fn stop(&mut self, reactor: &mut Reactor) {
