@@ -51,19 +51,24 @@ impl Budget {
         })
     }
 
-    /// Takes as many pieces of `piece_bytes` as there are, at most `wanted`.
+    /// Takes as many pieces of `piece_bytes` as there are, at most `wanted`. A sixteenth of the budget
+    /// is left, so that after a host that took all it could get another can still connect.
     #[must_use]
     pub fn reserve_up_to(&self, wanted: u32, piece_bytes: u64) -> (u32, Option<Reservation>) {
-        let mut count = wanted;
-        while count > 0 {
+        let spare = self.inner.total_bytes / 16;
+        let mut most = wanted;
+        loop {
+            let fits = self.free_bytes().saturating_sub(spare) / piece_bytes.max(1);
+            let count = u32::try_from(fits).unwrap_or(u32::MAX).min(most);
+            if count == 0 {
+                return (0, None);
+            }
             if let Some(reservation) = self.reserve(u64::from(count) * piece_bytes) {
                 return (count, Some(reservation));
             }
-            // Another thread may take some in between: ask again for what is left then.
-            let fits = self.free_bytes() / piece_bytes.max(1);
-            count = u32::try_from(fits).unwrap_or(u32::MAX).min(count - 1);
+            // Another thread was faster: ask again for what is left now.
+            most = count - 1;
         }
-        (0, None)
     }
 
     /// Bytes that the budget has in all.
