@@ -752,3 +752,86 @@ fn queues_come_from_the_budget() {
         RejectStatus::NoResources
     );
 }
+
+/// A host that speaks standard RoCEv2 framing gets the same service. Such hosts are answered at
+/// RoCE's own port, so this one needs an address of its own.
+#[test]
+fn standard_framing() {
+    let world = World::new(&["ram:4M,block_size=4096"]);
+    let mut host = Host::with(world.port, |config| {
+        config.bind = "127.0.0.77:4791".parse().unwrap();
+        config.engine.flexins = false;
+    });
+    let (admin, _, io) = open(&mut host);
+    let small = pattern(1, 1 << 12);
+    host.put(1 << 20, &small);
+    let sgl = host.keyed(1 << 20, 1 << 12);
+    assert!(
+        host.command(io, |cid| write(0, 1).emit(cid, &sgl))
+            .status()
+            .is_success()
+    );
+    let large = pattern(2, 1 << 18);
+    host.put(1 << 20, &large);
+    let sgl = host.keyed(1 << 20, 1 << 18);
+    assert!(
+        host.command(io, |cid| write(1, 64).emit(cid, &sgl))
+            .status()
+            .is_success()
+    );
+    let sgl = host.keyed(0, 65 << 12);
+    assert!(
+        host.command(io, |cid| read(0, 65).emit(cid, &sgl))
+            .status()
+            .is_success()
+    );
+    assert!(host.get(0, 1 << 12) == small && host.get(1 << 12, 1 << 18) == large);
+    host.hang_up(io);
+    host.hang_up(admin);
+    world.expect_idle();
+}
+
+/// Hosts that come and go leave nothing behind.
+#[test]
+fn two_hundred_hosts() {
+    let world = World::with(&["ram:1M"], |config| config.cores = vec![0, 0]);
+    let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut before = 0;
+    for round in 0..200 {
+        let mut host = world.host();
+        let (admin, cntlid) = host.controller(&nqn());
+        let io = host.io_queue(1, 32, cntlid, &nqn());
+        // Some say goodbye, some only to the Admin queue, which ends the controller.
+        if round % 2 == 0 {
+            host.hang_up(io);
+        }
+        host.hang_up(admin);
+        if round % 2 == 1 {
+            host.wait_closed(io);
+        }
+        drop(host);
+        if round == 20 {
+            world.expect_idle();
+            before = files();
+        }
+    }
+    world.expect_idle();
+    assert_eq!(files(), before);
+}
+
+/// A target that is stopped tells its hosts, idle ones too, and is gone in no time.
+#[test]
+fn hosts_are_told_of_a_stop() {
+    let world = World::new(&["ram:1M"]);
+    let mut host = world.host();
+    let (admin, _, io) = open(&mut host);
+    let start = Instant::now();
+    assert!(world.target.shutdown());
+    assert!(start.elapsed() < Duration::from_secs(2));
+    host.wait_closed(admin);
+    host.wait_closed(io);
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "they had to find out by time-out"
+    );
+}

@@ -263,9 +263,12 @@ impl Thread {
         }
     }
 
-    /// Frees the port at once; what the kernel still holds goes with the reactor.
+    /// Sends what the last flush has built, then frees the port at once; what the kernel still holds
+    /// goes with the reactor.
     fn close(&mut self) {
         if let Some(endpoint) = self.endpoint.take() {
+            // A reactor that is unusable has said so already.
+            let _ = self.reactor.turn(Wait::Poll, &mut Vec::new());
             endpoint.close(&mut self.reactor);
         }
     }
