@@ -21,6 +21,11 @@ use crate::stats::{self, ThreadStats};
 
 /// How long closing may take: DREQs and their answers, I/O that a device still has.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// How long the transport goes on without an answer. A host acknowledges our last responses when its
+/// application comes back to the queue, which may be minutes; whether the host is alive is the
+/// keep-alive's business, and an I/O queue goes with its controller. Only a dead host that turned
+/// keep-alive off is found out by this.
+const SILENCE: Duration = Duration::from_secs(3600);
 /// Port of the discovery service (IANA `nvme-disc`), served beside the configured one.
 const DISCOVERY_PORT: u16 = 8009;
 /// Memory of `rx=ring`.
@@ -292,6 +297,7 @@ fn endpoint_config(start: &Start) -> EndpointConfig {
             name.into()
         }
     });
+    config.engine.retry_time = SILENCE;
     config.engine.tx = match listener.tx {
         Tx::HeaderOnly => TxMode::HeaderOnly,
         Tx::Copy => TxMode::Copy,
