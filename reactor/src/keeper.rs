@@ -9,11 +9,14 @@ use std::rc::Rc;
 /// dropped and the kernel has let go of them. A type whose memory the kernel uses holds one, and
 /// hands its insides over when it is dropped; if the reactor is gone already, they go at once.
 #[derive(Clone)]
-pub struct Keeper(Rc<RefCell<Option<Vec<Box<dyn Any>>>>>);
+pub struct Keeper(Rc<RefCell<Option<Kept>>>);
+
+/// `None` in a keeper: the reactor is gone.
+type Kept = Vec<Box<dyn Any>>;
 
 impl Keeper {
     pub(crate) fn new() -> Self {
-        Self(Rc::new(RefCell::new(Some(Vec::new()))))
+        Self(Rc::new(RefCell::new(Some(Kept::new()))))
     }
 
     /// Keeps `thing` as long as necessary.

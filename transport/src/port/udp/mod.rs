@@ -114,7 +114,7 @@ pub enum UdpError {
 /// A UDP socket on a reactor.
 ///
 /// What the kernel uses while operations are in flight goes to the reactor's
-/// [`Keeper`](flexblk_reactor::Keeper) when the port is dropped; [`UdpPort::close`] frees the
+/// [`Keeper`] when the port is dropped; [`UdpPort::close`] frees the
 /// address at once.
 #[derive(Debug)]
 pub struct UdpPort {
