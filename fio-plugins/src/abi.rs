@@ -32,6 +32,7 @@ const FLAG_NODISKUTIL: i32 = 1 << 4;
 const OPTION_STR: u32 = 1;
 const OPTION_STR_STORE: u32 = 6;
 const OPTION_INT: u32 = 8;
+const OPTION_BOOL: u32 = 10;
 const OPTION_STR_SET: u32 = 12;
 /// `FIO_OPT_C_ENGINE`.
 const CATEGORY_ENGINE: u64 = 1 << 6;
@@ -44,9 +45,30 @@ const OPTION_BLOCK_BYTES: usize = (STATE_WORD + 1) * 8;
 struct Export {
     operations: usize,
     layout: &'static Layout,
-    /// Offset of `thread_options.nr_files` in `thread_data`.
-    nr_files: usize,
+    /// What fio's own option table says about fields of `thread_data`.
+    fields: Fields,
 }
+
+/// Fields of `thread_data` found through fio's own option table.
+#[derive(Debug, Default)]
+struct Fields {
+    /// The largest `off1` of all options.
+    max_off1: u32,
+    /// Offset of `nr_files`.
+    nr_files: Option<usize>,
+    /// Options that make fio sleep between I/Os when they are not zero.
+    sleeping: Vec<Field>,
+}
+
+/// Where an option's value is, and how wide it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Field {
+    offset: usize,
+    bytes: usize,
+}
+
+/// Options of fio that make it sleep between I/Os.
+const SLEEPING: [&CStr; 5] = [c"rate", c"rate_iops", c"thinktime", c"flow", c"read_iolog"];
 
 static EXPORT: OnceLock<Result<Export, Refusal>> = OnceLock::new();
 
@@ -77,45 +99,60 @@ fn export() -> Result<Export, Refusal> {
     let version = unsafe { CStr::from_ptr(version.as_ptr().cast::<c_char>()) };
     let layout = layout::select(&version.to_string_lossy())?;
     // SAFETY: the version is one whose option table has this shape.
-    let (max_off1, nr_files) = unsafe { scan_options(options) };
-    layout.prove_options(max_off1)?;
-    let nr_files = nr_files.ok_or_else(|| layout.changed("it has no option nrfiles"))?;
+    let fields = unsafe { scan_options(options) };
+    layout.prove_options(fields.max_off1)?;
     Ok(Export {
         operations: build_operations(layout).as_ptr() as usize,
         layout,
-        nr_files: fixed::OPTIONS + nr_files as usize,
+        fields,
     })
 }
 
-/// The largest `off1` of fio's own option table, and that of `nrfiles`.
+/// Reads fio's own option table.
 ///
 /// # Safety
 /// `table` is `fio_options` of a release in the table: entries of `OPTION_SIZE` bytes up to one without a name.
-unsafe fn scan_options(table: NonNull<c_void>) -> (u32, Option<u32>) {
-    let mut max = 0;
-    let mut nr_files = None;
+unsafe fn scan_options(table: NonNull<c_void>) -> Fields {
+    let mut fields = Fields::default();
     let mut entry = table.as_ptr().cast::<u8>();
     // fio has about 400 options: a table without an end is no option table.
     for _ in 0..4096 {
-        // SAFETY: within the table, by the caller's promise; `name` is the first word, `off1` a 32-bit one.
-        let (name, off1) = unsafe {
+        // SAFETY: within the table, by the caller's promise; `name` is the first word, type and offsets are 32-bit
+        // ones, names are constant strings.
+        let (name, kind, offsets) = unsafe {
+            let name = read::<*const c_char>(entry, 0);
+            if name.is_null() {
+                break;
+            }
+            let kind = read::<u32>(entry, fixed::OPTION_TYPE);
             (
-                read::<*const c_char>(entry, 0),
-                read::<u32>(entry, fixed::OPTION_OFF1),
+                CStr::from_ptr(name),
+                kind,
+                read::<[u32; 3]>(entry, fixed::OPTION_OFF1),
             )
         };
-        if name.is_null() {
-            break;
+        fields.max_off1 = fields.max_off1.max(offsets[0]);
+        let place = |offset: u32| fixed::OPTIONS + offset as usize;
+        if name == c"nrfiles" {
+            fields.nr_files = Some(place(offsets[0]));
         }
-        max = max.max(off1);
-        // SAFETY: names are constant strings.
-        if unsafe { CStr::from_ptr(name) } == c"nrfiles" {
-            nr_files = Some(off1);
+        if SLEEPING.contains(&name) {
+            // Numbers have one field for each of read, write and trim, or only the first.
+            let bytes = if matches!(kind, OPTION_INT | OPTION_BOOL) {
+                4
+            } else {
+                8
+            };
+            let known = offsets.into_iter().filter(|offset| *offset != 0);
+            fields.sleeping.extend(known.map(|offset| Field {
+                offset: place(offset),
+                bytes,
+            }));
         }
         // SAFETY: not the last entry, so the next one exists.
         entry = unsafe { entry.add(fixed::OPTION_SIZE) };
     }
-    (max, nr_files)
+    fields
 }
 
 /// A block of zeroed, never freed memory that fio may write to.
@@ -177,7 +214,7 @@ fn build_options() -> NonNull<u8> {
             let name = leak_str(spec.name);
             write(entry, 0, name);
             write(entry, 8, name);
-            write(entry, 24, kind);
+            write(entry, fixed::OPTION_TYPE, kind);
             write(entry, fixed::OPTION_OFF1, option_offset(index) as u32);
             write(entry, 112, leak_str(spec.help));
             if let Some(default) = default {
@@ -366,7 +403,11 @@ unsafe extern "C" fn get_file_size(td: *mut u8, file: *mut u8) -> c_int {
             CStr::from_ptr(name).to_string_lossy().into_owned()
         };
         let number = read::<i32>(file, fixed::FILENO);
-        let count = read::<u32>(td, export.nr_files).max(1);
+        let count = export
+            .fields
+            .nr_files
+            .map_or(1, |offset| read::<u32>(td, offset))
+            .max(1);
         let Ok(number) = u32::try_from(number) else {
             return 1;
         };
@@ -398,7 +439,15 @@ unsafe extern "C" fn init(td: *mut u8) -> c_int {
             return 1;
         };
         let depth = read::<u32>(td, fixed::IODEPTH).clamp(1, 1 << 16);
-        match Job::start(options(block), &state.files, depth) {
+        let sleeps = export
+            .fields
+            .sleeping
+            .iter()
+            .any(|field| match field.bytes {
+                4 => read::<u32>(td, field.offset) != 0,
+                _ => read::<u64>(td, field.offset) != 0,
+            });
+        match Job::start(options(block), &state.files, depth, sleeps) {
             Ok(job) => {
                 state.running = Some(Running {
                     job,
@@ -668,10 +717,10 @@ mod tests {
     fn the_option_table_reads_back() {
         let table = build_options();
         // SAFETY: the table is closed by an empty entry and lives forever.
-        let (max_off1, nr_files) = unsafe { scan_options(table.cast()) };
-        assert_eq!(max_off1 as usize, option_offset(SPECS.len() - 1));
-        assert_eq!(nr_files, None);
-        assert!((max_off1 as usize) < STATE_WORD * 8);
+        let fields = unsafe { scan_options(table.cast()) };
+        assert_eq!(fields.max_off1 as usize, option_offset(SPECS.len() - 1));
+        assert_eq!(fields.nr_files, None);
+        assert!((fields.max_off1 as usize) < STATE_WORD * 8);
     }
 
     #[test]

@@ -117,6 +117,8 @@ pub(crate) struct Job {
     batch: u32,
     write_mode: WriteMode,
     fua: bool,
+    /// fio may sleep between I/Os, without polling.
+    sleeps: bool,
     complaints: u32,
     counters_file: Option<String>,
 }
@@ -194,7 +196,12 @@ impl Job {
     }
 
     /// Connects to everything that the files of a job are on.
-    pub(crate) fn start(options: Options, files: &[JobFile], depth: u32) -> Result<Job, String> {
+    pub(crate) fn start(
+        options: Options,
+        files: &[JobFile],
+        depth: u32,
+        sleeps: bool,
+    ) -> Result<Job, String> {
         let queue_size = match options.number("queue_size") {
             0 => depth,
             size => size,
@@ -239,6 +246,7 @@ impl Job {
             batch: options.number("submit_batch").max(1),
             write_mode: options.write_mode(),
             fua: options.flag("writefua"),
+            sleeps,
             complaints: 0,
             counters_file: options.text("counters_file").map(str::to_owned),
         })
@@ -252,11 +260,12 @@ impl Job {
         let span_len = u32::try_from(len).map_err(|_| too_large())?;
         let memory = SharedMemory::create("flexblk-fio", u64::from(span_len), HugePages::No)
             .map_err(|e| format!("memory for buffers: {e}"))?;
-        let span = memory.span(0, span_len).ok_or_else(too_large)?;
+        let base = memory.span(0, span_len).ok_or_else(too_large)?.as_ptr() as usize;
         for link in &mut self.links {
-            link.queue.register(span).map_err(|e| e.to_string())?;
+            link.queue
+                .register_memory(&memory)
+                .map_err(|e| e.to_string())?;
         }
-        let base = span.as_ptr() as usize;
         self.buffers = Some(Buffers { memory, base });
         Ok(base)
     }
@@ -409,14 +418,16 @@ impl Job {
                 }
             }
             link.drain_backlog();
+            if self.sleeps && link.is_idle() {
+                // fio quiesces before it sleeps, and the target must not wait for an acknowledgement meanwhile.
+                link.queue.pause();
+            }
         }
     }
 
     /// Nothing that could still complete.
     fn idle(&self) -> bool {
-        self.links
-            .iter()
-            .all(|link| link.queue.outstanding() == 0 && link.backlog.is_empty())
+        self.links.iter().all(Link::is_idle)
     }
 }
 
@@ -494,7 +505,8 @@ fn part(len_bytes: u64, block_size: u64, number: u32, count: u32) -> Result<(u64
 impl Buffers {
     fn span(&self, address: usize, len: u64) -> Option<Span> {
         let offset = address.checked_sub(self.base)?;
-        self.memory.span(u64::try_from(offset).ok()?, u32::try_from(len).ok()?)
+        self.memory
+            .span(u64::try_from(offset).ok()?, u32::try_from(len).ok()?)
     }
 }
 
@@ -505,7 +517,9 @@ impl Link {
             depth: Some(queue_size),
             ..QueuePairOptions::default()
         };
-        let queue = controller.queue_pair(&options).map_err(|e| e.to_string())?;
+        let mut queue = controller.queue_pair(&options).map_err(|e| e.to_string())?;
+        // Other jobs may take a while to get ready, and fio starts them together.
+        queue.pause();
         if queue.depth() < queue_size {
             log(&format!(
                 "the target grants {} commands in flight, fewer than iodepth (or queue_size) {queue_size}: the rest waits here",
@@ -548,6 +562,11 @@ impl Link {
         if !self.backlog.is_empty() || self.queue.submit(&command, tag).is_err() {
             self.backlog.push_back((command, tag));
         }
+    }
+
+    /// Nothing of this connection could still complete.
+    fn is_idle(&self) -> bool {
+        self.queue.outstanding() == 0 && self.backlog.is_empty()
     }
 
     fn send(&mut self) {

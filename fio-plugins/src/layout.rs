@@ -37,7 +37,9 @@ pub(crate) mod fixed {
     pub(crate) const REAL_FILE_SIZE: usize = 48;
     /// Size of one `fio_option`.
     pub(crate) const OPTION_SIZE: usize = 1512;
-    /// `fio_option.off1`.
+    /// `fio_option.type`.
+    pub(crate) const OPTION_TYPE: usize = 24;
+    /// `fio_option.off1`; `off2` to `off6` follow it.
     pub(crate) const OPTION_OFF1: usize = 28;
 }
 

@@ -44,8 +44,9 @@ fn random_and_mutated_packets_do_not_disturb_anybody() -> Result<()> {
     let sent = AtomicU64::new(0);
     let port = target.udp_port();
     thread::scope(|scope| -> Result<()> {
+        let (material, stop, sent) = (&material, &stop, &sent);
         let senders =
-            [1, 2].map(|seed| scope.spawn(|| hostile(port, seed, &material, &stop, &sent)));
+            [1, 2].map(|seed| scope.spawn(move || hostile(port, seed, material, stop, sent)));
         // Several rounds of I/O under fire, each verified.
         let rounds: Result<Vec<_>> = (0..3)
             .map(|round| job(&format!("round-{round}")).success(LIMIT))

@@ -225,7 +225,7 @@ fn more_memory_than_there_is() -> Result<()> {
         "[target]\nmemory_budget = \"1k\"\n[listener]\nudp_port = {port}\n[[subsystem]]\nnqn = \"{SUBNQN}\"\n[[subsystem.namespace]]\nbdev = \"ram:1M\"\n"
     );
     let finished = configured(&setup, &text)?;
-    assert_told(&finished, 3, &["memory_budget"]);
+    assert_told(&finished, 3, &["memory budget of 1 KiB", "at least"]);
     // A namespace larger than any machine.
     let finished = daemon(
         &setup,
