@@ -628,8 +628,14 @@ impl Drop for Reactor {
 impl Reactor {
     fn wait_for_end(&mut self, deadline: Instant) {
         // What never reached the kernel ends here.
-        self.in_flight -= self.deferred.len().min(self.in_flight as usize) as u64;
-        self.deferred.clear();
+        for entry in std::mem::take(&mut self.deferred) {
+            let token = Token::from_user_data(entry.get_user_data());
+            if token == WAKE_TOKEN {
+                self.wake_armed = false;
+            } else if token.owner() != REACTOR_OWNER {
+                self.in_flight -= 1;
+            }
+        }
         let mut out = Vec::new();
         while self.in_flight > 0 || self.wake_armed {
             let cancel = io_uring::opcode::AsyncCancel2::new(io_uring::types::CancelBuilder::any())

@@ -136,6 +136,9 @@ pub(crate) struct VerbsArgs {
     /// Trains under way at most
     #[arg(long, default_value_t = 32)]
     pub(crate) trains: u16,
+    /// Socket buffers asked for, in KiB (208 is what an unprivileged process gets by default)
+    #[arg(long, default_value_t = 16 << 10)]
+    pub(crate) socket_buffer_kib: u32,
     /// Time without work after which a thread sleeps, in microseconds
     #[arg(long, default_value_t = 1_000_000)]
     pub(crate) poll_budget_us: u32,

@@ -201,6 +201,7 @@ impl Node {
             in_cache_buffers: options.rx_buffers,
             gso: !options.no_gso,
             trains: options.trains,
+            socket_buffer_bytes: options.socket_buffer_kib.saturating_mul(1024),
             fault: options.fault,
             ..EndpointConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)))
         };
