@@ -20,7 +20,14 @@ impl CompletionQueue {
     fn new(capacity: u32) -> Self {
         let places = capacity.next_power_of_two() as usize;
         let ring = vec![WorkCompletion::default(); places].into_boxed_slice();
-        Self { ring, capacity, head: 0, len: 0, reserved: 0, users: 0 }
+        Self {
+            ring,
+            capacity,
+            head: 0,
+            len: 0,
+            reserved: 0,
+            users: 0,
+        }
     }
 
     /// Reserves places; false when there are not so many.
@@ -47,7 +54,10 @@ impl CompletionQueue {
         debug_assert!(self.reserved > 0, "every completion has a reserved place");
         self.reserved = self.reserved.saturating_sub(1);
         let mask = self.ring.len() - 1;
-        if let Some(place) = self.ring.get_mut((self.head.wrapping_add(self.len)) as usize & mask) {
+        if let Some(place) = self
+            .ring
+            .get_mut((self.head.wrapping_add(self.len)) as usize & mask)
+        {
             *place = completion;
             self.len += 1;
         }
@@ -90,7 +100,10 @@ pub(crate) struct CqTable {
 
 impl CqTable {
     pub(crate) const fn new(limit: usize) -> Self {
-        Self { queues: Vec::new(), limit }
+        Self {
+            queues: Vec::new(),
+            limit,
+        }
     }
 
     pub(crate) fn create(&mut self, capacity: u32) -> Result<Cq, VerbsError> {
@@ -164,7 +177,10 @@ mod tests {
         assert!(!queue.reserve(3));
         assert!(queue.reserve(2));
         for wr_id in 0..5 {
-            queue.push(WorkCompletion { wr_id, ..Default::default() });
+            queue.push(WorkCompletion {
+                wr_id,
+                ..Default::default()
+            });
         }
         assert!(!queue.reserve(1), "unpolled completions take places too");
         for wr_id in 0..5 {
@@ -181,10 +197,16 @@ mod tests {
         let mut queue = CompletionQueue::new(6);
         assert!(queue.reserve(6));
         for wr_id in 0..6 {
-            queue.push(WorkCompletion { wr_id, qpn: wr_id as u32 % 2, ..Default::default() });
+            queue.push(WorkCompletion {
+                wr_id,
+                qpn: wr_id as u32 % 2,
+                ..Default::default()
+            });
         }
         queue.forget(1);
-        let left: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|wc| wc.wr_id).collect();
+        let left: Vec<_> = std::iter::from_fn(|| queue.pop())
+            .map(|wc| wc.wr_id)
+            .collect();
         assert_eq!(left, [0, 2, 4]);
         assert!(queue.reserve(6));
     }
@@ -193,9 +215,15 @@ mod tests {
     fn table_is_bounded_and_reuses_places() {
         let mut table = CqTable::new(1);
         let cq = table.create(1).unwrap();
-        assert_eq!(table.create(1), Err(VerbsError::TableFull("completion queue")));
+        assert_eq!(
+            table.create(1),
+            Err(VerbsError::TableFull("completion queue"))
+        );
         table.destroy(cq).unwrap();
-        assert_eq!(table.destroy(cq), Err(VerbsError::Unknown("completion queue")));
+        assert_eq!(
+            table.destroy(cq),
+            Err(VerbsError::Unknown("completion queue"))
+        );
         assert_eq!(table.create(1), Ok(cq));
         assert!(table.create(0).is_err());
     }

@@ -96,7 +96,10 @@ impl MemoryTable {
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.slots.len() < self.limit => {
-                self.slots.push(Slot { generation: 1, region: None });
+                self.slots.push(Slot {
+                    generation: 1,
+                    region: None,
+                });
                 (self.slots.len() - 1) as u16
             }
             None => return Err(VerbsError::TableFull("memory region")),
@@ -111,9 +114,22 @@ impl MemoryTable {
         };
         let lkey = u32::from(slot.generation) << 16 | u32::from(index);
         let addr = ptr.as_ptr() as u64;
-        slot.region =
-            Some(Region { lkey, pd, ptr, addr, len, access, rkey: Some(rkey), _keep: keep });
-        Ok(Mr { lkey: Lkey(lkey), rkey: Rkey(rkey), addr, len })
+        slot.region = Some(Region {
+            lkey,
+            pd,
+            ptr,
+            addr,
+            len,
+            access,
+            rkey: Some(rkey),
+            _keep: keep,
+        });
+        Ok(Mr {
+            lkey: Lkey(lkey),
+            rkey: Rkey(rkey),
+            addr,
+            len,
+        })
     }
 
     pub(crate) fn deregister(&mut self, lkey: Lkey) -> Result<(), VerbsError> {
@@ -185,14 +201,19 @@ impl MemoryTable {
 
     /// Gives a region a new remote key; the old one stops working.
     pub(crate) fn rekey(&mut self, lkey: Lkey, random: &mut Random) -> Result<Rkey, VerbsError> {
-        let old = self.region(lkey).ok_or(VerbsError::Unknown("memory region"))?.rkey;
+        let old = self
+            .region(lkey)
+            .ok_or(VerbsError::Unknown("memory region"))?
+            .rkey;
         if let Some(old) = old {
             self.forget_rkey(old);
         }
         let index = lkey.0 as u16;
         let rkey = self.fresh_rkey(index, random);
-        if let Some(region) =
-            self.slots.get_mut(usize::from(index)).and_then(|slot| slot.region.as_mut())
+        if let Some(region) = self
+            .slots
+            .get_mut(usize::from(index))
+            .and_then(|slot| slot.region.as_mut())
         {
             region.rkey = Some(rkey);
         }
@@ -201,7 +222,9 @@ impl MemoryTable {
 
     /// Whether any region belongs to this domain.
     pub(crate) fn uses(&self, pd: Pd) -> bool {
-        self.slots.iter().any(|slot| slot.region.as_ref().is_some_and(|region| region.pd == pd))
+        self.slots
+            .iter()
+            .any(|slot| slot.region.as_ref().is_some_and(|region| region.pd == pd))
     }
 
     /// Live regions.
@@ -254,12 +277,16 @@ impl MemoryTable {
 
     /// Removes by shifting later entries of the run back, so that no tombstones pile up.
     fn forget_rkey(&mut self, rkey: u32) {
-        let Some((mut hole, _)) = self.find_rkey(rkey) else { return };
+        let Some((mut hole, _)) = self.find_rkey(rkey) else {
+            return;
+        };
         let mask = self.rkeys.len() - 1;
         let mut at = hole;
         loop {
             at = (at + 1) & mask;
-            let Some(&Some((key, index))) = self.rkeys.get(at) else { break };
+            let Some(&Some((key, index))) = self.rkeys.get(at) else {
+                break;
+            };
             let home = key as usize & mask;
             // May move into the hole unless its home lies between the hole and itself.
             if at.wrapping_sub(home) & mask >= at.wrapping_sub(hole) & mask {
@@ -301,24 +328,52 @@ mod tests {
     fn checks_domain_bounds_access_and_generation() {
         let mut table = MemoryTable::new(4);
         let mut random = Random::new(1);
-        let mr = region(&mut table, &mut random, Pd(1), Access::LOCAL_WRITE | Access::REMOTE_READ);
+        let mr = region(
+            &mut table,
+            &mut random,
+            Pd(1),
+            Access::LOCAL_WRITE | Access::REMOTE_READ,
+        );
         let read = Access::REMOTE_READ;
-        assert_eq!(table.remote(Pd(1), mr.rkey.0, mr.addr, 256, read).unwrap().len(), 256);
-        assert_eq!(table.remote(Pd(1), mr.rkey.0, mr.addr + 256, 0, read).unwrap().len(), 0);
+        assert_eq!(
+            table
+                .remote(Pd(1), mr.rkey.0, mr.addr, 256, read)
+                .unwrap()
+                .len(),
+            256
+        );
+        assert_eq!(
+            table
+                .remote(Pd(1), mr.rkey.0, mr.addr + 256, 0, read)
+                .unwrap()
+                .len(),
+            0
+        );
         let fault = |addr, len, access| table.remote(Pd(1), mr.rkey.0, addr, len, access).err();
         assert_eq!(fault(mr.addr, 257, read), Some(MemoryFault::Bounds));
         assert_eq!(fault(mr.addr + 257, 0, read), Some(MemoryFault::Bounds));
-        assert_eq!(fault(mr.addr.wrapping_sub(1), 1, read), Some(MemoryFault::Bounds));
+        assert_eq!(
+            fault(mr.addr.wrapping_sub(1), 1, read),
+            Some(MemoryFault::Bounds)
+        );
         assert_eq!(fault(u64::MAX, u32::MAX, read), Some(MemoryFault::Bounds));
-        assert_eq!(fault(mr.addr, 1, Access::REMOTE_WRITE), Some(MemoryFault::Access));
+        assert_eq!(
+            fault(mr.addr, 1, Access::REMOTE_WRITE),
+            Some(MemoryFault::Access)
+        );
         let other = table.remote(Pd(2), mr.rkey.0, mr.addr, 1, read).err();
         assert_eq!(other, Some(MemoryFault::Key));
         table.deregister(mr.lkey).unwrap();
         let again = region(&mut table, &mut random, Pd(1), Access::LOCAL_WRITE);
         assert_ne!(again.lkey, mr.lkey, "the slot is reused, the key is not");
-        let stale = table.local(Pd(1), mr.lkey, again.addr, 1, Access::empty()).err();
+        let stale = table
+            .local(Pd(1), mr.lkey, again.addr, 1, Access::empty())
+            .err();
         assert_eq!(stale, Some(MemoryFault::Key));
-        assert_eq!(table.deregister(mr.lkey), Err(VerbsError::Unknown("memory region")));
+        assert_eq!(
+            table.deregister(mr.lkey),
+            Err(VerbsError::Unknown("memory region"))
+        );
     }
 
     #[test]
@@ -342,10 +397,17 @@ mod tests {
         assert_eq!(table.invalidate(Pd(1), mr.rkey.0), Ok(()));
         assert_eq!(table.invalidate(Pd(1), mr.rkey.0), Err(MemoryFault::Key));
         let read = Access::REMOTE_READ;
-        assert_eq!(table.remote(Pd(1), mr.rkey.0, mr.addr, 1, read).err(), Some(MemoryFault::Key));
+        assert_eq!(
+            table.remote(Pd(1), mr.rkey.0, mr.addr, 1, read).err(),
+            Some(MemoryFault::Key)
+        );
         let rkey = table.rekey(mr.lkey, &mut random).unwrap();
         assert!(table.remote(Pd(1), rkey.0, mr.addr, 1, read).is_ok());
-        assert!(table.local(Pd(1), mr.lkey, mr.addr, 1, Access::empty()).is_ok());
+        assert!(
+            table
+                .local(Pd(1), mr.lkey, mr.addr, 1, Access::empty())
+                .is_ok()
+        );
     }
 
     proptest! {

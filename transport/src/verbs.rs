@@ -110,7 +110,11 @@ impl Mr {
     /// A gather or scatter entry of `len` bytes at `offset` of the region; bounds are checked when it is used.
     #[must_use]
     pub fn sge(&self, offset: u64, len: u32) -> Sge {
-        Sge { addr: self.addr.wrapping_add(offset), len, lkey: self.lkey }
+        Sge {
+            addr: self.addr.wrapping_add(offset),
+            len,
+            lkey: self.lkey,
+        }
     }
 }
 
@@ -518,7 +522,9 @@ impl WorkCompletion {
     /// The message that travelled inside this completion.
     #[must_use]
     pub fn inline_bytes(&self) -> &[u8] {
-        self.inline.get(..usize::from(self.inline_len)).unwrap_or(&[])
+        self.inline
+            .get(..usize::from(self.inline_len))
+            .unwrap_or(&[])
     }
 
     /// Whether this is the end of a receive request.
@@ -603,7 +609,10 @@ mod tests {
 
     #[test]
     fn word_of_a_completion_has_one_meaning() {
-        let mut wc = WorkCompletion { word: 7, ..Default::default() };
+        let mut wc = WorkCompletion {
+            word: 7,
+            ..Default::default()
+        };
         assert_eq!((wc.imm(), wc.invalidated()), (None, None));
         wc.word_kind = WcWord::Imm;
         assert_eq!((wc.imm(), wc.invalidated()), (Some(7), None));

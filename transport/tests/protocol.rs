@@ -6,14 +6,14 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    FRAMINGS, SERVICE, Side, connect, connect_by_hand, idle, no_delivery, pair, pattern, run, seal,
-    signaled,
+    FRAMINGS, SERVICE, Side, connect, connect_by_hand, full_access, idle, no_delivery, pair,
+    pattern, run, seal, signaled,
 };
 use flexins::engine::{ConnEvent, DeliveryKind, Engine, EngineConfig};
 use flexins::port::sim::{SimFaults, SimNet};
 use flexins::verbs::{
-    Digest, Framing, Modify, QpInit, QpState, RecvWr, SendFlags, SendOp, SendWr, VerbsError, WcOpcode,
-    WcStatus,
+    Digest, Framing, Modify, QpInit, QpState, RecvWr, SendFlags, SendOp, SendWr, VerbsError,
+    WcOpcode, WcStatus,
 };
 use flexins::wire::{Bth, Opcode, Psn, Reth};
 
@@ -25,7 +25,15 @@ fn traffic(net: &mut SimNet, a: &Side, b: &Side, qps: [flexins::verbs::Qpn; 2], 
     let finished = run(net, Duration::from_secs(100), |net| {
         while recv_posted < received + 32 {
             let room = [b.mr.sge(900_000, 6_000)];
-            net.engine(b.node).post_recv(qb, &RecvWr { wr_id: recv_posted, sges: &room }).unwrap();
+            net.engine(b.node)
+                .post_recv(
+                    qb,
+                    &RecvWr {
+                        wr_id: recv_posted,
+                        sges: &room,
+                    },
+                )
+                .unwrap();
             recv_posted += 1;
         }
         while posted < count && posted - done < 30 {
@@ -36,7 +44,11 @@ fn traffic(net: &mut SimNet, a: &Side, b: &Side, qps: [flexins::verbs::Qpn; 2], 
                 0 => SendOp::Send,
                 1 => SendOp::Write { remote, rkey },
                 2 => SendOp::Read { remote, rkey },
-                _ => SendOp::WriteImm { remote, rkey, imm: posted as u32 },
+                _ => SendOp::WriteImm {
+                    remote,
+                    rkey,
+                    imm: posted as u32,
+                },
             };
             if posted % 4 == 2 {
                 b.write(place, &pattern(posted, len as usize));
@@ -44,7 +56,9 @@ fn traffic(net: &mut SimNet, a: &Side, b: &Side, qps: [flexins::verbs::Qpn; 2], 
                 a.write(place, &pattern(posted, len as usize));
             }
             let list = [a.mr.sge(place, len)];
-            net.engine(a.node).post_send(qa, &signaled(posted, op, &list)).unwrap();
+            net.engine(a.node)
+                .post_send(qa, &signaled(posted, op, &list))
+                .unwrap();
             posted += 1;
         }
         for wc in a.sends(net) {
@@ -72,10 +86,13 @@ fn sequence_numbers_wrap() {
         for loss_ppm in [0, 50_000] {
             for before_wrap in [1, 5, 100] {
                 let (mut net, a, b) = pair(&EngineConfig::default());
-                net.set_faults(SimFaults { loss_ppm, ..SimFaults::NONE });
+                net.set_faults(SimFaults {
+                    loss_ppm,
+                    ..SimFaults::NONE
+                });
                 let psn = Psn::new(0).sub(before_wrap);
                 let sides = [(&a, &a.init(), psn), (&b, &b.init(), psn.add(3))];
-                let qps = connect_by_hand(&mut net, sides, framing, 64);
+                let qps = connect_by_hand(&mut net, sides, framing, 64, full_access());
                 traffic(&mut net, &a, &b, qps, 300);
             }
         }
@@ -85,11 +102,17 @@ fn sequence_numbers_wrap() {
 /// What one run did, for the table below.
 fn table_row(framing: Framing, loss_ppm: u32) -> String {
     let (mut net, a, b) = pair(&EngineConfig::default());
-    net.set_faults(SimFaults { loss_ppm, ..SimFaults::NONE });
+    net.set_faults(SimFaults {
+        loss_ppm,
+        ..SimFaults::NONE
+    });
     let sides = [(&a, &a.init(), Psn::new(7)), (&b, &b.init(), Psn::new(9))];
-    let qps = connect_by_hand(&mut net, sides, framing, 256);
+    let qps = connect_by_hand(&mut net, sides, framing, 256, full_access());
     traffic(&mut net, &a, &b, qps, 2_000);
-    let (sender, receiver) = (*net.engine(a.node).counters(), *net.engine(b.node).counters());
+    let (sender, receiver) = (
+        *net.engine(a.node).counters(),
+        *net.engine(b.node).counters(),
+    );
     let row = format!(
         "{framing:?} loss {:>2} %: packets {:>6} {:>6} retransmissions {:>4} probes {:>3} acks {:>4} \
          sacks {:>4} naks {:>3} duplicates {:>3}",
@@ -127,9 +150,12 @@ fn without_loss_nothing_is_repeated() {
 fn selective_repeat_repeats_less_than_go_back_n() {
     let repeated = |framing| {
         let (mut net, a, b) = pair(&EngineConfig::default());
-        net.set_faults(SimFaults { loss_ppm: 20_000, ..SimFaults::NONE });
+        net.set_faults(SimFaults {
+            loss_ppm: 20_000,
+            ..SimFaults::NONE
+        });
         let sides = [(&a, &a.init(), Psn::new(7)), (&b, &b.init(), Psn::new(9))];
-        let qps = connect_by_hand(&mut net, sides, framing, 256);
+        let qps = connect_by_hand(&mut net, sides, framing, 256, full_access());
         traffic(&mut net, &a, &b, qps, 2_000);
         net.engine(a.node).counters().retransmissions
     };
@@ -145,35 +171,73 @@ fn acknowledgements_ride_along() {
         net.engine(side.node).post_recv_in_place(qpn, 64).unwrap();
     }
     let list = [a.mr.sge(0, 4096)];
-    let start = [net.engine(a.node).counters().packets_tx, net.engine(b.node).counters().packets_tx];
-    net.engine(a.node).post_send(qa, &SendWr { inline: &[7; 64], ..signaled(0, SendOp::Send, &list) }).unwrap();
+    let start = [
+        net.engine(a.node).counters().packets_tx,
+        net.engine(b.node).counters().packets_tx,
+    ];
+    net.engine(a.node)
+        .post_send(
+            qa,
+            &SendWr {
+                inline: &[7; 64],
+                ..signaled(0, SendOp::Send, &list)
+            },
+        )
+        .unwrap();
     let mut answers = 0;
     let limit = net.now() + Duration::from_secs(1);
     while answers < 1_000 {
         let (node_a, list) = (a.node, list);
-        assert!(net.step(limit, &mut |node, engine: &mut Engine, delivery, packet| {
-            let bytes = delivery.payload.bytes(packet);
-            let qpn = delivery.qpn;
-            engine.post_recv_in_place(qpn, 1).unwrap();
-            let (inline, sges): (&[u8], &[_]) = if node == node_a {
-                assert_eq!((delivery.len, delivery.kind), (16, DeliveryKind::SendImm(3)));
-                answers += 1;
-                (&[7; 64], &list)
-            } else {
-                assert_eq!((bytes[0], delivery.len), (7, 4160));
-                (&[9; 16], &[])
-            };
-            let op = if node == node_a { SendOp::Send } else { SendOp::SendImm(3) };
-            let flags = SendFlags::empty();
-            engine.post_send(qpn, &SendWr { wr_id: 0, op, inline, sges, flags }).unwrap();
-        }));
+        assert!(
+            net.step(limit, &mut |node, engine: &mut Engine, delivery, packet| {
+                let bytes = delivery.payload.bytes(packet);
+                let qpn = delivery.qpn;
+                engine.post_recv_in_place(qpn, 1).unwrap();
+                let (inline, sges): (&[u8], &[_]) = if node == node_a {
+                    assert_eq!(
+                        (delivery.len, delivery.kind),
+                        (16, DeliveryKind::SendImm(3))
+                    );
+                    answers += 1;
+                    (&[7; 64], &list)
+                } else {
+                    assert_eq!((bytes[0], delivery.len), (7, 4160));
+                    (&[9; 16], &[])
+                };
+                let op = if node == node_a {
+                    SendOp::Send
+                } else {
+                    SendOp::SendImm(3)
+                };
+                let flags = SendFlags::empty();
+                engine
+                    .post_send(
+                        qpn,
+                        &SendWr {
+                            wr_id: 0,
+                            op,
+                            inline,
+                            sges,
+                            flags,
+                        },
+                    )
+                    .unwrap();
+            })
+        );
     }
     for (side, start) in [(&a, start[0]), (&b, start[1])] {
         let counters = net.engine(side.node).counters();
         assert_eq!(counters.acks_tx + counters.sacks_tx, 0);
-        assert!((1_000..=1_002).contains(&(counters.packets_tx - start)), "one packet each way");
+        assert!(
+            (1_000..=1_002).contains(&(counters.packets_tx - start)),
+            "one packet each way"
+        );
     }
-    assert_eq!(net.engine(a.node).query_qp(qa).unwrap().send_wrs, 1, "completed by the answers");
+    assert_eq!(
+        net.engine(a.node).query_qp(qa).unwrap().send_wrs,
+        1,
+        "completed by the answers"
+    );
 }
 
 #[test]
@@ -182,16 +246,23 @@ fn delayed_acknowledgement_comes_after_its_time_or_before_sleep() {
         let (mut net, a, b) = pair(&EngineConfig::default());
         let (qa, _) = connect(&mut net, &a, &b, &a.init(), &b.init());
         idle(&mut net, Duration::from_millis(10));
-        let op = SendOp::Write { remote: b.addr(0), rkey: b.mr.rkey };
+        let op = SendOp::Write {
+            remote: b.addr(0),
+            rkey: b.mr.rkey,
+        };
         let list = [a.mr.sge(0, 100)];
-        net.engine(a.node).post_send(qa, &signaled(0, op, &list)).unwrap();
+        net.engine(a.node)
+            .post_send(qa, &signaled(0, op, &list))
+            .unwrap();
         let sent = net.elapsed();
         let limit = net.now() + Duration::from_secs(1);
         assert!(net.step(limit, &mut no_delivery));
         if flush {
             net.engine(b.node).flush_acks();
         }
-        assert!(run(&mut net, Duration::from_secs(1), |net| !a.sends(net).is_empty()));
+        assert!(run(&mut net, Duration::from_secs(1), |net| !a
+            .sends(net)
+            .is_empty()));
         let took = net.elapsed() - sent;
         let expected = if flush { 20 } else { 120 };
         assert_eq!(took, Duration::from_micros(expected));
@@ -204,23 +275,37 @@ fn the_window_limits_what_is_outstanding() {
     for framing in FRAMINGS {
         let (mut net, a, b) = pair(&EngineConfig::default());
         let sides = [(&a, &a.init(), Psn::new(7)), (&b, &b.init(), Psn::new(9))];
-        let [qa, _] = connect_by_hand(&mut net, sides, framing, 16);
+        let [qa, _] = connect_by_hand(&mut net, sides, framing, 16, full_access());
         net.partition(true);
-        let op = SendOp::Write { remote: b.addr(0), rkey: b.mr.rkey };
+        let op = SendOp::Write {
+            remote: b.addr(0),
+            rkey: b.mr.rkey,
+        };
         let list = [a.mr.sge(0, 100_000)];
-        net.engine(a.node).post_send(qa, &signaled(0, op, &list)).unwrap();
+        net.engine(a.node)
+            .post_send(qa, &signaled(0, op, &list))
+            .unwrap();
         let limit = net.now();
         net.step(limit, &mut no_delivery);
         assert_eq!(net.engine(a.node).counters().packets_tx, 16);
         net.partition(false);
-        assert!(run(&mut net, Duration::from_secs(1), |net| !a.sends(net).is_empty()));
+        assert!(run(&mut net, Duration::from_secs(1), |net| !a
+            .sends(net)
+            .is_empty()));
     }
 }
 
 /// A packet of A's queue pair, made by hand.
 fn forged(opcode: Opcode, dest: flexins::verbs::Qpn, psn: Psn, rest: &[u8]) -> Vec<u8> {
     let pad = (rest.len().wrapping_neg() & 3) as u8;
-    let bth = Bth { opcode, solicited: false, pad, dest_qpn: dest, ack_req: false, psn };
+    let bth = Bth {
+        opcode,
+        solicited: false,
+        pad,
+        dest_qpn: dest,
+        ack_req: false,
+        psn,
+    };
     let mut packet = bth.emit().to_vec();
     packet.extend(rest);
     packet.extend(&[0; 3][..usize::from(pad)]);
@@ -232,7 +317,7 @@ fn requests_are_carried_out_once_and_reads_answered_again() {
     let (mut net, a, b) = pair(&EngineConfig::default());
     let psn = Psn::new(0x00FF_FFFF);
     let sides = [(&a, &a.init(), psn), (&b, &b.init(), psn)];
-    let [_, qb] = connect_by_hand(&mut net, sides, Framing::Flexins, 64);
+    let [_, qb] = connect_by_hand(&mut net, sides, Framing::Flexins, 64, full_access());
     net.engine(b.node).post_recv_in_place(qb, 10).unwrap();
     let (from, to) = (net.address(a.node), net.address(b.node));
     let limit = net.now();
@@ -252,7 +337,11 @@ fn requests_are_carried_out_once_and_reads_answered_again() {
         send(&mut net, first.clone());
         send(&mut net, second.clone());
     }
-    let reth = Reth { addr: b.addr(0), rkey: b.mr.rkey.0, len: 5_000 };
+    let reth = Reth {
+        addr: b.addr(0),
+        rkey: b.mr.rkey.0,
+        len: 5_000,
+    };
     let read = forged(Opcode::ReadRequest, qb, psn.add(2), &reth.emit());
     for _ in 0..3 {
         send(&mut net, read.clone());
@@ -262,7 +351,10 @@ fn requests_are_carried_out_once_and_reads_answered_again() {
     net.step(limit, &mut no_delivery);
     let counters = *net.engine(b.node).counters();
     assert_eq!(counters.duplicates, 2 + 5 + 2);
-    assert!(counters.packets_tx - before >= 2, "the answer of the last READ");
+    assert!(
+        counters.packets_tx - before >= 2,
+        "the answer of the last READ"
+    );
     assert_eq!(net.engine(b.node).held_bytes(), 0);
     assert_eq!(net.engine(b.node).query_qp(qb).unwrap().recv_wrs, 8);
 }
@@ -272,7 +364,7 @@ fn stale_and_far_sequence_numbers_are_dropped() {
     let (mut net, a, b) = pair(&EngineConfig::default());
     let psn = Psn::new(100);
     let sides = [(&a, &a.init(), psn), (&b, &b.init(), psn)];
-    let [qa, qb] = connect_by_hand(&mut net, sides, Framing::Flexins, 64);
+    let [qa, qb] = connect_by_hand(&mut net, sides, Framing::Flexins, 64, full_access());
     net.engine(b.node).post_recv_in_place(qb, 10).unwrap();
     let (from, to) = (net.address(a.node), net.address(b.node));
     let limit = net.now();
@@ -294,7 +386,10 @@ fn stale_and_far_sequence_numbers_are_dropped() {
         net.step(limit, &mut no_delivery);
     }
     assert_eq!(net.engine(a.node).counters().stale_psn, 2);
-    assert_eq!(net.engine(a.node).query_qp(qa).unwrap().state, QpState::ReadyToSend);
+    assert_eq!(
+        net.engine(a.node).query_qp(qa).unwrap().state,
+        QpState::ReadyToSend
+    );
     assert_eq!(net.engine(b.node).held_bytes(), 0);
 }
 
@@ -306,13 +401,22 @@ fn illegal_moves_are_typed_errors() {
     let qpn = engine.create_qp(&a.init()).unwrap();
     let illegal = |from, to| Err(VerbsError::IllegalTransition { from, to });
     let (reset, ready) = (QpState::Reset, QpState::ReadyToSend);
-    assert_eq!(engine.modify_qp(qpn, Modify::Resume, now), illegal(reset, ready));
+    assert_eq!(
+        engine.modify_qp(qpn, Modify::Resume, now),
+        illegal(reset, ready)
+    );
     assert_eq!(
         engine.modify_qp(qpn, Modify::ToSendQueueDrain, now),
         illegal(reset, QpState::SendQueueDrain)
     );
-    assert_eq!(engine.modify_qp(qpn, Modify::ToError, now), Ok(QpState::Error));
-    assert_eq!(engine.modify_qp(qpn, Modify::Resume, now), illegal(QpState::Error, ready));
+    assert_eq!(
+        engine.modify_qp(qpn, Modify::ToError, now),
+        Ok(QpState::Error)
+    );
+    assert_eq!(
+        engine.modify_qp(qpn, Modify::Resume, now),
+        illegal(QpState::Error, ready)
+    );
     assert_eq!(engine.modify_qp(qpn, Modify::ToReset, now), Ok(reset));
 }
 
@@ -321,15 +425,22 @@ fn a_drained_send_queue_waits_and_goes_on() {
     for framing in FRAMINGS {
         let (mut net, a, b) = pair(&EngineConfig::default());
         let sides = [(&a, &a.init(), Psn::new(7)), (&b, &b.init(), Psn::new(9))];
-        let [qa, _] = connect_by_hand(&mut net, sides, framing, 4);
-        let op = SendOp::Write { remote: b.addr(0), rkey: b.mr.rkey };
+        let [qa, _] = connect_by_hand(&mut net, sides, framing, 4, full_access());
+        let op = SendOp::Write {
+            remote: b.addr(0),
+            rkey: b.mr.rkey,
+        };
         let list = [a.mr.sge(0, 50_000)];
         for wr_id in 0..3 {
-            net.engine(a.node).post_send(qa, &signaled(wr_id, op, &list)).unwrap();
+            net.engine(a.node)
+                .post_send(qa, &signaled(wr_id, op, &list))
+                .unwrap();
         }
         let now = net.now();
         net.step(now, &mut no_delivery);
-        net.engine(a.node).modify_qp(qa, Modify::ToSendQueueDrain, now).unwrap();
+        net.engine(a.node)
+            .modify_qp(qa, Modify::ToSendQueueDrain, now)
+            .unwrap();
         assert!(!net.engine(a.node).query_qp(qa).unwrap().drained);
         idle(&mut net, Duration::from_secs(1));
         // What had begun ends, the rest waits.
@@ -338,7 +449,9 @@ fn a_drained_send_queue_waits_and_goes_on() {
         assert!(attributes.drained);
         assert_eq!(attributes.send_wrs, 2);
         let now = net.now();
-        net.engine(a.node).modify_qp(qa, Modify::Resume, now).unwrap();
+        net.engine(a.node)
+            .modify_qp(qa, Modify::Resume, now)
+            .unwrap();
         idle(&mut net, Duration::from_secs(1));
         assert_eq!(a.sends(&mut net).len(), 2);
     }
@@ -349,9 +462,12 @@ fn a_drained_send_queue_waits_and_goes_on() {
 fn a_fence_waits_for_reads() {
     for framing in FRAMINGS {
         let (mut net, a, b) = pair(&EngineConfig::default());
-        net.set_faults(SimFaults { loss_ppm: 100_000, ..SimFaults::NONE });
+        net.set_faults(SimFaults {
+            loss_ppm: 100_000,
+            ..SimFaults::NONE
+        });
         let sides = [(&a, &a.init(), Psn::new(7)), (&b, &b.init(), Psn::new(9))];
-        let [qa, _] = connect_by_hand(&mut net, sides, framing, 64);
+        let [qa, _] = connect_by_hand(&mut net, sides, framing, 64, full_access());
         let (remote, rkey, len) = (b.addr(0), b.mr.rkey, 20_000);
         for round in 0..20 {
             b.write(0, &pattern(round, len as usize));
@@ -359,7 +475,10 @@ fn a_fence_waits_for_reads() {
             let (into, from) = ([a.mr.sge(0, len)], [a.mr.sge(100_000, len)]);
             let read = signaled(0, SendOp::Read { remote, rkey }, &into);
             let flags = SendFlags::SIGNALED | SendFlags::FENCE;
-            let write = SendWr { flags, ..signaled(1, SendOp::Write { remote, rkey }, &from) };
+            let write = SendWr {
+                flags,
+                ..signaled(1, SendOp::Write { remote, rkey }, &from)
+            };
             net.engine(a.node).post_send(qa, &read).unwrap();
             net.engine(a.node).post_send(qa, &write).unwrap();
             let mut done = 0;
@@ -399,9 +518,21 @@ fn disconnect_and_connect_again() {
     let (mut net, a, b) = pair(&EngineConfig::default());
     for round in 0..20 {
         let (qa, qb) = connect(&mut net, &a, &b, &a.init(), &b.init());
-        let (first, second) = if round % 2 == 0 { ((&a, qa), (&b, qb)) } else { ((&b, qb), (&a, qa)) };
+        let (first, second) = if round % 2 == 0 {
+            ((&a, qa), (&b, qb))
+        } else {
+            ((&b, qb), (&a, qa))
+        };
         let room = [second.0.mr.sge(0, 10)];
-        net.engine(second.0.node).post_recv(second.1, &RecvWr { wr_id: 1, sges: &room }).unwrap();
+        net.engine(second.0.node)
+            .post_recv(
+                second.1,
+                &RecvWr {
+                    wr_id: 1,
+                    sges: &room,
+                },
+            )
+            .unwrap();
         let now = net.now();
         net.engine(first.0.node).disconnect(first.1, now).unwrap();
         idle(&mut net, Duration::from_secs(5));
@@ -427,7 +558,9 @@ fn refusals_of_connections_name_their_reason() {
     let (mut net, a, b) = pair(&EngineConfig::default());
     let qa = net.engine(a.node).create_qp(&a.init()).unwrap();
     let (to, now) = (net.address(b.node), net.now());
-    net.engine(a.node).connect(qa, to, SERVICE, &[], now).unwrap();
+    net.engine(a.node)
+        .connect(qa, to, SERVICE, &[], now)
+        .unwrap();
     idle(&mut net, Duration::from_secs(1));
     let Some(ConnEvent::Rejected { qpn, .. }) = net.engine(a.node).poll_cm() else {
         panic!("nobody listens")
@@ -435,9 +568,14 @@ fn refusals_of_connections_name_their_reason() {
     assert_eq!(qpn, qa);
     // The same queue pair can try again; nobody at all answers.
     let now = net.now();
-    net.engine(a.node).connect(qa, "10.9.9.9:4791".parse().unwrap(), SERVICE, &[], now).unwrap();
+    net.engine(a.node)
+        .connect(qa, "10.9.9.9:4791".parse().unwrap(), SERVICE, &[], now)
+        .unwrap();
     idle(&mut net, Duration::from_secs(30));
-    assert!(matches!(net.engine(a.node).poll_cm(), Some(ConnEvent::Unreachable { .. })));
+    assert!(matches!(
+        net.engine(a.node).poll_cm(),
+        Some(ConnEvent::Unreachable { .. })
+    ));
 }
 
 #[test]
@@ -448,11 +586,18 @@ fn digests_are_used_when_either_end_wants_them() {
         (Digest::Crc32c, Digest::None),
     ] {
         let mut net = SimNet::new(1, SimFaults::NONE);
-        let config = |digest| EngineConfig { digest, ..EngineConfig::default() };
+        let config = |digest| EngineConfig {
+            digest,
+            ..EngineConfig::default()
+        };
         let a = Side::new(&mut net, "10.0.0.1:1000", config(a_digest), 1 << 16);
         let b = Side::new(&mut net, "10.0.0.2:1000", config(b_digest), 1 << 16);
         let (qa, qb) = connect(&mut net, &a, &b, &a.init(), &b.init());
-        let expected = if a_digest == b_digest { a_digest } else { Digest::Crc32c };
+        let expected = if a_digest == b_digest {
+            a_digest
+        } else {
+            Digest::Crc32c
+        };
         assert_eq!(net.engine(a.node).query_qp(qa).unwrap().digest, expected);
         assert_eq!(net.engine(b.node).query_qp(qb).unwrap().digest, expected);
     }
@@ -463,15 +608,27 @@ fn digests_are_used_when_either_end_wants_them() {
 fn length_of_a_long_write_with_immediate() {
     for framing in FRAMINGS {
         let (mut net, a, b) = pair(&EngineConfig::default());
-        let init_b = QpInit { inline_recv: true, ..b.init() };
+        let init_b = QpInit {
+            inline_recv: true,
+            ..b.init()
+        };
         let sides = [(&a, &a.init(), Psn::new(7)), (&b, &init_b, Psn::new(9))];
-        let [qa, qb] = connect_by_hand(&mut net, sides, framing, 64);
+        let [qa, qb] = connect_by_hand(&mut net, sides, framing, 64, full_access());
         net.engine(b.node).post_recv_in_place(qb, 1).unwrap();
-        let op = SendOp::WriteImm { remote: b.addr(0), rkey: b.mr.rkey, imm: 77 };
+        let op = SendOp::WriteImm {
+            remote: b.addr(0),
+            rkey: b.mr.rkey,
+            imm: 77,
+        };
         let list = [a.mr.sge(0, 100_001)];
-        net.engine(a.node).post_send(qa, &signaled(0, op, &list)).unwrap();
+        net.engine(a.node)
+            .post_send(qa, &signaled(0, op, &list))
+            .unwrap();
         idle(&mut net, Duration::from_millis(100));
         let got = b.recvs(&mut net);
-        assert_eq!((got[0].opcode, got[0].imm(), got[0].byte_len), (WcOpcode::RecvRdmaWithImm, Some(77), 100_001));
+        assert_eq!(
+            (got[0].opcode, got[0].imm(), got[0].byte_len),
+            (WcOpcode::RecvRdmaWithImm, Some(77), 100_001)
+        );
     }
 }

@@ -12,7 +12,8 @@ use common::{Side, connect, full_access, pattern};
 use flexins::engine::{Delivery, DeliveryKind, EngineConfig};
 use flexins::port::sim::{SimFaults, SimNet};
 use flexins::verbs::{
-    Digest, INLINE_RECV_MAX_BYTES, Qpn, RecvWr, Rkey, SendFlags, SendOp, SendWr, WcOpcode, WcStatus, WorkCompletion,
+    Digest, INLINE_RECV_MAX_BYTES, Qpn, RecvWr, Rkey, SendFlags, SendOp, SendWr, WcOpcode,
+    WcStatus, WorkCompletion,
 };
 
 const SEEDS: u64 = 2000;
@@ -113,7 +114,13 @@ struct World {
 }
 
 fn faults(dice: &mut Dice) -> SimFaults {
-    let mut ppm = |max: u64| if dice.chance(70) { dice.below(max) as u32 } else { 0 };
+    let mut ppm = |max: u64| {
+        if dice.chance(70) {
+            dice.below(max) as u32
+        } else {
+            0
+        }
+    };
     SimFaults {
         loss_ppm: ppm(100_000),
         duplicate_ppm: ppm(50_000),
@@ -133,7 +140,11 @@ impl World {
             flexins,
             mtu: [1024, 1088, 4096, 8320][dice.below(4) as usize],
             window: [4, 16, 64, 1024][dice.below(4) as usize],
-            digest: if dice.chance(50) { Digest::Crc32c } else { Digest::None },
+            digest: if dice.chance(50) {
+                Digest::Crc32c
+            } else {
+                Digest::None
+            },
             rnr_delay: Duration::from_micros(50),
             max_reads: [1, 4, 128][dice.below(3) as usize],
             hold_budget_bytes: [0, 20_000, 1 << 20][dice.below(3) as usize],
@@ -164,7 +175,11 @@ impl World {
                 qpn,
                 area: qp * AREA_BYTES,
                 receive: receive[side],
-                mtu: net.engine(sides[side].node).query_qp(qpn).unwrap().mtu_bytes as usize,
+                mtu: net
+                    .engine(sides[side].node)
+                    .query_qp(qpn)
+                    .unwrap()
+                    .mtu_bytes as usize,
                 outstanding: VecDeque::new(),
                 free_places: (0..PLACES).collect(),
                 next_wr: 0,
@@ -179,7 +194,13 @@ impl World {
             };
             ends.push([end(0, qa), end(1, qb)]);
         }
-        Self { net, sides, ends, dice, may_fail: false }
+        Self {
+            net,
+            sides,
+            ends,
+            dice,
+            may_fail: false,
+        }
     }
 
     /// Posts receives now and then, so that senders sometimes find none.
@@ -195,8 +216,13 @@ impl World {
                 let base = end.area + (2 * PLACES + wr_id % RECV_PLACES) * PLACE_BYTES;
                 let cut = self.dice.below(300) as u32;
                 let mr = &self.sides[side].mr;
-                let sges = [mr.sge(base, cut), mr.sge(base + u64::from(cut), PLACE_BYTES as u32 - cut)];
-                engine.post_recv(end.qpn, &RecvWr { wr_id, sges: &sges }).unwrap();
+                let sges = [
+                    mr.sge(base, cut),
+                    mr.sge(base + u64::from(cut), PLACE_BYTES as u32 - cut),
+                ];
+                engine
+                    .post_recv(end.qpn, &RecvWr { wr_id, sges: &sges })
+                    .unwrap();
                 end.next_recv += 1;
                 end.recv_posted.push_back(wr_id);
             }
@@ -214,9 +240,19 @@ impl World {
         if near.dead || near.left_to_post == 0 {
             return;
         }
-        let Some(&place) = near.free_places.last() else { return };
-        let max_len = if dice.chance(30) { PLACE_BYTES - 64 } else { near.mtu as u64 };
-        let mut len = if dice.chance(10) { 0 } else { dice.below(max_len + 1) as usize };
+        let Some(&place) = near.free_places.last() else {
+            return;
+        };
+        let max_len = if dice.chance(30) {
+            PLACE_BYTES - 64
+        } else {
+            near.mtu as u64
+        };
+        let mut len = if dice.chance(10) {
+            0
+        } else {
+            dice.below(max_len + 1) as usize
+        };
         let wr_id = near.next_wr;
         let (here, there) = (&self.sides[side], &self.sides[1 - side]);
         let own = near.area + place * PLACE_BYTES;
@@ -243,7 +279,11 @@ impl World {
             _ => SendOp::Read { remote, rkey },
         };
         let is_read = matches!(op, SendOp::Read { .. });
-        let inline_len = if is_read { 0 } else { dice.below(65).min(len as u64) as usize };
+        let inline_len = if is_read {
+            0
+        } else {
+            dice.below(65).min(len as u64) as usize
+        };
         if is_read {
             there.write(remote_offset, &bytes);
             here.write(own, &vec![0xEE; len]);
@@ -253,13 +293,22 @@ impl World {
         }
         let rest = (len - inline_len) as u32;
         let cut = dice.below(u64::from(rest) + 1) as u32;
-        let sges = [here.mr.sge(own, cut), here.mr.sge(own + u64::from(cut), rest - cut)];
+        let sges = [
+            here.mr.sge(own, cut),
+            here.mr.sge(own + u64::from(cut), rest - cut),
+        ];
         let signaled = dice.chance(70) || near.left_to_post == 1;
         let mut flags = SendFlags::empty();
         flags.set(SendFlags::SIGNALED, signaled);
         flags.set(SendFlags::FENCE, dice.chance(10));
         flags.set(SendFlags::SOLICITED, dice.chance(10));
-        let wr = SendWr { wr_id, op, inline: &bytes[..inline_len], sges: &sges, flags };
+        let wr = SendWr {
+            wr_id,
+            op,
+            inline: &bytes[..inline_len],
+            sges: &sges,
+            flags,
+        };
         if self.net.engine(here.node).post_send(near.qpn, &wr).is_err() {
             // The send queue is full: try again when something has completed.
             far.spare_keys.extend(spare);
@@ -284,24 +333,35 @@ impl World {
             let place = matches!(kind, DeliveryKind::WriteImm(_)).then_some(remote_offset);
             far.expected.push_back(Expected { kind, bytes, place });
         }
-        near.outstanding.push_back(Op { wr_id, kind, signaled, place, len });
+        near.outstanding.push_back(Op {
+            wr_id,
+            kind,
+            signaled,
+            place,
+            len,
+        });
     }
 
     fn step(&mut self, limit: Duration) -> bool {
         let limit = self.net.now() + limit;
         let (ends, sides) = (&mut self.ends, &self.sides);
-        let moved = self.net.step(limit, &mut |node, _, delivery: Delivery, packet| {
-            let side = usize::from(node == sides[1].node);
-            let end = &mut ends[delivery.user as usize][side];
-            assert_eq!(delivery.qpn, end.qpn);
-            assert_ne!(end.receive, Receive::Posted);
-            let bytes = delivery.payload.bytes(packet);
-            if end.receive == Receive::InPlaceInline {
-                assert!(bytes.len() > INLINE_RECV_MAX_BYTES, "short ones come in completions");
-            }
-            end.credits -= 1;
-            end.check_received(&sides[side], delivery.kind, Some(bytes), delivery.len);
-        });
+        let moved = self
+            .net
+            .step(limit, &mut |node, _, delivery: Delivery, packet| {
+                let side = usize::from(node == sides[1].node);
+                let end = &mut ends[delivery.user as usize][side];
+                assert_eq!(delivery.qpn, end.qpn);
+                assert_ne!(end.receive, Receive::Posted);
+                let bytes = delivery.payload.bytes(packet);
+                if end.receive == Receive::InPlaceInline {
+                    assert!(
+                        bytes.len() > INLINE_RECV_MAX_BYTES,
+                        "short ones come in completions"
+                    );
+                }
+                end.credits -= 1;
+                end.check_received(&sides[side], delivery.kind, Some(bytes), delivery.len);
+            });
         self.check_completions();
         moved
     }
@@ -345,13 +405,22 @@ impl End {
         };
         let wanted = self.receive == Receive::InPlaceInline
             && (matches!(kind, DeliveryKind::WriteImm(_)) || len as usize <= INLINE_RECV_MAX_BYTES);
-        let at = self.expected.iter().position(|expected| in_completion(expected) == wanted);
-        let expected = at.and_then(|at| self.expected.remove(at)).expect("nobody sent this");
+        let at = self
+            .expected
+            .iter()
+            .position(|expected| in_completion(expected) == wanted);
+        let expected = at
+            .and_then(|at| self.expected.remove(at))
+            .expect("nobody sent this");
         assert_eq!(kind, expected.kind, "messages arrive in order");
         assert_eq!(len as usize, expected.bytes.len());
         match expected.place {
             Some(place) => {
-                assert_eq!(side.read(place, expected.bytes.len()), expected.bytes, "data before imm");
+                assert_eq!(
+                    side.read(place, expected.bytes.len()),
+                    expected.bytes,
+                    "data before imm"
+                );
             }
             None => assert_eq!(bytes.unwrap(), expected.bytes),
         }
@@ -360,7 +429,11 @@ impl End {
     fn on_recv(&mut self, side: &Side, wc: &WorkCompletion, may_fail: bool) {
         let area = self.area;
         if self.receive == Receive::Posted {
-            assert_eq!(Some(wc.wr_id), self.recv_posted.pop_front(), "receives complete in order");
+            assert_eq!(
+                Some(wc.wr_id),
+                self.recv_posted.pop_front(),
+                "receives complete in order"
+            );
         }
         if wc.status != WcStatus::Success {
             assert!(may_fail, "{wc:?}");
@@ -391,7 +464,10 @@ impl End {
             let op = self.outstanding.pop_front().expect("completed once only");
             let id = op.wr_id << 8 | wc.user << 4 | side as u64;
             let this = op.wr_id == wc.wr_id;
-            assert!(this || !op.signaled, "completions come in the order of posting");
+            assert!(
+                this || !op.signaled,
+                "completions come in the order of posting"
+            );
             self.free_places.push(op.place);
             if this && wc.status != WcStatus::Success {
                 assert!(may_fail, "{wc:?}");
@@ -403,10 +479,20 @@ impl End {
             let remote = self.area + (PLACES + op.place) * PLACE_BYTES;
             match op.kind {
                 OpKind::Write => {
-                    assert_eq!(sides[1 - side].read(remote, op.len), pattern(id, op.len), "{}", op.wr_id);
+                    assert_eq!(
+                        sides[1 - side].read(remote, op.len),
+                        pattern(id, op.len),
+                        "{}",
+                        op.wr_id
+                    );
                 }
                 OpKind::Read => {
-                    assert_eq!(sides[side].read(own, op.len), pattern(id, op.len), "{}", op.wr_id);
+                    assert_eq!(
+                        sides[side].read(own, op.len),
+                        pattern(id, op.len),
+                        "{}",
+                        op.wr_id
+                    );
                     assert_eq!(!this || wc.byte_len as usize == op.len, true);
                 }
                 OpKind::Message => {}
@@ -469,7 +555,9 @@ fn simulate(seed: u64) {
                 continue;
             }
             let (pd, memory) = (world.sides[side].pd, &world.sides[side].memory);
-            let mr = engine.register_memory(pd, memory, 0, 16, full_access()).unwrap();
+            let mr = engine
+                .register_memory(pd, memory, 0, 16, full_access())
+                .unwrap();
             world.ends[qp][side].spare_keys.push(mr.rkey);
         }
         // Partitions short enough for the retries to bridge them.
@@ -496,7 +584,10 @@ fn simulate(seed: u64) {
             break;
         }
         let elapsed = world.net.elapsed() - started;
-        assert!(elapsed < LIVENESS_LIMIT, "not finished after {elapsed:?} of virtual time");
+        assert!(
+            elapsed < LIVENESS_LIMIT,
+            "not finished after {elapsed:?} of virtual time"
+        );
     }
     world.may_fail = ending != Ending::Drain;
     match ending {
@@ -522,11 +613,17 @@ fn simulate(seed: u64) {
         let node = world.sides[side].node;
         let now = world.net.now();
         for ends in &world.ends {
-            world.net.engine(node).destroy_qp(ends[side].qpn, now).unwrap();
+            world
+                .net
+                .engine(node)
+                .destroy_qp(ends[side].qpn, now)
+                .unwrap();
         }
         let engine = world.net.engine(node);
         assert_eq!(engine.held_bytes(), 0);
-        let Side { send_cq, recv_cq, .. } = world.sides[side];
+        let Side {
+            send_cq, recv_cq, ..
+        } = world.sides[side];
         assert_eq!(engine.cq_len(send_cq) + engine.cq_len(recv_cq), 0);
         engine.destroy_cq(send_cq).unwrap();
         engine.destroy_cq(recv_cq).unwrap();
@@ -537,14 +634,22 @@ fn simulate(seed: u64) {
 /// No more receives or new sends: whatever is outstanding ends within the bounds of the retries.
 fn fail_everything(world: &mut World) {
     let started = world.net.elapsed();
-    while world.ends.iter().flatten().any(|end| !end.outstanding.is_empty()) {
+    while world
+        .ends
+        .iter()
+        .flatten()
+        .any(|end| !end.outstanding.is_empty())
+    {
         world.step(Duration::from_millis(10));
         // Unsignalled operations that succeed leave no trace; one more tells.
         let elapsed = world.net.elapsed() - started;
         if elapsed > Duration::from_secs(20) {
             for ends in &mut world.ends {
                 for end in ends {
-                    assert!(end.outstanding.iter().all(|op| !op.signaled), "flushed in time");
+                    assert!(
+                        end.outstanding.iter().all(|op| !op.signaled),
+                        "flushed in time"
+                    );
                     end.outstanding.clear();
                 }
             }
@@ -558,7 +663,11 @@ fn fail_everything(world: &mut World) {
 
 #[test]
 fn random_operations_on_a_bad_network() {
-    let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|value| value.parse::<u64>().unwrap())
+    };
     if let Some(seed) = number("FLEXINS_SIM_SEED") {
         return simulate(seed);
     }

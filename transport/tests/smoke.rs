@@ -18,15 +18,27 @@ fn every_operation_in_both_framings() {
 }
 
 fn every_operation(flexins: bool, len: u32) {
-    let (mut net, a, b) = pair(&EngineConfig { flexins, mtu: 4096, ..EngineConfig::default() });
+    let (mut net, a, b) = pair(&EngineConfig {
+        flexins,
+        mtu: 4096,
+        ..EngineConfig::default()
+    });
     let (qa, qb) = connect(&mut net, &a, &b, &a.init(), &b.init());
     let bytes = pattern(7, len as usize);
     a.write(1000, &bytes);
     let half = len / 2;
-    let parts = [a.mr.sge(1000, half), a.mr.sge(1000 + u64::from(half), len - half)];
+    let parts = [
+        a.mr.sge(1000, half),
+        a.mr.sge(1000 + u64::from(half), len - half),
+    ];
     for wr_id in 0..4 {
-        let room = [b.mr.sge(wr_id * 40_000, 10), b.mr.sge(wr_id * 40_000 + 10, 39_000)];
-        net.engine(b.node).post_recv(qb, &RecvWr { wr_id, sges: &room }).unwrap();
+        let room = [
+            b.mr.sge(wr_id * 40_000, 10),
+            b.mr.sge(wr_id * 40_000 + 10, 39_000),
+        ];
+        net.engine(b.node)
+            .post_recv(qb, &RecvWr { wr_id, sges: &room })
+            .unwrap();
     }
     let (remote, rkey) = (b.addr(500_000), b.mr.rkey);
     let spare = net
@@ -38,10 +50,16 @@ fn every_operation(flexins: bool, len: u32) {
         SendOp::SendImm(11),
         SendOp::SendInv(spare.rkey),
         SendOp::Write { remote, rkey },
-        SendOp::WriteImm { remote: remote + 50_000, rkey, imm: 13 },
+        SendOp::WriteImm {
+            remote: remote + 50_000,
+            rkey,
+            imm: 13,
+        },
     ];
     for (wr_id, op) in ops.into_iter().enumerate() {
-        net.engine(a.node).post_send(qa, &signaled(wr_id as u64, op, &parts)).unwrap();
+        net.engine(a.node)
+            .post_send(qa, &signaled(wr_id as u64, op, &parts))
+            .unwrap();
     }
     let back = [a.mr.sge(600_000, len)];
     let read = SendWr {
@@ -60,19 +78,29 @@ fn every_operation(flexins: bool, len: u32) {
     let got = b.recvs(&mut net);
     assert_eq!(got.len(), 4);
     for (wr_id, wc) in got.iter().enumerate() {
-        assert_eq!((wc.wr_id, wc.status, wc.byte_len), (wr_id as u64, WcStatus::Success, len));
+        assert_eq!(
+            (wc.wr_id, wc.status, wc.byte_len),
+            (wr_id as u64, WcStatus::Success, len)
+        );
         if wc.opcode == WcOpcode::Recv {
             assert_eq!(b.read(wr_id as u64 * 40_000, len as usize), bytes);
         }
     }
     assert_eq!(got[1].imm(), Some(11));
     assert_eq!(got[2].invalidated(), Some(spare.rkey));
-    assert_eq!((got[3].opcode, got[3].imm()), (WcOpcode::RecvRdmaWithImm, Some(13)));
+    assert_eq!(
+        (got[3].opcode, got[3].imm()),
+        (WcOpcode::RecvRdmaWithImm, Some(13))
+    );
     assert_eq!(b.read(500_000, len as usize), bytes);
     assert_eq!(b.read(550_000, len as usize), bytes);
     assert_eq!(a.read(600_000, len as usize), bytes);
     for side in [&a, &b] {
-        assert_eq!(net.engine(side.node).counters().retransmissions, 0, "nothing was lost");
+        assert_eq!(
+            net.engine(side.node).counters().retransmissions,
+            0,
+            "nothing was lost"
+        );
         assert_eq!(net.engine(side.node).counters().timeouts, 0);
     }
 }

@@ -122,8 +122,8 @@ impl Engine {
     /// Ends the connection of a queue pair: it is flushed at once and the peer is told.
     /// [`ConnEvent::Disconnected`] follows, unless the connection was not yet established.
     pub fn disconnect(&mut self, qpn: Qpn, now: Instant) -> Result<(), ConnectError> {
-        let qp = find(&mut self.qps, self.slot_mask, qpn)
-            .ok_or(VerbsError::Unknown("queue pair"))?;
+        let qp =
+            find(&mut self.qps, self.slot_mask, qpn).ok_or(VerbsError::Unknown("queue pair"))?;
         let conn = qp.conn.ok_or(VerbsError::Unknown("connection"))?;
         qp.broken = true;
         qp.flush(&mut self.env);
@@ -154,7 +154,12 @@ impl Engine {
         }
         let mtu = self.config.mtu.min(u32::from(u16::MAX)) as u16;
         let window = self.config.window.min(u32::from(u16::MAX)) as u16;
-        let offer = Params { mtu_bytes: mtu, window, features }.clamped();
+        let offer = Params {
+            mtu_bytes: mtu,
+            window,
+            features,
+        }
+        .clamped();
         self.config.flexins.then_some(offer)
     }
 
@@ -181,16 +186,32 @@ impl Engine {
     pub(super) fn pump_cm(&mut self) {
         while let Some(event) = self.cm.poll_event() {
             match event {
-                CmEvent::ConnectRequest { conn, from, service, private, params } => {
+                CmEvent::ConnectRequest {
+                    conn,
+                    from,
+                    service,
+                    private,
+                    params,
+                } => {
                     let agreed = match (self.offer(), params) {
                         (Some(ours), Some(theirs)) => usable(Some(ours.negotiate(theirs))),
                         _ => None,
                     };
                     let params = agreed;
-                    let request = ConnEvent::ConnectRequest { conn, from, service, private, params };
+                    let request = ConnEvent::ConnectRequest {
+                        conn,
+                        from,
+                        service,
+                        private,
+                        params,
+                    };
                     self.conn_events.push_back(request);
                 }
-                CmEvent::Established { conn, peer, private } => {
+                CmEvent::Established {
+                    conn,
+                    peer,
+                    private,
+                } => {
                     let Some(qp) = owner(&mut self.qps, &self.conns, self.slot_mask, conn) else {
                         continue;
                     };
@@ -211,20 +232,32 @@ impl Engine {
                     });
                     self.settle(qpn);
                 }
-                CmEvent::Rejected { conn, reason, private } => {
+                CmEvent::Rejected {
+                    conn,
+                    reason,
+                    private,
+                } => {
                     if let Some((qpn, user)) = self.release(conn) {
-                        let event = ConnEvent::Rejected { conn, qpn, user, reason, private };
+                        let event = ConnEvent::Rejected {
+                            conn,
+                            qpn,
+                            user,
+                            reason,
+                            private,
+                        };
                         self.conn_events.push_back(event);
                     }
                 }
                 CmEvent::Unreachable { conn } => {
                     if let Some((qpn, user)) = self.release(conn) {
-                        self.conn_events.push_back(ConnEvent::Unreachable { conn, qpn, user });
+                        self.conn_events
+                            .push_back(ConnEvent::Unreachable { conn, qpn, user });
                     }
                 }
                 CmEvent::Disconnected { conn, reason } => {
                     if let Some((qpn, user)) = self.release(conn) {
-                        self.conn_events.push_back(ConnEvent::Disconnected { qpn, user, reason });
+                        self.conn_events
+                            .push_back(ConnEvent::Disconnected { qpn, user, reason });
                     }
                 }
             }
@@ -262,8 +295,14 @@ fn owner<'a>(
 
 /// From RESET to ready to send, as agreed with the peer.
 fn bring_up(qp: &mut Qp, peer: &Peer) -> Result<(), VerbsError> {
-    let Negotiated { params, path_mtu_bytes, initiator_depth, retry_count, rnr_retry_count, .. } =
-        peer.negotiated;
+    let Negotiated {
+        params,
+        path_mtu_bytes,
+        initiator_depth,
+        retry_count,
+        rnr_retry_count,
+        ..
+    } = peer.negotiated;
     let flexins = usable(params);
     qp.state = qp.state.to(QpState::Init)?;
     qp.access = Access::REMOTE_READ | Access::REMOTE_WRITE | Access::LOCAL_WRITE;
@@ -272,7 +311,11 @@ fn bring_up(qp: &mut Qp, peer: &Peer) -> Result<(), VerbsError> {
         peer_qpn: Qpn::new(peer.qpn),
         expected_psn: Psn::new(peer.starting_psn),
         mtu_bytes: flexins.map_or(path_mtu_bytes, |params| u32::from(params.mtu_bytes)),
-        framing: if flexins.is_some() { Framing::Flexins } else { Framing::Standard },
+        framing: if flexins.is_some() {
+            Framing::Flexins
+        } else {
+            Framing::Standard
+        },
         digest: match flexins {
             Some(params) if !params.features.contains(Features::CRC32C) => Digest::None,
             _ => Digest::Crc32c,

@@ -55,9 +55,9 @@ impl Payload {
     #[must_use]
     pub fn bytes<'a>(&'a self, packet: &'a [u8]) -> &'a [u8] {
         match self {
-            Self::InPacket(range) => {
-                packet.get(range.start as usize..range.end as usize).unwrap_or(&[])
-            }
+            Self::InPacket(range) => packet
+                .get(range.start as usize..range.end as usize)
+                .unwrap_or(&[]),
             Self::Held(buffer) => &buffer.0,
         }
     }

@@ -24,7 +24,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use crate::cm::{CmError, CmManager, ConnId, MAD_LEN_BYTES, Params, PrivateData, RejectReason, ServiceId};
+use crate::cm::{
+    CmError, CmManager, ConnId, MAD_LEN_BYTES, Params, PrivateData, RejectReason, ServiceId,
+};
 use crate::counters::Counters;
 use crate::cq::CqTable;
 use crate::memory::MemoryTable;
@@ -79,7 +81,9 @@ impl Clock {
 
 #[inline]
 fn find(qps: &mut [Option<Box<Qp>>], slot_mask: u32, qpn: Qpn) -> Option<&mut Qp> {
-    let qp = qps.get_mut((qpn.get() & slot_mask) as usize)?.as_deref_mut()?;
+    let qp = qps
+        .get_mut((qpn.get() & slot_mask) as usize)?
+        .as_deref_mut()?;
     (qp.qpn == qpn).then_some(qp)
 }
 
@@ -153,7 +157,10 @@ impl Engine {
     }
 
     fn qp(&self, qpn: Qpn) -> Option<&Qp> {
-        let qp = self.qps.get((qpn.get() & self.slot_mask) as usize)?.as_deref()?;
+        let qp = self
+            .qps
+            .get((qpn.get() & self.slot_mask) as usize)?
+            .as_deref()?;
         (qp.qpn == qpn).then_some(qp)
     }
 }

@@ -15,7 +15,12 @@ impl Random {
         let mut key = [0; 8];
         key[0] = seed as u32;
         key[1] = (seed >> 32) as u32;
-        Self { key, counter: 0, block: [0; 16], used: 16 }
+        Self {
+            key,
+            counter: 0,
+            block: [0; 16],
+            used: 16,
+        }
     }
 
     pub(crate) fn next_u32(&mut self) -> u32 {
@@ -83,7 +88,10 @@ mod tests {
     #[test]
     fn chacha8_test_vector() {
         // Zero key and nonce, block 0: draft-strombergson-chacha-test-vectors-01, TC1, 8 rounds.
-        let bytes: Vec<u8> = chacha8(&[0; 8], 0).iter().flat_map(|w| w.to_le_bytes()).collect();
+        let bytes: Vec<u8> = chacha8(&[0; 8], 0)
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .collect();
         assert_eq!(bytes[..8], [0x3e, 0x00, 0xef, 0x2f, 0x89, 0x5f, 0x40, 0xd6]);
     }
 

@@ -9,7 +9,9 @@ use crate::rc::{CRC_LEN_BYTES, Request, checksum_ok};
 use crate::verbs::{Digest, QpState};
 use crate::wire::sack::Sack;
 use crate::wire::trailer::{FACK_LEN_BYTES, FLEXINS_LEN_BYTES, Fack};
-use crate::wire::{Aeth, BTH_LEN_BYTES, Bth, DETH_LEN_BYTES, Deth, Opcode, Probe, Syndrome, array_at};
+use crate::wire::{
+    Aeth, BTH_LEN_BYTES, Bth, DETH_LEN_BYTES, Deth, Opcode, Probe, Syndrome, array_at,
+};
 
 impl Engine {
     /// Takes a received packet. Afterwards [`Engine::poll_delivery`] has to be called until `None`,
@@ -71,7 +73,9 @@ impl Engine {
         }
         // Borrowed again: the connection manager may have changed the queue pair.
         let env = &mut self.env;
-        let Some(qp) = super::find(&mut self.qps, self.slot_mask, qpn) else { return };
+        let Some(qp) = super::find(&mut self.qps, self.slot_mask, qpn) else {
+            return;
+        };
         if qp.path.trailer_len as usize == FLEXINS_LEN_BYTES
             && let Some(fack) = array_at::<FACK_LEN_BYTES>(packet, end)
             && let Some(psn) = Fack::parse(fack).cumulative
@@ -83,7 +87,10 @@ impl Engine {
             opcode if opcode.is_read_response() => qp.on_read_response(env, now_ns, &request),
             Opcode::Acknowledge => match Syndrome::from_u8((request.word >> 24) as u8) {
                 Some(syndrome) => {
-                    let aeth = Aeth { syndrome, msn: request.word & 0x00FF_FFFF };
+                    let aeth = Aeth {
+                        syndrome,
+                        msn: request.word & 0x00FF_FFFF,
+                    };
                     qp.on_aeth(env, now_ns, bth.psn, aeth);
                 }
                 None => env.counters.malformed += 1,

@@ -13,7 +13,10 @@ pub(crate) struct Timers {
 
 impl Timers {
     pub(crate) const fn new() -> Self {
-        Self { heap: Vec::new(), places: Vec::new() }
+        Self {
+            heap: Vec::new(),
+            places: Vec::new(),
+        }
     }
 
     /// Makes room for a slot.
@@ -27,7 +30,9 @@ impl Timers {
     /// Sees to it that `slot` comes up at `at` or before.
     #[inline]
     pub(crate) fn ensure(&mut self, slot: u32, at: u64) {
-        let Some(&place) = self.places.get(slot as usize) else { return };
+        let Some(&place) = self.places.get(slot as usize) else {
+            return;
+        };
         if place == NOWHERE {
             self.heap.push((at, slot));
             self.sift_up(self.heap.len() - 1);
@@ -53,7 +58,9 @@ impl Timers {
 
     /// Takes a slot out.
     pub(crate) fn remove(&mut self, slot: u32) {
-        let Some(place) = self.places.get_mut(slot as usize) else { return };
+        let Some(place) = self.places.get_mut(slot as usize) else {
+            return;
+        };
         let at = std::mem::replace(place, NOWHERE) as usize;
         if at >= self.heap.len() {
             return;
@@ -103,8 +110,11 @@ impl Timers {
                 break;
             }
             let right = left + 1;
-            let smaller =
-                if right < self.heap.len() && self.key(right) < self.key(left) { right } else { left };
+            let smaller = if right < self.heap.len() && self.key(right) < self.key(left) {
+                right
+            } else {
+                left
+            };
             if self.key(at) <= self.key(smaller) {
                 break;
             }

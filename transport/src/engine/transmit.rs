@@ -48,11 +48,16 @@ impl Engine {
     fn transmit_mads<S: TrainSink>(&mut self, sink: &mut S) -> bool {
         const HEAD: usize = BTH_LEN_BYTES + DETH_LEN_BYTES + MAD_LEN_BYTES;
         loop {
-            let Some((to, mad)) = self.waiting_mad.take().or_else(|| self.cm.poll_transmit()) else {
+            let Some((to, mad)) = self.waiting_mad.take().or_else(|| self.cm.poll_transmit())
+            else {
                 return true;
             };
-            let shape =
-                PacketShape { to, head: HEAD as u16, payload: 0, trailer: CRC_LEN_BYTES as u8 };
+            let shape = PacketShape {
+                to,
+                head: HEAD as u16,
+                payload: 0,
+                trailer: CRC_LEN_BYTES as u8,
+            };
             let Some(slot) = sink.open(&shape) else {
                 self.waiting_mad = Some((to, mad));
                 return false;
@@ -66,7 +71,10 @@ impl Engine {
                 psn: Psn::new(self.mad_psn),
             };
             self.mad_psn = self.mad_psn.wrapping_add(1);
-            let deth = Deth { qkey: GSI_QKEY, source_qpn: GSI_QPN };
+            let deth = Deth {
+                qkey: GSI_QKEY,
+                source_qpn: GSI_QPN,
+            };
             let (bth_slot, rest) = slot.split_at_mut(BTH_LEN_BYTES);
             let (deth_slot, mad_slot) = rest.split_at_mut(DETH_LEN_BYTES);
             bth_slot.copy_from_slice(&bth.emit());
@@ -138,7 +146,9 @@ impl Engine {
     #[inline]
     pub(super) fn settle(&mut self, qpn: Qpn) {
         let slot = qpn.get() & self.slot_mask;
-        let Some(qp) = find(&mut self.qps, self.slot_mask, qpn) else { return };
+        let Some(qp) = find(&mut self.qps, self.slot_mask, qpn) else {
+            return;
+        };
         if !qp.active && qp.may_transmit() && (qp.resp.has_responses() || qp.has_requests()) {
             qp.active = true;
             self.active.push_back(slot);

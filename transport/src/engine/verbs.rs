@@ -34,7 +34,8 @@ impl Engine {
             return Err(VerbsError::InUse("protection domain"));
         }
         let at = self.pds.iter().position(|known| *known == pd);
-        self.pds.swap_remove(at.ok_or(VerbsError::Unknown("protection domain"))?);
+        self.pds
+            .swap_remove(at.ok_or(VerbsError::Unknown("protection domain"))?);
         Ok(())
     }
 
@@ -43,7 +44,14 @@ impl Engine {
     pub fn register(&mut self, pd: Pd, span: Span, access: Access) -> Result<Mr, VerbsError> {
         self.known_pd(pd)?;
         let ptr = NonNull::new(span.as_ptr()).ok_or(VerbsError::Parameter("address"))?;
-        self.env.mrs.register(pd, ptr, u64::from(span.len()), access, None, &mut self.random)
+        self.env.mrs.register(
+            pd,
+            ptr,
+            u64::from(span.len()),
+            access,
+            None,
+            &mut self.random,
+        )
     }
 
     /// Registers a part of shared memory, which stays mapped as long as it is registered.
@@ -62,7 +70,9 @@ impl Engine {
         let ptr = NonNull::new(memory.as_ptr().wrapping_add(offset as usize))
             .ok_or(VerbsError::Parameter("address"))?;
         let keep = Some(Arc::clone(memory));
-        self.env.mrs.register(pd, ptr, len, access, keep, &mut self.random)
+        self.env
+            .mrs
+            .register(pd, ptr, len, access, keep, &mut self.random)
     }
 
     /// Gives a region a new remote key, after the peer has invalidated the old one.
@@ -93,7 +103,9 @@ impl Engine {
 
     /// Appends every completion of a queue to `out`; how many there were.
     pub fn poll_cq(&mut self, cq: Cq, out: &mut Vec<WorkCompletion>) -> usize {
-        let Some(queue) = self.env.cqs.get_mut(cq) else { return 0 };
+        let Some(queue) = self.env.cqs.get_mut(cq) else {
+            return 0;
+        };
         let before = out.len();
         while let Some(completion) = queue.pop() {
             out.push(completion);
@@ -109,14 +121,21 @@ impl Engine {
     /// Completions that wait in a queue.
     #[must_use]
     pub fn cq_len(&self, cq: Cq) -> u32 {
-        self.env.cqs.get(cq).map_or(0, crate::cq::CompletionQueue::len)
+        self.env
+            .cqs
+            .get(cq)
+            .map_or(0, crate::cq::CompletionQueue::len)
     }
 
     /// A queue pair, in RESET. All of its memory is allocated here.
     pub fn create_qp(&mut self, init: &QpInit) -> Result<Qpn, VerbsError> {
         self.known_pd(init.pd)?;
         let in_range = |value: u32, max: u32, what| {
-            if value <= max { Ok(()) } else { Err(VerbsError::Parameter(what)) }
+            if value <= max {
+                Ok(())
+            } else {
+                Err(VerbsError::Parameter(what))
+            }
         };
         in_range(init.max_send_wr, MAX_WR, "max_send_wr")?;
         in_range(init.max_recv_wr, MAX_WR, "max_recv_wr")?;
@@ -163,7 +182,12 @@ impl Engine {
     }
 
     /// Moves a queue pair to another state.
-    pub fn modify_qp(&mut self, qpn: Qpn, to: Modify, _now: Instant) -> Result<QpState, VerbsError> {
+    pub fn modify_qp(
+        &mut self,
+        qpn: Qpn,
+        to: Modify,
+        _now: Instant,
+    ) -> Result<QpState, VerbsError> {
         let env = &mut self.env;
         let qp = super::find(&mut self.qps, self.slot_mask, qpn)
             .ok_or(VerbsError::Unknown("queue pair"))?;
@@ -208,7 +232,9 @@ impl Engine {
 
     /// Attributes of a queue pair.
     pub fn query_qp(&self, qpn: Qpn) -> Result<QpAttributes, VerbsError> {
-        self.qp(qpn).map(Qp::attributes).ok_or(VerbsError::Unknown("queue pair"))
+        self.qp(qpn)
+            .map(Qp::attributes)
+            .ok_or(VerbsError::Unknown("queue pair"))
     }
 
     /// Bytes of memory that a queue pair takes, its completion queues aside.
@@ -248,13 +274,16 @@ impl Engine {
     /// Posts a send request. In the error state it completes at once with `WR_FLUSH_ERR`.
     #[inline]
     pub fn post_send(&mut self, qpn: Qpn, wr: &SendWr<'_>) -> Result<(), PostError> {
-        let qp =
-            super::find(&mut self.qps, self.slot_mask, qpn).ok_or(PostError::UnknownQp)?;
+        let qp = super::find(&mut self.qps, self.slot_mask, qpn).ok_or(PostError::UnknownQp)?;
         if !qp.state.can_post_send() {
             return Err(PostError::State(qp.state));
         }
         let len = qp.sq.check(wr)?;
-        let cq = self.env.cqs.get_mut(qp.init.send_cq).ok_or(PostError::UnknownQp)?;
+        let cq = self
+            .env
+            .cqs
+            .get_mut(qp.init.send_cq)
+            .ok_or(PostError::UnknownQp)?;
         if !cq.reserve(1) {
             return Err(PostError::CompletionQueueFull);
         }
@@ -270,10 +299,13 @@ impl Engine {
 
     /// Posts a receive buffer. In the error state it completes at once with `WR_FLUSH_ERR`.
     pub fn post_recv(&mut self, qpn: Qpn, wr: &RecvWr<'_>) -> Result<(), PostError> {
-        let qp =
-            super::find(&mut self.qps, self.slot_mask, qpn).ok_or(PostError::UnknownQp)?;
+        let qp = super::find(&mut self.qps, self.slot_mask, qpn).ok_or(PostError::UnknownQp)?;
         qp.rq.check_post(wr)?;
-        let cq = self.env.cqs.get_mut(qp.init.recv_cq).ok_or(PostError::UnknownQp)?;
+        let cq = self
+            .env
+            .cqs
+            .get_mut(qp.init.recv_cq)
+            .ok_or(PostError::UnknownQp)?;
         if !cq.reserve(1) {
             return Err(PostError::CompletionQueueFull);
         }
@@ -291,14 +323,17 @@ impl Engine {
     /// packet are refused. Credits of a queue pair in the error state vanish: they carry no ids.
     #[inline]
     pub fn post_recv_in_place(&mut self, qpn: Qpn, count: u32) -> Result<(), PostError> {
-        let qp =
-            super::find(&mut self.qps, self.slot_mask, qpn).ok_or(PostError::UnknownQp)?;
+        let qp = super::find(&mut self.qps, self.slot_mask, qpn).ok_or(PostError::UnknownQp)?;
         qp.rq.check_credits(count)?;
         if qp.state == QpState::Error {
             return Ok(());
         }
         if qp.init.inline_recv {
-            let cq = self.env.cqs.get_mut(qp.init.recv_cq).ok_or(PostError::UnknownQp)?;
+            let cq = self
+                .env
+                .cqs
+                .get_mut(qp.init.recv_cq)
+                .ok_or(PostError::UnknownQp)?;
             if !cq.reserve(count) {
                 return Err(PostError::CompletionQueueFull);
             }
@@ -308,6 +343,10 @@ impl Engine {
     }
 
     fn known_pd(&self, pd: Pd) -> Result<(), VerbsError> {
-        if self.pds.contains(&pd) { Ok(()) } else { Err(VerbsError::Unknown("protection domain")) }
+        if self.pds.contains(&pd) {
+            Ok(())
+        } else {
+            Err(VerbsError::Unknown("protection domain"))
+        }
     }
 }

@@ -59,6 +59,9 @@ pub struct SimCounters {
     pub reordered: u64,
 }
 
+/// Gets the messages that a node's engine hands out in place, with the packet they may lie in.
+pub type SimHandler<'a> = &'a mut dyn FnMut(NodeId, &mut Engine, Delivery, &[u8]);
+
 /// An engine of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(usize);
@@ -115,7 +118,11 @@ impl SimNet {
     pub fn add(&mut self, address: SocketAddr, config: EngineConfig) -> NodeId {
         let mut engine = Engine::new(config, self.random.next_u64());
         engine.set_local_address(address);
-        self.nodes.push(Node { address, engine, last_arrival: self.start });
+        self.nodes.push(Node {
+            address,
+            engine,
+            last_arrival: self.start,
+        });
         NodeId(self.nodes.len() - 1)
     }
 
@@ -174,12 +181,21 @@ impl SimNet {
     pub fn step(
         &mut self,
         limit: Instant,
-        deliver: &mut dyn FnMut(NodeId, &mut Engine, Delivery, &[u8]),
+        deliver: SimHandler<'_>,
     ) -> bool {
         self.transmit();
         let packet = self.arrivals.first_key_value().map(|((at, _), _)| *at);
-        let timeout = self.nodes.iter().filter_map(|node| node.engine.next_timeout()).min();
-        let Some(at) = packet.into_iter().chain(timeout).min().filter(|at| *at <= limit) else {
+        let timeout = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.engine.next_timeout())
+            .min();
+        let Some(at) = packet
+            .into_iter()
+            .chain(timeout)
+            .min()
+            .filter(|at| *at <= limit)
+        else {
             self.now = self.now.max(limit);
             return false;
         };
@@ -194,10 +210,17 @@ impl SimNet {
                 break;
             }
             let arrival = entry.remove();
-            let target = self.nodes.iter_mut().enumerate().find(|(_, node)| node.address == arrival.to);
-            let Some((index, node)) = target else { continue };
+            let target = self
+                .nodes
+                .iter_mut()
+                .enumerate()
+                .find(|(_, node)| node.address == arrival.to);
+            let Some((index, node)) = target else {
+                continue;
+            };
             self.counters.delivered += 1;
-            node.engine.handle_packet(self.now, arrival.from, &arrival.bytes);
+            node.engine
+                .handle_packet(self.now, arrival.from, &arrival.bytes);
             while let Some(delivery) = node.engine.poll_delivery() {
                 deliver(NodeId(index), &mut node.engine, delivery, &arrival.bytes);
             }
@@ -289,6 +312,17 @@ pub struct SimSink {
     /// Packets for which there is room.
     pub room: usize,
     open: Option<(SocketAddr, Vec<u8>, usize)>,
+}
+
+impl SimSink {
+    /// A sink with room for so many packets.
+    #[must_use]
+    pub fn with_room(packets: usize) -> Self {
+        Self {
+            room: packets,
+            ..Self::default()
+        }
+    }
 }
 
 impl TrainSink for SimSink {

@@ -52,7 +52,11 @@ impl Path {
     /// Whether a packet from there can be the peer's. Standard senders vary their source port.
     #[inline]
     pub(crate) fn is_peer(&self, from: SocketAddr) -> bool {
-        if self.is_flexins() { self.peer == from } else { self.peer.ip() == from.ip() }
+        if self.is_flexins() {
+            self.peer == from
+        } else {
+            self.peer.ip() == from.ip()
+        }
     }
 }
 
@@ -139,8 +143,11 @@ impl Qp {
             peer_qpn: args.peer_qpn,
             mtu: args.mtu_bytes,
             window: args.window.min(self.req.board.capacity()),
-            trailer_len: if flexins { trailer::FLEXINS_LEN_BYTES } else { trailer::STANDARD_LEN_BYTES }
-                as u8,
+            trailer_len: if flexins {
+                trailer::FLEXINS_LEN_BYTES
+            } else {
+                trailer::STANDARD_LEN_BYTES
+            } as u8,
             framing: args.framing,
             digest: args.digest,
         };
@@ -173,12 +180,21 @@ impl Qp {
 
     /// Places of the receive completion queue that this queue pair has reserved.
     pub(crate) const fn reserved_recv(&self) -> u32 {
-        if self.rq.is_in_place() && !self.init.inline_recv { 0 } else { self.rq.len() }
+        if self.rq.is_in_place() && !self.init.inline_recv {
+            0
+        } else {
+            self.rq.len()
+        }
     }
 
     /// A completion of this queue pair.
     #[inline]
-    pub(crate) fn completion(&self, wr_id: u64, opcode: WcOpcode, status: WcStatus) -> WorkCompletion {
+    pub(crate) fn completion(
+        &self,
+        wr_id: u64,
+        opcode: WcOpcode,
+        status: WcStatus,
+    ) -> WorkCompletion {
         WorkCompletion {
             wr_id,
             user: self.init.user,
@@ -192,9 +208,11 @@ impl Qp {
     /// Completes the send request at the head.
     #[inline]
     pub(crate) fn complete_head(&mut self, env: &mut Env, status: WcStatus) {
-        let Some(wqe) = self.sq.get(self.sq.head()) else { return };
-        let silent = status == WcStatus::Success
-            && !wqe.flags.contains(crate::verbs::SendFlags::SIGNALED);
+        let Some(wqe) = self.sq.get(self.sq.head()) else {
+            return;
+        };
+        let silent =
+            status == WcStatus::Success && !wqe.flags.contains(crate::verbs::SendFlags::SIGNALED);
         if silent {
             env.cqs.release(self.init.send_cq, 1);
         } else {

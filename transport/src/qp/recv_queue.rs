@@ -86,7 +86,11 @@ impl RecvQueue {
     pub(crate) fn post(&mut self, wr: &RecvWr<'_>) {
         if self.wqes.is_empty() {
             let places = self.max_wr.max(1).next_power_of_two() as usize;
-            let no_sge = Sge { addr: 0, len: 0, lkey: crate::verbs::Lkey(0) };
+            let no_sge = Sge {
+                addr: 0,
+                len: 0,
+                lkey: crate::verbs::Lkey(0),
+            };
             self.wqes = vec![(0, 0); places].into_boxed_slice();
             self.sges = vec![no_sge; places * self.max_sge as usize].into_boxed_slice();
         }
@@ -158,7 +162,10 @@ mod tests {
 
     #[test]
     fn posted_buffers_and_credits_do_not_mix() {
-        let wr = RecvWr { wr_id: 1, sges: &[] };
+        let wr = RecvWr {
+            wr_id: 1,
+            sges: &[],
+        };
         let mut queue = RecvQueue::new(2, 1);
         assert_eq!(queue.ready(), Receive::NotReady);
         queue.check_credits(2).unwrap();

@@ -20,7 +20,6 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-
     pub(crate) const fn completion(self) -> WcOpcode {
         match self {
             Self::Send | Self::SendImm | Self::SendInv => WcOpcode::Send,
@@ -74,7 +73,11 @@ pub(crate) struct SendQueue {
 impl SendQueue {
     pub(crate) fn new(max_wr: u32, max_sge: u32, max_inline: u32) -> Self {
         let places = max_wr.max(1).next_power_of_two() as usize;
-        let no_sge = Sge { addr: 0, len: 0, lkey: crate::verbs::Lkey(0) };
+        let no_sge = Sge {
+            addr: 0,
+            len: 0,
+            lkey: crate::verbs::Lkey(0),
+        };
         Self {
             wqes: vec![SendWqe::default(); places].into_boxed_slice(),
             sges: vec![no_sge; places * max_sge as usize].into_boxed_slice(),
@@ -154,7 +157,9 @@ impl SendQueue {
             SendOp::WriteImm { remote, rkey, imm } => (Kind::WriteImm, remote, rkey.0, imm),
             SendOp::Read { remote, rkey } => (Kind::Read, remote, rkey.0, 0),
         };
-        let Some(wqe) = self.wqes.get_mut(index) else { return };
+        let Some(wqe) = self.wqes.get_mut(index) else {
+            return;
+        };
         *wqe = SendWqe {
             wr_id: wr.wr_id,
             remote,
@@ -193,13 +198,17 @@ impl SendQueue {
     #[inline]
     pub(crate) fn sges(&self, index: u32, wqe: &SendWqe) -> &[Sge] {
         let start = (index as usize & (self.wqes.len() - 1)) * self.max_sge as usize;
-        self.sges.get(start..start + usize::from(wqe.sge_count)).unwrap_or(&[])
+        self.sges
+            .get(start..start + usize::from(wqe.sge_count))
+            .unwrap_or(&[])
     }
 
     #[inline]
     pub(crate) fn inline(&self, index: u32, wqe: &SendWqe) -> &[u8] {
         let start = (index as usize & (self.wqes.len() - 1)) * self.max_inline as usize;
-        self.inline.get(start..start + usize::from(wqe.inline_len)).unwrap_or(&[])
+        self.inline
+            .get(start..start + usize::from(wqe.inline_len))
+            .unwrap_or(&[])
     }
 
     /// The request at `next` has left completely.
@@ -220,7 +229,10 @@ impl SendQueue {
 
     /// The request that has begun and owns `psn`.
     pub(crate) fn find(&self, psn: Psn) -> Option<u32> {
-        if self.get(self.head).is_some_and(|wqe| self.head != self.tail && wqe.covers(psn)) {
+        if self
+            .get(self.head)
+            .is_some_and(|wqe| self.head != self.tail && wqe.covers(psn))
+        {
             return Some(self.head);
         }
         let begun = self.next.wrapping_sub(self.head)
@@ -231,8 +243,15 @@ impl SendQueue {
         let (mut low, mut high) = (0, begun);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            let start = self.get(self.head.wrapping_add(middle))?.first_psn.distance_from(base);
-            if start <= wanted { low = middle } else { high = middle }
+            let start = self
+                .get(self.head.wrapping_add(middle))?
+                .first_psn
+                .distance_from(base);
+            if start <= wanted {
+                low = middle
+            } else {
+                high = middle
+            }
         }
         let index = self.head.wrapping_add(low);
         (begun > 0 && self.get(index)?.covers(psn)).then_some(index)
@@ -251,7 +270,13 @@ mod tests {
 
     fn post(queue: &mut SendQueue, len: usize) -> Result<(), PostError> {
         let inline = vec![7; len];
-        let wr = SendWr { wr_id: 1, op: SendOp::Send, inline: &inline, sges: &[], flags: SendFlags::empty() };
+        let wr = SendWr {
+            wr_id: 1,
+            op: SendOp::Send,
+            inline: &inline,
+            sges: &[],
+            flags: SendFlags::empty(),
+        };
         let len = queue.check(&wr)?;
         queue.push(&wr, len);
         Ok(())
@@ -265,9 +290,19 @@ mod tests {
             post(&mut queue, 8).unwrap();
         }
         assert_eq!(post(&mut queue, 0), Err(PostError::QueueFull));
-        let sge = Sge { addr: 0, len: u32::MAX, lkey: crate::verbs::Lkey(0) };
+        let sge = Sge {
+            addr: 0,
+            len: u32::MAX,
+            lkey: crate::verbs::Lkey(0),
+        };
         let queue = SendQueue::new(3, 1, 8);
-        let mut wr = SendWr { wr_id: 1, op: SendOp::Send, inline: &[], sges: &[sge], flags: SendFlags::empty() };
+        let mut wr = SendWr {
+            wr_id: 1,
+            op: SendOp::Send,
+            inline: &[],
+            sges: &[sge],
+            flags: SendFlags::empty(),
+        };
         assert_eq!(queue.check(&wr), Err(PostError::TooLong));
         let two = [sge; 2];
         wr.sges = &two;

@@ -2,9 +2,7 @@
 
 use crate::verbs::{QpState, VerbsError};
 
-use QpState::{
-    Error, Init, ReadyToReceive, ReadyToSend, Reset, SendQueueDrain, SendQueueError,
-};
+use QpState::{Error, Init, ReadyToReceive, ReadyToSend, Reset, SendQueueDrain, SendQueueError};
 
 /// Every move that is allowed; all others are typed errors. Any state may go to RESET and ERR.
 const TABLE: [(QpState, &[QpState]); 7] = [
@@ -21,13 +19,28 @@ const TABLE: [(QpState, &[QpState]); 7] = [
 impl QpState {
     /// Every state.
     pub const ALL: [Self; 7] = [
-        Reset, Init, ReadyToReceive, ReadyToSend, SendQueueDrain, SendQueueError, Error,
+        Reset,
+        Init,
+        ReadyToReceive,
+        ReadyToSend,
+        SendQueueDrain,
+        SendQueueError,
+        Error,
     ];
 
     /// The state after a move, if the table has it.
     pub fn to(self, next: Self) -> Result<Self, VerbsError> {
-        let allowed = TABLE.iter().any(|(from, to)| *from == self && to.contains(&next));
-        if allowed { Ok(next) } else { Err(VerbsError::IllegalTransition { from: self, to: next }) }
+        let allowed = TABLE
+            .iter()
+            .any(|(from, to)| *from == self && to.contains(&next));
+        if allowed {
+            Ok(next)
+        } else {
+            Err(VerbsError::IllegalTransition {
+                from: self,
+                to: next,
+            })
+        }
     }
 
     /// Whether send requests may be posted (they are flushed at once in the error state).
@@ -45,7 +58,10 @@ impl QpState {
     /// Whether packets of the peer are looked at.
     #[must_use]
     pub const fn can_receive(self) -> bool {
-        matches!(self, ReadyToReceive | ReadyToSend | SendQueueDrain | SendQueueError)
+        matches!(
+            self,
+            ReadyToReceive | ReadyToSend | SendQueueDrain | SendQueueError
+        )
     }
 
     /// Whether packets may be sent: requests begun, acknowledgements, read responses.
@@ -63,7 +79,10 @@ mod tests {
     fn the_table_is_complete_and_snapshot() {
         let mut text = String::new();
         for from in QpState::ALL {
-            let to: Vec<_> = QpState::ALL.into_iter().filter(|to| from.to(*to).is_ok()).collect();
+            let to: Vec<_> = QpState::ALL
+                .into_iter()
+                .filter(|to| from.to(*to).is_ok())
+                .collect();
             text.push_str(&format!("{from:?} -> {to:?}\n"));
         }
         assert_eq!(
@@ -82,7 +101,10 @@ mod tests {
     fn illegal_moves_name_both_states() {
         assert_eq!(
             Reset.to(ReadyToSend),
-            Err(VerbsError::IllegalTransition { from: Reset, to: ReadyToSend })
+            Err(VerbsError::IllegalTransition {
+                from: Reset,
+                to: ReadyToSend
+            })
         );
     }
 }

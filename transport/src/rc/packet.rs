@@ -33,7 +33,12 @@ pub(crate) fn write<S: TrainSink>(
     contents: &Contents<'_>,
     fack: Psn,
 ) -> bool {
-    let Contents { mut bth, headers, inline, spans } = *contents;
+    let Contents {
+        mut bth,
+        headers,
+        inline,
+        spans,
+    } = *contents;
     let gathered: u32 = spans.iter().map(Span::len).sum();
     // Payload is padded to a multiple of four (IBA 9.2.3).
     let pad = ((gathered + inline.len() as u32).wrapping_neg() & 3) as u8;
@@ -46,7 +51,9 @@ pub(crate) fn write<S: TrainSink>(
         payload: gathered,
         trailer: trailer_len,
     };
-    let Some(slot) = sink.open(&shape) else { return false };
+    let Some(slot) = sink.open(&shape) else {
+        return false;
+    };
     debug_assert_eq!(slot.len(), head_len);
     let (bth_slot, rest) = slot.split_at_mut(BTH_LEN_BYTES);
     let (headers_slot, inline_slot) = rest.split_at_mut(headers.len());
@@ -57,7 +64,10 @@ pub(crate) fn write<S: TrainSink>(
     let mut trailer = [0; SLOT_MAX_BYTES];
     let crc_at = usize::from(trailer_len) - CRC_LEN_BYTES;
     if path.is_flexins() {
-        let fack = Fack { cumulative: Some(fack) }.emit();
+        let fack = Fack {
+            cumulative: Some(fack),
+        }
+        .emit();
         trailer[usize::from(pad)..crc_at].copy_from_slice(&fack);
     }
     if path.digest == Digest::Crc32c {
@@ -87,6 +97,8 @@ pub(crate) fn write<S: TrainSink>(
 /// Whether the checksum at the end of a packet is right.
 #[inline]
 pub(crate) fn checksum_ok(packet: &[u8]) -> bool {
-    let Some((body, crc)) = packet.split_last_chunk::<CRC_LEN_BYTES>() else { return false };
+    let Some((body, crc)) = packet.split_last_chunk::<CRC_LEN_BYTES>() else {
+        return false;
+    };
     crate::digest::crc32c(body) == u32::from_le_bytes(*crc)
 }

@@ -95,7 +95,9 @@ impl PsnBits {
     }
 
     pub(crate) fn count_range(&self, from: Psn, count: u32) -> u32 {
-        pieces(from, count).map(|(word, mask)| (self.0[word] & mask).count_ones()).sum()
+        pieces(from, count)
+            .map(|(word, mask)| (self.0[word] & mask).count_ones())
+            .sum()
     }
 
     /// How many set bits follow each other from `from` on, at most `limit`.
@@ -103,7 +105,9 @@ impl PsnBits {
         let mut run = 0;
         for (word, mask) in pieces(from, limit) {
             let shift = mask.trailing_zeros();
-            let ones = (self.0[word] >> shift).trailing_ones().min(mask.count_ones());
+            let ones = (self.0[word] >> shift)
+                .trailing_ones()
+                .min(mask.count_ones());
             run += ones;
             if ones < mask.count_ones() {
                 break;
@@ -144,7 +148,11 @@ impl PsnBits {
         let at = from.get() % WINDOW_BITS;
         let (word, shift) = ((at / 64) as usize, at % 64);
         let low = self.0[word] >> shift;
-        if shift == 0 { low } else { low | self.0[(word + 1) % WORDS] << (64 - shift) }
+        if shift == 0 {
+            low
+        } else {
+            low | self.0[(word + 1) % WORDS] << (64 - shift)
+        }
     }
 
     #[cfg(test)]

@@ -116,7 +116,8 @@ impl Requester {
     }
 
     fn timeout(&self, env: &Env) -> u64 {
-        self.rtt.timeout_ns(self.attempts, env.limits.min_rto_ns, env.limits.max_rto_ns)
+        self.rtt
+            .timeout_ns(self.attempts, env.limits.min_rto_ns, env.limits.max_rto_ns)
     }
 
     /// Whether anything can leave now, besides what the responder has.
@@ -152,8 +153,11 @@ impl Qp {
             req.rtt.sample(now.saturating_sub(sent_at));
             req.timed = None;
         }
-        req.rto_at =
-            if req.board.outstanding() == 0 { NEVER } else { now + req.timeout(env) };
+        req.rto_at = if req.board.outstanding() == 0 {
+            NEVER
+        } else {
+            now + req.timeout(env)
+        };
         self.complete_finished(env);
     }
 
@@ -161,7 +165,9 @@ impl Qp {
     fn complete_finished(&mut self, env: &mut Env) {
         let una = self.req.board.una();
         while self.sq.head() != self.sq.next() {
-            let Some(wqe) = self.sq.get(self.sq.head()) else { break };
+            let Some(wqe) = self.sq.get(self.sq.head()) else {
+                break;
+            };
             // `una` never lies before the oldest request.
             if una.distance_from(wqe.first_psn) < wqe.packets {
                 break;
@@ -249,10 +255,16 @@ impl Qp {
             env.counters.duplicates += 1;
             return;
         }
-        let Some(index) = self.sq.find(psn) else { return };
-        let Some(wqe) = self.sq.get(index) else { return };
+        let Some(index) = self.sq.find(psn) else {
+            return;
+        };
+        let Some(wqe) = self.sq.get(index) else {
+            return;
+        };
         let offset = u64::from(psn.distance_from(wqe.first_psn)) * u64::from(self.path.mtu);
-        let expected = u64::from(wqe.len).saturating_sub(offset).min(u64::from(self.path.mtu));
+        let expected = u64::from(wqe.len)
+            .saturating_sub(offset)
+            .min(u64::from(self.path.mtu));
         if response.payload.len() as u64 != expected || wqe.kind != Kind::Read {
             return self.fail_at(env, psn, WcStatus::BadRespErr);
         }
@@ -335,7 +347,9 @@ impl Qp {
         if self.req.probe_pending {
             return true;
         }
-        if !self.req.may_send() || !matches!(self.state, QpState::ReadyToSend | QpState::SendQueueDrain) {
+        if !self.req.may_send()
+            || !matches!(self.state, QpState::ReadyToSend | QpState::SendQueueDrain)
+        {
             return false;
         }
         self.req.board.has_lost()
@@ -365,12 +379,18 @@ impl Env {
             let count = left.len().min((sge.len - skip) as usize);
             let (now, later) = left.split_at(count);
             let addr = sge.addr.wrapping_add(u64::from(skip));
-            let span = self.mrs.local(pd, sge.lkey, addr, count as u32, Access::LOCAL_WRITE)?;
+            let span = self
+                .mrs
+                .local(pd, sge.lkey, addr, count as u32, Access::LOCAL_WRITE)?;
             span.copy_from_slice(now);
             self.counters.rx_payload_bytes_placed += count as u64;
             left = later;
             skip = 0;
         }
-        if left.is_empty() { Ok(()) } else { Err(MemoryFault::Bounds) }
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(MemoryFault::Bounds)
+        }
     }
 }

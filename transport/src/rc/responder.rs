@@ -41,7 +41,11 @@ impl<'a> Request<'a> {
         let reth = if opcode.has_reth() {
             Reth::parse(packet, crate::wire::BTH_LEN_BYTES)?
         } else {
-            Reth { addr: 0, rkey: 0, len: 0 }
+            Reth {
+                addr: 0,
+                rkey: 0,
+                len: 0,
+            }
         };
         let word = if opcode.has_imm() || opcode.has_ieth() || opcode.has_aeth() {
             u32_at(packet, start - 4)?
@@ -85,8 +89,15 @@ struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Assembly {
     None,
-    Send { offset: u32 },
-    Write { addr: u64, rkey: u32, left: u32, total: u32 },
+    Send {
+        offset: u32,
+    },
+    Write {
+        addr: u64,
+        rkey: u32,
+        left: u32,
+        total: u32,
+    },
 }
 
 /// State of a queue pair's receiving side.
@@ -163,7 +174,11 @@ impl Responder {
     pub(crate) fn memory_bytes(&self) -> usize {
         // READ jobs are allocated when the first READ comes, up to this.
         self.reads_max.next_power_of_two() * size_of::<ReadJob>()
-            + self.held.iter().map(|held| held.payload.len() + HELD_OVERHEAD_BYTES).sum::<usize>()
+            + self
+                .held
+                .iter()
+                .map(|held| held.payload.len() + HELD_OVERHEAD_BYTES)
+                .sum::<usize>()
     }
 
     pub(crate) fn start(&mut self, expected: Psn) {
@@ -221,11 +236,13 @@ impl Responder {
     /// Whether the responder has packets to send.
     #[inline]
     pub(crate) fn has_responses(&self) -> bool {
-        self.ack_now
-            || self.sack_now
-            || self.nak.is_some()
-            || self.echo.is_some()
-            || !self.reads.is_empty()
+        self.ack_now || self.has_more_than_acknowledgements()
+    }
+
+    /// The same, but for what any packet carries.
+    #[inline]
+    pub(crate) fn has_more_than_acknowledgements(&self) -> bool {
+        self.sack_now || self.nak.is_some() || self.echo.is_some() || !self.reads.is_empty()
     }
 
     /// The next packets that are expected are not ahead of it any more.
@@ -299,7 +316,9 @@ impl Qp {
                 self.finish(env, now, 1, false);
                 continue;
             }
-            let Some(held) = self.resp.held.pop_front() else { break };
+            let Some(held) = self.resp.held.pop_front() else {
+                break;
+            };
             env.held_bytes -= held.payload.len() + HELD_OVERHEAD_BYTES;
             let again = Request {
                 opcode: held.opcode,
@@ -323,7 +342,13 @@ impl Qp {
     }
 
     /// Acts on the outcome of a request in order. False when it was not carried out.
-    fn conclude(&mut self, env: &mut Env, now: u64, request: &Request<'_>, verdict: Verdict) -> bool {
+    fn conclude(
+        &mut self,
+        env: &mut Env,
+        now: u64,
+        request: &Request<'_>,
+        verdict: Verdict,
+    ) -> bool {
         match verdict {
             Verdict::Done(packets) => {
                 self.resp.nak_sent = false;
@@ -403,7 +428,9 @@ impl Qp {
         let taken = match request.opcode {
             // What fails here is not taken, comes again in order and is refused then.
             Opcode::WriteOnly => self.place(env, request).is_ok(),
-            Opcode::WriteOnlyImm => self.place(env, request).is_ok() && self.hold(env, request, &[]),
+            Opcode::WriteOnlyImm => {
+                self.place(env, request).is_ok() && self.hold(env, request, &[])
+            }
             Opcode::ReadRequest => self.hold(env, request, &[]),
             opcode if opcode.is_send() => self.hold(env, request, request.payload),
             _ => false,
@@ -425,7 +452,10 @@ impl Qp {
         env.counters.held += 1;
         let expected = self.resp.expected;
         let distance = request.psn.distance_from(expected);
-        let at = self.resp.held.partition_point(|held| held.psn.distance_from(expected) < distance);
+        let at = self
+            .resp
+            .held
+            .partition_point(|held| held.psn.distance_from(expected) < distance);
         self.resp.held.insert(
             at,
             Held {
@@ -453,7 +483,11 @@ impl Qp {
         }
         let Reth { addr, rkey, len } = request.reth;
         let readable = self.access.contains(Access::REMOTE_READ)
-            && (len == 0 || env.mrs.remote(self.init.pd, rkey, addr, len, Access::REMOTE_READ).is_ok());
+            && (len == 0
+                || env
+                    .mrs
+                    .remote(self.init.pd, rkey, addr, len, Access::REMOTE_READ)
+                    .is_ok());
         let packets = packets_of(len, self.path.mtu);
         // A FlexiNS requester that has lost all of a READ may first ask for a part, and later for
         // more: then the end of the request is new.
@@ -461,7 +495,13 @@ impl Qp {
         if !readable || (fresh > 0 && !self.path.is_flexins()) || packets > WINDOW_BITS {
             return;
         }
-        let job = ReadJob { psn: request.psn, addr, rkey, left: len, fresh: true };
+        let job = ReadJob {
+            psn: request.psn,
+            addr,
+            rkey,
+            left: len,
+            fresh: true,
+        };
         if !self.resp.queue_read(job) {
             env.counters.read_overflows += 1;
         } else if fresh > 0 {
@@ -511,7 +551,9 @@ impl Qp {
             return Verdict::Refuse(NakCode::RemoteAccess);
         }
         if len > 0
-            && let Err(fault) = env.mrs.remote(self.init.pd, rkey, addr, len, Access::REMOTE_READ)
+            && let Err(fault) = env
+                .mrs
+                .remote(self.init.pd, rkey, addr, len, Access::REMOTE_READ)
         {
             return fault.into();
         }
@@ -520,7 +562,13 @@ impl Qp {
             // The requester asks for as much as fits its window.
             return Verdict::Refuse(NakCode::InvalidRequest);
         }
-        if !self.resp.queue_read(ReadJob { psn: request.psn, addr, rkey, left: len, fresh: true }) {
+        if !self.resp.queue_read(ReadJob {
+            psn: request.psn,
+            addr,
+            rkey,
+            left: len,
+            fresh: true,
+        }) {
             env.counters.read_overflows += 1;
             return Verdict::Drop;
         }
@@ -581,9 +629,15 @@ impl Qp {
                 let Reth { addr, rkey, len } = request.reth;
                 (addr, rkey, len, len)
             }
-            (Opcode::WriteMiddle | Opcode::WriteLast | Opcode::WriteLastImm, Assembly::Write { addr, rkey, left, total }) => {
-                (addr, rkey, left, total)
-            }
+            (
+                Opcode::WriteMiddle | Opcode::WriteLast | Opcode::WriteLastImm,
+                Assembly::Write {
+                    addr,
+                    rkey,
+                    left,
+                    total,
+                },
+            ) => (addr, rkey, left, total),
             _ => return INVALID,
         };
         let ends = request.opcode.is_end();
@@ -609,7 +663,12 @@ impl Qp {
         self.resp.assembly = if ends {
             Assembly::None
         } else {
-            Assembly::Write { addr: addr.wrapping_add(u64::from(len)), rkey, left: left - len, total }
+            Assembly::Write {
+                addr: addr.wrapping_add(u64::from(len)),
+                rkey,
+                left: left - len,
+                total,
+            }
         };
         if ends {
             if has_imm {
@@ -654,7 +713,9 @@ impl Qp {
         self.resp.assembly = if ends {
             Assembly::None
         } else {
-            Assembly::Send { offset: offset.saturating_add(request.payload.len() as u32) }
+            Assembly::Send {
+                offset: offset.saturating_add(request.payload.len() as u32),
+            }
         };
         if ends {
             self.bump_msn();
@@ -718,12 +779,17 @@ impl Qp {
         offset: u32,
         ends: bool,
     ) -> Result<(), Verdict> {
-        let Some((wr_id, sges)) = self.rq.front() else { return Err(Verdict::NotReady) };
+        let Some((wr_id, sges)) = self.rq.front() else {
+            return Err(Verdict::NotReady);
+        };
         let room: u64 = sges.iter().map(|sge| u64::from(sge.len)).sum();
         let end = u64::from(offset) + request.payload.len() as u64;
         let failure = if end > room {
             Some((WcStatus::LocLenErr, NakCode::InvalidRequest))
-        } else if env.scatter(self.init.pd, sges, offset, request.payload).is_err() {
+        } else if env
+            .scatter(self.init.pd, sges, offset, request.payload)
+            .is_err()
+        {
             Some((WcStatus::LocProtErr, NakCode::RemoteOperational))
         } else {
             None
@@ -780,7 +846,8 @@ impl Qp {
 
     /// Whether packets of the error state may still leave: the NAK that explains it.
     pub(crate) const fn may_transmit(&self) -> bool {
-        self.state.can_transmit() || (matches!(self.state, QpState::Error) && self.resp.nak.is_some())
+        self.state.can_transmit()
+            || (matches!(self.state, QpState::Error) && self.resp.nak.is_some())
     }
 }
 

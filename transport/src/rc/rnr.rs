@@ -8,13 +8,17 @@ const UNITS_10US: [u64; 32] = [
 
 /// The time that a code stands for.
 pub(crate) fn delay_ns(code: u8) -> u64 {
-    UNITS_10US.get(usize::from(code & 0x1F)).map_or(0, |units| units * 10_000)
+    UNITS_10US
+        .get(usize::from(code & 0x1F))
+        .map_or(0, |units| units * 10_000)
 }
 
 /// The code of the shortest time that is at least `delay_ns`; the longest one if there is none.
 pub(crate) fn code_for(delay_ns: u64) -> u8 {
     let wanted = delay_ns.div_ceil(10_000);
-    (1..32).find(|&code| UNITS_10US[usize::from(code)] >= wanted).unwrap_or(0)
+    (1..32)
+        .find(|&code| UNITS_10US[usize::from(code)] >= wanted)
+        .unwrap_or(0)
 }
 
 #[cfg(test)]

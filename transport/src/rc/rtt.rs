@@ -25,10 +25,13 @@ impl Rtt {
         let base = if self.smoothed_ns == 0 {
             min_ns.saturating_mul(4)
         } else {
-            self.smoothed_ns.saturating_add(self.variation_ns.saturating_mul(4))
+            self.smoothed_ns
+                .saturating_add(self.variation_ns.saturating_mul(4))
         };
         let shift = u32::from(attempts).min(32);
-        base.max(min_ns).saturating_mul(1 << shift).min(max_ns.max(min_ns))
+        base.max(min_ns)
+            .saturating_mul(1 << shift)
+            .min(max_ns.max(min_ns))
     }
 }
 

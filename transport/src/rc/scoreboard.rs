@@ -67,7 +67,12 @@ impl Scoreboard {
         self.una = first;
         self.next = first;
         self.acked = first;
-        for bits in [&mut self.done, &mut self.lost, &mut self.read, &mut self.read_end] {
+        for bits in [
+            &mut self.done,
+            &mut self.lost,
+            &mut self.read,
+            &mut self.read_end,
+        ] {
             bits.reset();
         }
         self.done_ahead = 0;
@@ -177,7 +182,10 @@ impl Scoreboard {
     #[inline]
     fn order_of(&self, psn: Psn) -> u32 {
         let mask = self.order.len() - 1;
-        self.order.get(psn.get() as usize & mask).copied().unwrap_or_default()
+        self.order
+            .get(psn.get() as usize & mask)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Everything up to and with `psn` has been received (data of READs aside). True when that is
@@ -230,7 +238,9 @@ impl Scoreboard {
             self.lost.clear_where(&self.done);
             self.lost_count = self.lost.count_range(self.una, self.outstanding());
         }
-        let run = self.done.ones_from(self.una, self.acked.distance_from(self.una));
+        let run = self
+            .done
+            .ones_from(self.una, self.acked.distance_from(self.una));
         if run == 0 {
             return;
         }
@@ -257,7 +267,10 @@ impl Scoreboard {
             }
         };
         for i in 0..bits {
-            let received = sack.bitmap.get(i as usize / 64).is_some_and(|w| w >> (i % 64) & 1 == 1);
+            let received = sack
+                .bitmap
+                .get(i as usize / 64)
+                .is_some_and(|w| w >> (i % 64) & 1 == 1);
             let psn = first.add(i);
             if !received || !self.contains(psn) {
                 continue;
@@ -271,7 +284,11 @@ impl Scoreboard {
         self.settle();
         let received = |psn: Psn| {
             let i = psn.distance_from(first);
-            i < bits && sack.bitmap.get(i as usize / 64).is_some_and(|w| w >> (i % 64) & 1 == 1)
+            i < bits
+                && sack
+                    .bitmap
+                    .get(i as usize / 64)
+                    .is_some_and(|w| w >> (i % 64) & 1 == 1)
         };
         // A probe's answer leaves after everything before the probe: what it lacks is lost.
         let probe = sack.echo.filter(|&token| before(token, self.next_order));
@@ -285,15 +302,16 @@ impl Scoreboard {
             let at_peer = psn.is_before(cumulative_next) || received(psn);
             let by_probe = probe.is_some_and(|token| before(order, token));
             if self.done.get(psn) {
-                let dropped = by_probe && !at_peer && !psn.is_before(self.acked) && !self.read.get(psn);
+                let dropped =
+                    by_probe && !at_peer && !psn.is_before(self.acked) && !self.read.get(psn);
                 if !dropped {
                     continue;
                 }
                 self.done.clear(psn);
                 self.done_ahead -= 1;
             }
-            let by_order = !at_peer
-                && seen.is_some_and(|seen| !before(seen, order.wrapping_add(REORDER)));
+            let by_order =
+                !at_peer && seen.is_some_and(|seen| !before(seen, order.wrapping_add(REORDER)));
             // What is at the peer and not done is a READ whose response is missing.
             if by_probe || by_order {
                 self.lost.set(psn);
@@ -323,7 +341,10 @@ impl Scoreboard {
 
     /// READ responses up to `psn` that are missing are lost: a standard responder answers in order.
     pub(crate) fn lose_reads_to(&mut self, psn: Psn) {
-        let count = psn.distance_from(self.una).wrapping_add(1).min(self.outstanding());
+        let count = psn
+            .distance_from(self.una)
+            .wrapping_add(1)
+            .min(self.outstanding());
         for i in 0..count {
             let psn = self.una.add(i);
             if self.read.get(psn) && !self.done.get(psn) && self.lost.set(psn) {
@@ -339,7 +360,9 @@ impl Scoreboard {
         if skip >= outstanding {
             return;
         }
-        self.lost_count += self.lost.set_range_except(psn, outstanding - skip, &self.done);
+        self.lost_count += self
+            .lost
+            .set_range_except(psn, outstanding - skip, &self.done);
     }
 
     /// One packet goes again although the peer may have said that it has it (RNR).
@@ -369,7 +392,10 @@ impl Scoreboard {
         }
         // Never across two requests: the responder may have only the first.
         let limit = limit.min(outstanding - skip);
-        let request = self.read_end.first_set(psn, limit).map_or(limit, |end| end + 1);
+        let request = self
+            .read_end
+            .first_set(psn, limit)
+            .map_or(limit, |end| end + 1);
         Some((psn, self.lost.ones_from(psn, request)))
     }
 }
@@ -386,7 +412,12 @@ mod tests {
         for &i in received {
             bitmap[i as usize / 64] |= 1 << (i % 64);
         }
-        Sack { cumulative, echo, words: WORDS_MAX, bitmap }
+        Sack {
+            cumulative,
+            echo,
+            words: WORDS_MAX,
+            bitmap,
+        }
     }
 
     #[test]
@@ -405,7 +436,10 @@ mod tests {
         assert_eq!(board.first_lost(9), Some((first, 1)));
         board.resend(first, 1);
         assert!(board.selective(&sack(cumulative, &[0, 1, 2, 3, 4], None)));
-        assert!(!board.has_lost(), "sent again, and nothing later has arrived");
+        assert!(
+            !board.has_lost(),
+            "sent again, and nothing later has arrived"
+        );
         for _ in 0..3 {
             board.send();
         }
@@ -413,10 +447,18 @@ mod tests {
         assert!(board.has_lost(), "the repetition was overtaken too");
         board.resend(first, 1);
         assert!(board.acknowledge(first));
-        assert_eq!(board.una(), first.add(1), "only a cumulative acknowledgement is final");
+        assert_eq!(
+            board.una(),
+            first.add(1),
+            "only a cumulative acknowledgement is final"
+        );
         let token = board.probe();
         board.selective(&sack(first, &[1, 2, 3, 4, 5, 6], Some(token)));
-        assert_eq!(board.first_lost(9), Some((first.add(1), 1)), "the peer dropped it");
+        assert_eq!(
+            board.first_lost(9),
+            Some((first.add(1), 1)),
+            "the peer dropped it"
+        );
         board.resend(first.add(1), 1);
         assert!(board.acknowledge(first.add(8)));
         assert_eq!(board.outstanding(), 0);

@@ -47,30 +47,35 @@ pub(crate) fn transmit<S: TrainSink>(
         return Progress::Idle;
     }
     let mut left = budget;
-    // Acknowledgements wait for a packet that carries them, the rest goes in this order.
-    let stages: [fn(&mut Qp, &mut Env, u64, &mut S) -> Step; 6] = [
-        send_probe,
-        send_lost,
-        send_selective,
-        send_read_data,
-        send_refusal,
-        send_request,
-    ];
-    for (index, stage) in stages.iter().enumerate() {
-        // READ data leaves half of the budget to our own requests.
-        let floor = if index == 3 && qp.sq.has_waiting() { budget / 2 } else { 0 };
-        loop {
-            if left <= floor {
-                break;
+    // Sends with `$stage` until it has nothing, or `$floor` packets of the budget are left.
+    macro_rules! drain {
+        ($stage:ident, $floor:expr) => {
+            while left > $floor {
+                match $stage(qp, env, now, sink) {
+                    Step::Sent => left -= 1,
+                    Step::Nothing => break,
+                    Step::Full => return Progress::Full,
+                }
             }
-            match stage(qp, env, now, sink) {
-                Step::Sent => left -= 1,
-                Step::Nothing => break,
-                Step::Full => return Progress::Full,
-            }
-        }
+        };
     }
-    if let Step::Full = send_acknowledgement(qp, env, sink) {
+    // Most of the time there are new requests only.
+    if qp.req.probe_pending || qp.req.board.has_lost() {
+        drain!(send_probe, 0);
+        drain!(send_lost, 0);
+    }
+    if qp.resp.has_more_than_acknowledgements() {
+        drain!(send_selective, 0);
+        // READ data leaves half of the budget to our own requests.
+        let floor = if qp.sq.has_waiting() { budget / 2 } else { 0 };
+        drain!(send_read_data, floor);
+        drain!(send_refusal, 0);
+    }
+    drain!(send_request, 0);
+    // Now, if nothing has carried it.
+    if qp.resp.ack_now
+        && let Step::Full = send_acknowledgement(qp, env, sink)
+    {
         return Progress::Full;
     }
     // Whatever else is left waits for an acknowledgement or a timer.
@@ -95,7 +100,14 @@ fn send<S: TrainSink>(qp: &mut Qp, env: &mut Env, sink: &mut S, contents: &Conte
 
 #[inline]
 fn bth(qp: &Qp, opcode: Opcode, psn: Psn) -> Bth {
-    Bth { opcode, solicited: false, pad: 0, dest_qpn: qp.path.peer_qpn, ack_req: false, psn }
+    Bth {
+        opcode,
+        solicited: false,
+        pad: 0,
+        dest_qpn: qp.path.peer_qpn,
+        ack_req: false,
+        psn,
+    }
 }
 
 fn send_probe<S: TrainSink>(qp: &mut Qp, env: &mut Env, now: u64, sink: &mut S) -> Step {
@@ -123,9 +135,15 @@ fn send_lost<S: TrainSink>(qp: &mut Qp, env: &mut Env, now: u64, sink: &mut S) -
     if !qp.req.board.has_lost() || !qp.req.may_send() {
         return Step::Nothing;
     }
-    let Some((psn, run)) = qp.req.board.first_lost(READ_PACKETS_MAX) else { return Step::Nothing };
-    let Some(index) = qp.sq.find(psn) else { return Step::Nothing };
-    let Some(wqe) = qp.sq.get(index).copied() else { return Step::Nothing };
+    let Some((psn, run)) = qp.req.board.first_lost(READ_PACKETS_MAX) else {
+        return Step::Nothing;
+    };
+    let Some(index) = qp.sq.find(psn) else {
+        return Step::Nothing;
+    };
+    let Some(wqe) = qp.sq.get(index).copied() else {
+        return Step::Nothing;
+    };
     let place = psn.distance_from(wqe.first_psn);
     // Data of another READ needs a request of its own.
     let run = run.min(wqe.packets - place);
@@ -154,7 +172,9 @@ fn send_request<S: TrainSink>(qp: &mut Qp, env: &mut Env, now: u64, sink: &mut S
     let mtu = qp.path.mtu;
     let index = qp.sq.next();
     let next_psn = qp.req.board.next();
-    let Some(wqe) = qp.sq.get_mut(index) else { return Step::Nothing };
+    let Some(wqe) = qp.sq.get_mut(index) else {
+        return Step::Nothing;
+    };
     if wqe.packets == 0 {
         // Its first packet.
         if qp.state == QpState::SendQueueDrain {
@@ -219,11 +239,22 @@ fn send_part<S: TrainSink>(
         Kind::Write | Kind::WriteImm => {
             let has_imm = ends && wqe.kind == Kind::WriteImm;
             if flexins || wqe.packets == 1 {
-                (if has_imm { Opcode::WriteOnlyImm } else { Opcode::WriteOnly }, true)
+                (
+                    if has_imm {
+                        Opcode::WriteOnlyImm
+                    } else {
+                        Opcode::WriteOnly
+                    },
+                    true,
+                )
             } else if place == 0 {
                 (Opcode::WriteFirst, true)
             } else {
-                let last = if has_imm { Opcode::WriteLastImm } else { Opcode::WriteLast };
+                let last = if has_imm {
+                    Opcode::WriteLastImm
+                } else {
+                    Opcode::WriteLast
+                };
                 (if ends { last } else { Opcode::WriteMiddle }, false)
             }
         }
@@ -237,7 +268,14 @@ fn send_part<S: TrainSink>(
             // Self-contained: the packet's own address. A FIRST is at offset 0 anyway.
             _ => (wqe.remote.wrapping_add(u64::from(offset)), wqe.len),
         };
-        headers.extend(Reth { addr, rkey: wqe.rkey, len }.emit());
+        headers.extend(
+            Reth {
+                addr,
+                rkey: wqe.rkey,
+                len,
+            }
+            .emit(),
+        );
     }
     if opcode.has_imm() {
         headers.extend(wqe.imm.to_be_bytes());
@@ -262,7 +300,12 @@ fn send_part<S: TrainSink>(
     let mut bth = bth(qp, opcode, psn);
     bth.ack_req = ack_req || (!flexins && ends);
     bth.solicited = ends && wqe.flags.contains(SendFlags::SOLICITED);
-    let contents = Contents { bth, headers: &headers, inline, spans: &spans };
+    let contents = Contents {
+        bth,
+        headers: &headers,
+        inline,
+        spans: &spans,
+    };
     if !write(sink, &qp.path, env, &contents, qp.resp.cumulative()) {
         return Step::Full;
     }
@@ -306,12 +349,18 @@ fn resolve(
         }
         let len = count.min(sge.len - skip);
         let addr = sge.addr.wrapping_add(u64::from(skip));
-        let span = env.mrs.local(qp.init.pd, sge.lkey, addr, len, Access::empty())?;
+        let span = env
+            .mrs
+            .local(qp.init.pd, sge.lkey, addr, len, Access::empty())?;
         spans.try_push(span).map_err(|_| MemoryFault::Bounds)?;
         skip = 0;
         count -= len;
     }
-    if count == 0 { Ok(()) } else { Err(MemoryFault::Bounds) }
+    if count == 0 {
+        Ok(())
+    } else {
+        Err(MemoryFault::Bounds)
+    }
 }
 
 /// A request cannot be sent for a fault of ours. It fails once all before it have ended.
@@ -325,7 +374,11 @@ fn fail_local(qp: &mut Qp, env: &mut Env, index: u32) -> Step {
 /// Sends a selective acknowledgement: because of a gap, or as the answer to a probe.
 fn send_selective<S: TrainSink>(qp: &mut Qp, env: &mut Env, _: u64, sink: &mut S) -> Step {
     // The answer to a probe says that all READ data has left.
-    let echo = if qp.resp.reads.is_empty() { qp.resp.echo } else { None };
+    let echo = if qp.resp.reads.is_empty() {
+        qp.resp.echo
+    } else {
+        None
+    };
     if !qp.resp.sack_now && echo.is_none() {
         return Step::Nothing;
     }
@@ -334,21 +387,35 @@ fn send_selective<S: TrainSink>(qp: &mut Qp, env: &mut Env, _: u64, sink: &mut S
     let bits = if qp.resp.ahead_count == 0 {
         0
     } else {
-        qp.resp.ahead.last_set(first, super::psn_bits::WINDOW_BITS - 1).map_or(0, |last| last + 1)
+        qp.resp
+            .ahead
+            .last_set(first, super::psn_bits::WINDOW_BITS - 1)
+            .map_or(0, |last| last + 1)
     };
     let words = bits.div_ceil(64) as usize;
     let mut bitmap = [0; sack::WORDS_MAX];
     for (i, word) in bitmap.iter_mut().take(words).enumerate() {
         *word = qp.resp.ahead.word_from(first.add(i as u32 * 64));
     }
-    let message = Sack { cumulative, echo, words, bitmap };
+    let message = Sack {
+        cumulative,
+        echo,
+        words,
+        bitmap,
+    };
     let mut body = [0; sack::LEN_MAX_BYTES];
-    let Some(body) = body.get_mut(..message.body_len()) else { return Step::Nothing };
+    let Some(body) = body.get_mut(..message.body_len()) else {
+        return Step::Nothing;
+    };
     if !message.emit(body) {
         return Step::Nothing;
     }
-    let contents =
-        Contents { bth: bth(qp, Opcode::Sack, cumulative), headers: body, inline: &[], spans: &[] };
+    let contents = Contents {
+        bth: bth(qp, Opcode::Sack, cumulative),
+        headers: body,
+        inline: &[],
+        spans: &[],
+    };
     let step = send(qp, env, sink, &contents);
     if let Step::Sent = step {
         qp.resp.sack_now = false;
@@ -362,7 +429,9 @@ fn send_selective<S: TrainSink>(qp: &mut Qp, env: &mut Env, _: u64, sink: &mut S
 
 /// Sends one packet of READ data.
 fn send_read_data<S: TrainSink>(qp: &mut Qp, env: &mut Env, _: u64, sink: &mut S) -> Step {
-    let Some(job) = qp.resp.reads.front().copied() else { return Step::Nothing };
+    let Some(job) = qp.resp.reads.front().copied() else {
+        return Step::Nothing;
+    };
     let chunk = job.left.min(qp.path.mtu);
     let last = chunk == job.left;
     let opcode = if qp.path.is_flexins() {
@@ -377,7 +446,10 @@ fn send_read_data<S: TrainSink>(qp: &mut Qp, env: &mut Env, _: u64, sink: &mut S
     };
     let mut spans = ArrayVec::<Span, 1>::new();
     if chunk > 0 {
-        match env.mrs.remote(qp.init.pd, job.rkey, job.addr, chunk, Access::REMOTE_READ) {
+        match env
+            .mrs
+            .remote(qp.init.pd, job.rkey, job.addr, chunk, Access::REMOTE_READ)
+        {
             Ok(span) => spans.push(span),
             Err(_) => {
                 qp.resp.reads.clear();
@@ -386,9 +458,18 @@ fn send_read_data<S: TrainSink>(qp: &mut Qp, env: &mut Env, _: u64, sink: &mut S
             }
         }
     }
-    let aeth = Aeth { syndrome: Syndrome::Ack, msn: qp.resp.msn }.emit();
+    let aeth = Aeth {
+        syndrome: Syndrome::Ack,
+        msn: qp.resp.msn,
+    }
+    .emit();
     let headers: &[u8] = if opcode.has_aeth() { &aeth } else { &[] };
-    let contents = Contents { bth: bth(qp, opcode, job.psn), headers, inline: &[], spans: &spans };
+    let contents = Contents {
+        bth: bth(qp, opcode, job.psn),
+        headers,
+        inline: &[],
+        spans: &spans,
+    };
     let step = send(qp, env, sink, &contents);
     if let Step::Sent = step {
         if last {
@@ -405,13 +486,23 @@ fn send_read_data<S: TrainSink>(qp: &mut Qp, env: &mut Env, _: u64, sink: &mut S
 
 /// Sends a NAK, after the READ data that was asked for before.
 fn send_refusal<S: TrainSink>(qp: &mut Qp, env: &mut Env, _: u64, sink: &mut S) -> Step {
-    let Some((syndrome, psn)) = qp.resp.nak else { return Step::Nothing };
+    let Some((syndrome, psn)) = qp.resp.nak else {
+        return Step::Nothing;
+    };
     if !qp.resp.reads.is_empty() {
         return Step::Nothing;
     }
-    let aeth = Aeth { syndrome, msn: qp.resp.msn }.emit();
-    let contents =
-        Contents { bth: bth(qp, Opcode::Acknowledge, psn), headers: &aeth, inline: &[], spans: &[] };
+    let aeth = Aeth {
+        syndrome,
+        msn: qp.resp.msn,
+    }
+    .emit();
+    let contents = Contents {
+        bth: bth(qp, Opcode::Acknowledge, psn),
+        headers: &aeth,
+        inline: &[],
+        spans: &[],
+    };
     let step = send(qp, env, sink, &contents);
     if let Step::Sent = step {
         qp.resp.nak = None;
@@ -436,9 +527,17 @@ fn send_acknowledgement<S: TrainSink>(qp: &mut Qp, env: &mut Env, sink: &mut S) 
         // To a standard requester a later acknowledgement would mean that READ data was lost.
         psn = job.psn.previous();
     }
-    let aeth = Aeth { syndrome: Syndrome::Ack, msn: qp.resp.msn }.emit();
-    let contents =
-        Contents { bth: bth(qp, Opcode::Acknowledge, psn), headers: &aeth, inline: &[], spans: &[] };
+    let aeth = Aeth {
+        syndrome: Syndrome::Ack,
+        msn: qp.resp.msn,
+    }
+    .emit();
+    let contents = Contents {
+        bth: bth(qp, Opcode::Acknowledge, psn),
+        headers: &aeth,
+        inline: &[],
+        spans: &[],
+    };
     let step = send(qp, env, sink, &contents);
     if let Step::Sent = step {
         qp.resp.on_acknowledged();

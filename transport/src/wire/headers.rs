@@ -33,7 +33,24 @@ impl Reth {
     #[must_use]
     pub fn parse(bytes: &[u8], offset: usize) -> Option<Self> {
         let b: [u8; RETH_LEN_BYTES] = array_at(bytes, offset)?;
-        let [a0, a1, a2, a3, a4, a5, a6, a7, k0, k1, k2, k3, l0, l1, l2, l3] = b;
+        let [
+            a0,
+            a1,
+            a2,
+            a3,
+            a4,
+            a5,
+            a6,
+            a7,
+            k0,
+            k1,
+            k2,
+            k3,
+            l0,
+            l1,
+            l2,
+            l3,
+        ] = b;
         Some(Self {
             addr: u64::from_be_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
             rkey: u32::from_be_bytes([k0, k1, k2, k3]),
@@ -122,7 +139,10 @@ impl Aeth {
     #[must_use]
     pub fn parse(bytes: &[u8], offset: usize) -> Option<Self> {
         let word = u32_at(bytes, offset)?;
-        Some(Self { syndrome: Syndrome::from_u8((word >> 24) as u8)?, msn: word & 0x00FF_FFFF })
+        Some(Self {
+            syndrome: Syndrome::from_u8((word >> 24) as u8)?,
+            msn: word & 0x00FF_FFFF,
+        })
     }
 
     /// Encodes.
@@ -146,7 +166,10 @@ impl Deth {
     /// Decodes at `offset`.
     #[must_use]
     pub fn parse(bytes: &[u8], offset: usize) -> Option<Self> {
-        Some(Self { qkey: u32_at(bytes, offset)?, source_qpn: u32_at(bytes, offset + 4)? & 0x00FF_FFFF })
+        Some(Self {
+            qkey: u32_at(bytes, offset)?,
+            source_qpn: u32_at(bytes, offset + 4)? & 0x00FF_FFFF,
+        })
     }
 
     /// Encodes.
@@ -173,7 +196,9 @@ impl Probe {
     /// Decodes at `offset`.
     #[must_use]
     pub fn parse(bytes: &[u8], offset: usize) -> Option<Self> {
-        Some(Self { token: u32_at(bytes, offset)? })
+        Some(Self {
+            token: u32_at(bytes, offset)?,
+        })
     }
 
     /// Encodes; the last four bytes are reserved.

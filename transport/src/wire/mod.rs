@@ -13,8 +13,8 @@ pub mod trailer;
 
 pub use bth::{BTH_LEN_BYTES, Bth, PARTITION_KEY};
 pub use headers::{
-    AETH_LEN_BYTES, Aeth, DETH_LEN_BYTES, Deth, IETH_LEN_BYTES, IMM_LEN_BYTES, NakCode, PROBE_LEN_BYTES, Probe,
-    RETH_LEN_BYTES, Reth, Syndrome,
+    AETH_LEN_BYTES, Aeth, DETH_LEN_BYTES, Deth, IETH_LEN_BYTES, IMM_LEN_BYTES, NakCode,
+    PROBE_LEN_BYTES, Probe, RETH_LEN_BYTES, Reth, Syndrome,
 };
 pub use opcode::Opcode;
 pub use psn::Psn;

@@ -212,6 +212,9 @@ mod tests {
             assert!(!(opcode.is_request() && opcode.is_response()), "{opcode:?}");
             assert!(!(opcode.is_send() && opcode.is_write()), "{opcode:?}");
         }
-        assert_eq!((0..=255).filter_map(Opcode::from_u8).count(), Opcode::ALL.len());
+        assert_eq!(
+            (0..=255).filter_map(Opcode::from_u8).count(),
+            Opcode::ALL.len()
+        );
     }
 }

@@ -11,7 +11,7 @@
 //!
 //! PSN cum + 1 is missing by definition, so the bitmap starts with the one after it.
 
-use super::{Bth, BTH_LEN_BYTES, Psn, array_at};
+use super::{BTH_LEN_BYTES, Bth, Psn, array_at};
 
 /// Words of the bitmap at most: the window of 2048 packets.
 pub const WORDS_MAX: usize = 32;
@@ -50,7 +50,12 @@ impl Sack {
             *word = u64::from_be_bytes(*bytes);
         }
         let echo = (flags & FLAG_ECHO != 0).then(|| u32::from_be_bytes([e0, e1, e2, e3]));
-        Some(Self { cumulative: bth.psn, echo, words, bitmap })
+        Some(Self {
+            cumulative: bth.psn,
+            echo,
+            words,
+            bitmap,
+        })
     }
 
     /// Length of the body: what [`Sack::emit`] writes.

@@ -35,7 +35,9 @@ impl Fack {
     pub const fn parse(bytes: [u8; FACK_LEN_BYTES]) -> Self {
         let word = u32::from_be_bytes(bytes);
         let valid = (word >> 24) as u8 & FLAG_VALID != 0;
-        Self { cumulative: if valid { Some(Psn::new(word)) } else { None } }
+        Self {
+            cumulative: if valid { Some(Psn::new(word)) } else { None },
+        }
     }
 
     /// Encodes.

@@ -10,8 +10,8 @@ use flexins::cm::ServiceId;
 use flexins::engine::{ConnEvent, Delivery, Engine, EngineConfig};
 use flexins::port::sim::{NodeId, SimFaults, SimNet};
 use flexins::verbs::{
-    Access, Cq, Digest, Framing, Modify, Mr, Pd, QpInit, Qpn, ReadyToReceive, ReadyToSend, SendFlags,
-    SendOp, SendWr, Sge, WorkCompletion,
+    Access, Cq, Digest, Framing, Modify, Mr, Pd, QpInit, Qpn, ReadyToReceive, ReadyToSend,
+    SendFlags, SendOp, SendWr, Sge, WorkCompletion,
 };
 use flexins::wire::Psn;
 use flexins::wire::trailer::Fack;
@@ -36,16 +36,30 @@ pub(crate) struct Side {
 
 impl Side {
     /// A node with `memory_bytes` of registered memory.
-    pub(crate) fn new(net: &mut SimNet, address: &str, config: EngineConfig, memory_bytes: u64) -> Self {
+    pub(crate) fn new(
+        net: &mut SimNet,
+        address: &str,
+        config: EngineConfig,
+        memory_bytes: u64,
+    ) -> Self {
         let address: SocketAddr = address.parse().unwrap();
         let node = net.add(address, config);
         let engine = net.engine(node);
         let pd = engine.alloc_pd();
         let memory = SharedMemory::create("flexins-test", memory_bytes, HugePages::No).unwrap();
-        let mr = engine.register_memory(pd, &memory, 0, memory_bytes, full_access()).unwrap();
+        let mr = engine
+            .register_memory(pd, &memory, 0, memory_bytes, full_access())
+            .unwrap();
         let send_cq = engine.create_cq(4096).unwrap();
         let recv_cq = engine.create_cq(4096).unwrap();
-        Self { node, pd, send_cq, recv_cq, memory, mr }
+        Self {
+            node,
+            pd,
+            send_cq,
+            recv_cq,
+            memory,
+            mr,
+        }
     }
 
     /// Usual parameters of a queue pair.
@@ -65,13 +79,19 @@ impl Side {
 
     /// Writes bytes into the memory.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) {
-        self.memory.span(offset, bytes.len() as u32).unwrap().copy_from_slice(bytes);
+        self.memory
+            .span(offset, bytes.len() as u32)
+            .unwrap()
+            .copy_from_slice(bytes);
     }
 
     /// Reads bytes of the memory.
     pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.memory.span(offset, len as u32).unwrap().copy_to_slice(&mut bytes);
+        self.memory
+            .span(offset, len as u32)
+            .unwrap()
+            .copy_to_slice(&mut bytes);
         bytes
     }
 
@@ -111,17 +131,31 @@ pub(crate) fn pattern(id: u64, len: usize) -> Vec<u8> {
 
 /// A signalled send request.
 pub(crate) fn signaled<'a>(wr_id: u64, op: SendOp, sges: &'a [Sge]) -> SendWr<'a> {
-    SendWr { wr_id, op, inline: &[], sges, flags: SendFlags::SIGNALED }
+    SendWr {
+        wr_id,
+        op,
+        inline: &[],
+        sges,
+        flags: SendFlags::SIGNALED,
+    }
 }
 
 /// A connected pair of queue pairs between `a` (which connects) and `b`.
-pub(crate) fn connect(net: &mut SimNet, a: &Side, b: &Side, init_a: &QpInit, init_b: &QpInit) -> (Qpn, Qpn) {
+pub(crate) fn connect(
+    net: &mut SimNet,
+    a: &Side,
+    b: &Side,
+    init_a: &QpInit,
+    init_b: &QpInit,
+) -> (Qpn, Qpn) {
     let qa = net.engine(a.node).create_qp(init_a).unwrap();
     let qb = net.engine(b.node).create_qp(init_b).unwrap();
     // A second pair of the same nodes finds the service listened to already.
     let _ = net.engine(b.node).listen(SERVICE);
     let (to, now) = (net.address(b.node), net.now());
-    net.engine(a.node).connect(qa, to, SERVICE, b"hello", now).unwrap();
+    net.engine(a.node)
+        .connect(qa, to, SERVICE, b"hello", now)
+        .unwrap();
     let limit = net.now() + Duration::from_secs(30);
     let (mut a_up, mut b_up) = (false, false);
     while !(a_up && b_up) {
@@ -131,7 +165,9 @@ pub(crate) fn connect(net: &mut SimNet, a: &Side, b: &Side, init_a: &QpInit, ini
             match event {
                 ConnEvent::ConnectRequest { conn, private, .. } => {
                     assert_eq!(&private.as_slice()[..5], b"hello");
-                    net.engine(b.node).accept(conn, qb, b"welcome", now).unwrap();
+                    net.engine(b.node)
+                        .accept(conn, qb, b"welcome", now)
+                        .unwrap();
                 }
                 ConnEvent::Established { qpn, .. } => {
                     assert_eq!(qpn, qb);
@@ -160,7 +196,11 @@ pub(crate) fn no_delivery(_: NodeId, _: &mut Engine, delivery: Delivery, _: &[u8
 }
 
 /// Steps until `done` or `limit` of virtual time; whether it was done.
-pub(crate) fn run(net: &mut SimNet, limit: Duration, mut done: impl FnMut(&mut SimNet) -> bool) -> bool {
+pub(crate) fn run(
+    net: &mut SimNet,
+    limit: Duration,
+    mut done: impl FnMut(&mut SimNet) -> bool,
+) -> bool {
     let limit = net.now() + limit;
     loop {
         if done(net) {
@@ -192,6 +232,7 @@ pub(crate) fn connect_by_hand(
     sides: [(&Side, &QpInit, Psn); 2],
     framing: Framing,
     window: u32,
+    access: Access,
 ) -> [Qpn; 2] {
     let now = net.now();
     let qpns = sides.map(|(side, init, _)| net.engine(side.node).create_qp(init).unwrap());
@@ -209,9 +250,14 @@ pub(crate) fn connect_by_hand(
             digest: Digest::Crc32c,
             window,
         };
-        let send = ReadyToSend { first_psn, max_reads: 16, retry_count: 3, rnr_retry: 2 };
+        let send = ReadyToSend {
+            first_psn,
+            max_reads: 16,
+            retry_count: 3,
+            rnr_retry: 2,
+        };
         for step in [
-            Modify::ToInit(full_access()),
+            Modify::ToInit(access),
             Modify::ToReadyToReceive(receive),
             Modify::ToReadyToSend(send),
         ] {
