@@ -24,8 +24,10 @@ struct Shared {
 
 impl Waker {
     pub(crate) fn new() -> Result<Self, Error> {
-        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|error| Error::EventFd(error.into()))?;
+        // Not NONBLOCK: io_uring would then answer EAGAIN to the read instead of waiting. A write
+        // would block at 2^64 - 2 unread wake-ups, and there is at most one for each sleep.
+        let eventfd =
+            eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| Error::EventFd(error.into()))?;
         Ok(Self(Arc::new(Shared {
             state: SleepState::new(),
             eventfd,
@@ -35,7 +37,7 @@ impl Waker {
     /// Makes the reactor's current or next turn end early. Writes the eventfd only if it sleeps.
     pub fn wake(&self) {
         if self.0.state.notify() {
-            // The only failure is EAGAIN at 2^64 - 2 unread wake-ups: then it is awake anyway.
+            // It cannot fail: the descriptor is ours and the value is small.
             let _ = rustix::io::write(self.0.eventfd.as_fd(), &1_u64.to_ne_bytes());
         }
     }

@@ -39,7 +39,8 @@ impl Socket {
             SocketAddr::V4(_) => AddressFamily::INET,
             SocketAddr::V6(_) => AddressFamily::INET6,
         };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // Not NONBLOCK: io_uring would then answer EAGAIN instead of waiting for the socket.
+        let flags = SocketFlags::CLOEXEC;
         let fd = socket_with(family, SocketType::DGRAM, flags, None).map_err(bind_error)?;
         let raw = fd.as_raw_fd();
         match address {
