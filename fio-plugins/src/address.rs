@@ -73,16 +73,13 @@ fn parse(options: &Options, file_name: &str, host: Host) -> Result<Address, Stri
         let found = TransportId::parse_with_rest(file_name);
         let (id, rest) = found.map_err(|e| format!("filename={file_name}: {e}"))?;
         // Words that the URI leaves open come from the options.
-        let from_options = join(words.into_iter().filter(|(key, _)| {
-            let open = match key.as_str() {
-                "nsid" => id.nsid.is_none(),
-                "subnqn" => id.subnqn.is_none(),
-                "hostnqn" => id.hostnqn.is_none(),
-                "hostid" => id.hostid.is_none(),
-                "host_traddr" => id.host_traddr.is_none(),
-                _ => false,
-            };
-            open
+        let from_options = join(words.into_iter().filter(|(key, _)| match key.as_str() {
+            "nsid" => id.nsid.is_none(),
+            "subnqn" => id.subnqn.is_none(),
+            "hostnqn" => id.hostnqn.is_none(),
+            "hostid" => id.hostid.is_none(),
+            "host_traddr" => id.host_traddr.is_none(),
+            _ => false,
         }));
         let text = format!("{} {from_options}", id.words());
         (

@@ -301,7 +301,10 @@ impl Job {
             (Direction::Other, _) => return Err(libc::EOPNOTSUPP),
         };
         let block = u64::from(place.block_size);
-        if request.offset % block != 0 || request.len % block != 0 || request.len == 0 {
+        if !request.offset.is_multiple_of(block)
+            || !request.len.is_multiple_of(block)
+            || request.len == 0
+        {
             complain(&mut self.complaints, || {
                 format!(
                     "{} of {} bytes at {}: the namespace has blocks of {block} bytes; set bs and blockalign to multiples of that",

@@ -325,6 +325,19 @@ fn a_rate_limited_job_is_not_held_back_by_batching() -> Result<()> {
         measured.ios > 20 && measured.p50_us < 5000.0,
         "{measured:?}"
     );
+    // Sleeps longer than a target waits for an acknowledgement.
+    let sleepy = setup
+        .fio(&target, 1, "sleepy")
+        .option("rw", "randrw")
+        .option("bs", "4k")
+        .option("thinktime", 5_000_000)
+        .option("thinktime_blocks", 4)
+        .option("number_ios", 10);
+    let result = sleepy.success(LIMIT)?;
+    assert_eq!(
+        result.measured("read").ios + result.measured("write").ios,
+        10
+    );
     Ok(())
 }
 

@@ -149,7 +149,7 @@ fn hostile(
         socket
             .send_to(&packet, (Ipv4Addr::LOCALHOST, port))
             .context("the target's port is gone")?;
-        if sent.fetch_add(1, Ordering::Relaxed) % 64 == 0 {
+        if sent.fetch_add(1, Ordering::Relaxed).is_multiple_of(64) {
             // Leave the socket buffer some room for the good ones.
             thread::sleep(Duration::from_micros(500));
         }

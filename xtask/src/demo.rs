@@ -250,32 +250,45 @@ fn print_runs(rows: &[Row]) {
     table.print();
 }
 
-/// Transport counters of both modes beside each other, those that are zero everywhere left out.
+/// Transport counters of both modes beside each other.
 fn print_counters(counted: &[(Mode, Counters, Counters)]) {
     let mut header = vec!["transport counter".to_owned()];
     let mut columns = Vec::new();
     for (mode, initiator, target) in counted {
-        header.push(format!("initiator {mode}"));
-        columns.push(initiator);
-        header.push(format!("target {mode}"));
-        columns.push(target);
+        for (side, counters) in [("initiator", initiator), ("target", target)] {
+            header.push(format!("{side} {}/{}", mode.tx, mode.rx));
+            columns.push(counters);
+        }
     }
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut table = Table::new(&header);
-    let mut names: Vec<&String> = columns
-        .iter()
-        .flat_map(|counters| counters.keys())
-        .collect();
-    names.sort();
-    names.dedup();
-    for name in names {
-        let values: Vec<u64> = columns
-            .iter()
-            .map(|counters| value(counters, name))
-            .collect();
-        if values.iter().any(|value| *value != 0) {
-            let mut cells = vec![name.clone()];
-            cells.extend(values.iter().map(u64::to_string));
+    for (name, shown) in [
+        ("header_bytes_written", "header bytes written"),
+        ("payload_bytes_gathered", "payload bytes gathered"),
+        ("payload_bytes_copied", "payload bytes copied"),
+        ("packets_tx", "packets sent"),
+        ("packets_rx", "packets received"),
+        ("trains_tx", "trains sent"),
+        ("retransmissions", "retransmissions"),
+        ("duplicates", "duplicates received"),
+        ("crc_failures", "CRC failures"),
+        ("acks_tx", "acknowledgements of their own"),
+        ("immediate_completions", "reads completed by immediate"),
+    ] {
+        let mut cells = vec![shown.to_owned()];
+        cells.extend(
+            columns
+                .iter()
+                .map(|counters| value(counters, name).to_string()),
+        );
+        table.row(&cells);
+        if name == "trains_tx" {
+            let mut cells = vec!["packets per train".to_owned()];
+            cells.extend(columns.iter().map(|counters| {
+                let (packets, trains) =
+                    (value(counters, "segments_tx"), value(counters, "trains_tx"));
+                format!("{:.2}", packets as f64 / trains.max(1) as f64)
+            }));
             table.row(&cells);
         }
     }
