@@ -228,6 +228,11 @@ fn digests() {
 }
 
 fn main() {
+    // For instruction counts: valgrind --tool=callgrind ... engine once
+    if std::env::args().nth(1).is_some_and(|word| word == "once") {
+        black_box(exchange(Digest::None, true, 10_000));
+        return;
+    }
     let only = std::env::args().nth(1).filter(|word| !word.starts_with('-'));
     if only.as_deref().is_none_or(|word| word == "digest") {
         digests();

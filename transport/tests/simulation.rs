@@ -493,7 +493,7 @@ impl End {
                         "{}",
                         op.wr_id
                     );
-                    assert_eq!(!this || wc.byte_len as usize == op.len, true);
+                    assert!(!this || wc.byte_len as usize == op.len);
                 }
                 OpKind::Message => {}
             }

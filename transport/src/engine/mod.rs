@@ -65,13 +65,24 @@ pub struct Engine {
 #[derive(Clone, Copy, Debug, Default)]
 struct Clock {
     start: Option<Instant>,
+    /// The last time converted: packets of a batch come with the same one.
+    last: Option<(Instant, u64)>,
 }
 
 impl Clock {
     #[inline]
     fn ns(&mut self, now: Instant) -> u64 {
+        match self.last {
+            Some((last, ns)) if last == now => ns,
+            _ => self.convert(now),
+        }
+    }
+
+    fn convert(&mut self, now: Instant) -> u64 {
         let start = *self.start.get_or_insert(now);
-        now.saturating_duration_since(start).as_nanos() as u64
+        let ns = now.saturating_duration_since(start).as_nanos() as u64;
+        self.last = Some((now, ns));
+        ns
     }
 
     fn instant(&self, ns: u64) -> Option<Instant> {

@@ -3,15 +3,15 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use super::transmit::settle;
 use super::{Delivery, Engine};
 use crate::cm::{GSI_QKEY, GSI_QPN};
-use crate::rc::{CRC_LEN_BYTES, Request, checksum_ok};
+use crate::qp::Qp;
+use crate::rc::{CRC_LEN_BYTES, Env, Request, checksum_ok};
 use crate::verbs::{Digest, QpState};
 use crate::wire::sack::Sack;
 use crate::wire::trailer::{FACK_LEN_BYTES, FLEXINS_LEN_BYTES, Fack};
-use crate::wire::{
-    Aeth, BTH_LEN_BYTES, Bth, DETH_LEN_BYTES, Deth, Opcode, Probe, Syndrome, array_at,
-};
+use crate::wire::{Aeth, BTH_LEN_BYTES, Bth, DETH_LEN_BYTES, Deth, Opcode, Probe, Syndrome};
 
 impl Engine {
     /// Takes a received packet. Afterwards [`Engine::poll_delivery`] has to be called until `None`,
@@ -67,43 +67,33 @@ impl Engine {
         if !qp.resp.heard {
             qp.resp.heard = true;
             if let Some(conn) = qp.conn {
+                // As good as the peer's ReadyToUse, which may be lost or late.
                 self.cm.communication_established(conn);
                 self.pump_cm();
             }
+            return self.dispatch(now_ns, &bth, packet);
         }
-        // Borrowed again: the connection manager may have changed the queue pair.
-        let env = &mut self.env;
-        let Some(qp) = super::find(&mut self.qps, self.slot_mask, qpn) else {
-            return;
-        };
-        if qp.path.trailer_len as usize == FLEXINS_LEN_BYTES
-            && let Some(fack) = array_at::<FACK_LEN_BYTES>(packet, end)
-            && let Some(psn) = Fack::parse(fack).cumulative
+        dispatch(qp, &mut self.env, now_ns, &bth, packet, &request);
+        let slot = qpn.get() & self.slot_mask;
+        settle(
+            qp,
+            slot,
+            &mut self.active,
+            &mut self.ack_list,
+            &mut self.timers,
+        );
+    }
+
+    /// Looks up the queue pair again and goes on: for the first packet of a connection.
+    #[cold]
+    fn dispatch(&mut self, now: u64, bth: &Bth, packet: &[u8]) {
+        let qpn = bth.dest_qpn;
+        if let Some(qp) = super::find(&mut self.qps, self.slot_mask, qpn)
+            && let Some(end) = packet.len().checked_sub(usize::from(qp.path.trailer_len))
+            && let Some(request) = Request::parse(bth, packet, end)
+            && qp.state.can_receive()
         {
-            qp.on_cumulative(env, now_ns, psn);
-        }
-        match bth.opcode {
-            opcode if opcode.is_request() => qp.on_request(env, now_ns, &request),
-            opcode if opcode.is_read_response() => qp.on_read_response(env, now_ns, &request),
-            Opcode::Acknowledge => match Syndrome::from_u8((request.word >> 24) as u8) {
-                Some(syndrome) => {
-                    let aeth = Aeth {
-                        syndrome,
-                        msn: request.word & 0x00FF_FFFF,
-                    };
-                    qp.on_aeth(env, now_ns, bth.psn, aeth);
-                }
-                None => env.counters.malformed += 1,
-            },
-            Opcode::Sack if qp.path.is_flexins() => match Sack::parse(&bth, request.payload) {
-                Some(sack) => qp.on_sack(env, now_ns, &sack),
-                None => env.counters.malformed += 1,
-            },
-            Opcode::Probe if qp.path.is_flexins() => match Probe::parse(request.payload, 0) {
-                Some(probe) => qp.on_probe(env, bth.psn, probe.token),
-                None => env.counters.malformed += 1,
-            },
-            _ => env.counters.malformed += 1,
+            dispatch(qp, &mut self.env, now, bth, packet, &request);
         }
         self.settle(qpn);
     }
@@ -135,5 +125,40 @@ impl Engine {
         counters.mads_rx += 1;
         self.cm.handle_mad(now, from, mad);
         self.pump_cm();
+    }
+}
+
+/// Gives a packet that has passed every check to the half of the queue pair that it is for.
+#[inline]
+fn dispatch(qp: &mut Qp, env: &mut Env, now: u64, bth: &Bth, packet: &[u8], request: &Request<'_>) {
+    if qp.path.is_flexins()
+        && let Some((_, trailer)) = packet.split_last_chunk::<FLEXINS_LEN_BYTES>()
+        && let Some(fack) = trailer.first_chunk::<FACK_LEN_BYTES>()
+        && let Some(psn) = Fack::parse(*fack).cumulative
+    {
+        qp.on_cumulative(env, now, psn);
+    }
+    match bth.opcode {
+        opcode if opcode.is_request() => qp.on_request(env, now, request),
+        opcode if opcode.is_read_response() => qp.on_read_response(env, now, request),
+        Opcode::Acknowledge => match Syndrome::from_u8((request.word >> 24) as u8) {
+            Some(syndrome) => {
+                let aeth = Aeth {
+                    syndrome,
+                    msn: request.word & 0x00FF_FFFF,
+                };
+                qp.on_aeth(env, now, bth.psn, aeth);
+            }
+            None => env.counters.malformed += 1,
+        },
+        Opcode::Sack if qp.path.is_flexins() => match Sack::parse(bth, request.payload) {
+            Some(sack) => qp.on_sack(env, now, &sack),
+            None => env.counters.malformed += 1,
+        },
+        Opcode::Probe if qp.path.is_flexins() => match Probe::parse(request.payload, 0) {
+            Some(probe) => qp.on_probe(env, bth.psn, probe.token),
+            None => env.counters.malformed += 1,
+        },
+        _ => env.counters.malformed += 1,
     }
 }

@@ -1,10 +1,13 @@
 //! Packets out: queue pairs with something to send take turns.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::sink::{PacketShape, TrainSink};
+use super::timers::Timers;
 use super::{Engine, find};
 use crate::cm::{GSI_QKEY, GSI_QPN, MAD_LEN_BYTES};
+use crate::qp::{NEVER, Qp};
 use crate::rc::{CRC_LEN_BYTES, Progress};
 use crate::verbs::Qpn;
 use crate::wire::{BTH_LEN_BYTES, Bth, DETH_LEN_BYTES, Deth, Opcode, Psn};
@@ -34,7 +37,7 @@ impl Engine {
                 Progress::Full => self.active.push_front(slot),
             }
             let deadline = qp.req.deadline();
-            if deadline != crate::qp::NEVER {
+            if deadline != NEVER {
                 self.timers.ensure(slot, deadline);
             }
             if progress == Progress::Full {
@@ -104,7 +107,7 @@ impl Engine {
                 continue;
             };
             let due = qp.resp.ack_at;
-            if due == crate::qp::NEVER {
+            if due == NEVER {
                 qp.in_ack_list = false;
             } else if due > now_ns {
                 self.ack_list.push_back((due, slot));
@@ -143,23 +146,39 @@ impl Engine {
     }
 
     /// After an event at a queue pair: its turn to send, its timers, its acknowledgement.
-    #[inline]
     pub(super) fn settle(&mut self, qpn: Qpn) {
-        let slot = qpn.get() & self.slot_mask;
-        let Some(qp) = find(&mut self.qps, self.slot_mask, qpn) else {
-            return;
-        };
-        if !qp.active && qp.may_transmit() && (qp.resp.has_responses() || qp.has_requests()) {
-            qp.active = true;
-            self.active.push_back(slot);
+        if let Some(qp) = find(&mut self.qps, self.slot_mask, qpn) {
+            let slot = qpn.get() & self.slot_mask;
+            settle(
+                qp,
+                slot,
+                &mut self.active,
+                &mut self.ack_list,
+                &mut self.timers,
+            );
         }
-        if !qp.in_ack_list && qp.resp.ack_at != crate::qp::NEVER {
-            qp.in_ack_list = true;
-            self.ack_list.push_back((qp.resp.ack_at, slot));
-        }
-        let deadline = qp.req.deadline();
-        if deadline != crate::qp::NEVER {
-            self.timers.ensure(slot, deadline);
-        }
+    }
+}
+
+/// The same with the queue pair at hand.
+#[inline]
+pub(super) fn settle(
+    qp: &mut Qp,
+    slot: u32,
+    active: &mut VecDeque<u32>,
+    ack_list: &mut VecDeque<(u64, u32)>,
+    timers: &mut Timers,
+) {
+    if !qp.active && (qp.resp.has_responses() || qp.has_requests()) && qp.may_transmit() {
+        qp.active = true;
+        active.push_back(slot);
+    }
+    if !qp.in_ack_list && qp.resp.ack_at != NEVER {
+        qp.in_ack_list = true;
+        ack_list.push_back((qp.resp.ack_at, slot));
+    }
+    let deadline = qp.req.deadline();
+    if deadline != NEVER {
+        timers.ensure(slot, deadline);
     }
 }

@@ -1,7 +1,9 @@
 //! The reliable connection: requester, responder, loss recovery. Sans-IO; times in nanoseconds.
 
+mod execute;
 mod packet;
 mod psn_bits;
+mod request;
 mod requester;
 mod responder;
 mod rnr;
@@ -10,8 +12,9 @@ mod scoreboard;
 mod transmit;
 
 pub(crate) use packet::{CRC_LEN_BYTES, checksum_ok};
+pub(crate) use request::Request;
 pub(crate) use requester::Requester;
-pub(crate) use responder::{Request, Responder};
+pub(crate) use responder::Responder;
 pub(crate) use rnr::code_for as rnr_code_for;
 pub(crate) use transmit::{Progress, transmit};
 

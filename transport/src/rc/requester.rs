@@ -1,7 +1,7 @@
 //! Requester: acknowledgements, READ data, NAKs and timers of the send queue.
 
 use super::Env;
-use super::responder::Request;
+use super::request::Request;
 use super::rtt::Rtt;
 use super::scoreboard::Scoreboard;
 use crate::memory::MemoryFault;

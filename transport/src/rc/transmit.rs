@@ -5,13 +5,15 @@ use flexblk_reactor::Span;
 
 use super::Env;
 use super::packet::{Contents, write};
-use super::responder::packets_of;
+use super::request::packets_of;
 use crate::engine::TrainSink;
 use crate::memory::MemoryFault;
 use crate::qp::{Kind, Qp, SendWqe};
 use crate::verbs::{Access, MAX_SGE, QpState, SendFlags, WcStatus};
 use crate::wire::sack::{self, Sack};
-use crate::wire::{Aeth, Bth, NakCode, Opcode, Probe, Psn, Reth, Syndrome};
+use crate::wire::{
+    Aeth, Bth, IMM_LEN_BYTES, NakCode, Opcode, Probe, Psn, RETH_LEN_BYTES, Reth, Syndrome,
+};
 
 /// Sequence numbers that one READ request asks for at most. A longer READ is several requests, so
 /// that it fits the window, and its data does not hold up other answers for long.
@@ -261,26 +263,26 @@ fn send_part<S: TrainSink>(
         kind => (send_opcode(kind, place == 0, ends), false),
     };
 
-    let mut headers = ArrayVec::<u8, 20>::new();
+    let mut headers = [0; RETH_LEN_BYTES + IMM_LEN_BYTES];
+    let mut headers_len = 0;
     if with_reth {
-        let (addr, len) = match wqe.kind {
-            Kind::Read => (wqe.remote.wrapping_add(u64::from(offset)), chunk),
+        let reth = Reth {
             // Self-contained: the packet's own address. A FIRST is at offset 0 anyway.
-            _ => (wqe.remote.wrapping_add(u64::from(offset)), wqe.len),
+            addr: wqe.remote.wrapping_add(u64::from(offset)),
+            rkey: wqe.rkey,
+            len: if wqe.kind == Kind::Read {
+                chunk
+            } else {
+                wqe.len
+            },
         };
-        headers.extend(
-            Reth {
-                addr,
-                rkey: wqe.rkey,
-                len,
-            }
-            .emit(),
-        );
+        headers[..RETH_LEN_BYTES].copy_from_slice(&reth.emit());
+        headers_len = RETH_LEN_BYTES;
     }
-    if opcode.has_imm() {
-        headers.extend(wqe.imm.to_be_bytes());
-    } else if opcode.has_ieth() {
-        headers.extend(wqe.rkey.to_be_bytes());
+    if opcode.has_imm() || opcode.has_ieth() {
+        let word = if opcode.has_imm() { wqe.imm } else { wqe.rkey };
+        headers[headers_len..headers_len + IMM_LEN_BYTES].copy_from_slice(&word.to_be_bytes());
+        headers_len += IMM_LEN_BYTES;
     }
 
     let mut spans = ArrayVec::<Span, MAX_SGE>::new();
@@ -302,7 +304,7 @@ fn send_part<S: TrainSink>(
     bth.solicited = ends && wqe.flags.contains(SendFlags::SOLICITED);
     let contents = Contents {
         bth,
-        headers: &headers,
+        headers: &headers[..headers_len],
         inline,
         spans: &spans,
     };

@@ -188,8 +188,13 @@ impl Opcode {
     }
 
     /// Length of BTH and extended headers of this opcode.
+    #[inline]
     #[must_use]
     pub const fn header_len(self) -> usize {
+        HEADER_LEN[self as usize] as usize
+    }
+
+    const fn sum_of_headers(self) -> usize {
         let mut len = super::BTH_LEN_BYTES;
         if self.has_reth() {
             len += super::RETH_LEN_BYTES;
@@ -200,6 +205,17 @@ impl Opcode {
         len
     }
 }
+
+/// Header lengths by opcode: on the path of every packet.
+const HEADER_LEN: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut i = 0;
+    while i < Opcode::ALL.len() {
+        table[Opcode::ALL[i] as usize] = Opcode::ALL[i].sum_of_headers() as u8;
+        i += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {
