@@ -1,6 +1,6 @@
 //! Memory regions: who may touch which bytes, by local key or by unguessable remote key.
 //!
-//! A registered span is lent to the engine: it stays mapped until [`MemoryTable::deregister`] has
+//! A registered span is lent to the engine: it stays mapped until `Engine::deregister` has
 //! returned and every train that was built before has left. Payload is only ever moved by raw
 //! copies, so a peer or another thread that writes at the same time changes bytes, nothing else.
 #![allow(unsafe_code)]

@@ -350,6 +350,23 @@ fn deregistered_memory_fails_what_is_posted() {
     assert_eq!(pair.statuses(1), [(0, WcStatus::LocProtErr)]);
 }
 
+/// The responder has taken the READ, but the memory is gone before the data has left.
+#[test]
+fn a_read_fails_when_its_memory_goes_away() {
+    for framing in FRAMINGS {
+        let mut pair = set_up(framing, |_| {});
+        let (remote, rkey) = (pair.b.addr(0), pair.b.mr.rkey);
+        let list = [pair.a.mr.sge(0, 10_000)];
+        pair.post(0, SendOp::Read { remote, rkey }, &list);
+        let b = pair.b.node;
+        assert!(run(&mut pair.net, Duration::from_secs(1), |net| {
+            net.engine(b).counters().packets_rx > 0
+        }));
+        pair.net.engine(b).deregister(pair.b.mr.lkey).unwrap();
+        assert_eq!(pair.statuses(1), [(0, WcStatus::RemAccessErr)]);
+    }
+}
+
 #[test]
 fn retries_are_exhausted_in_bounded_time() {
     for framing in FRAMINGS {

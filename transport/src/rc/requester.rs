@@ -187,7 +187,8 @@ impl Qp {
                     self.req.board.lose_reads_to(psn);
                 }
             }
-            _ if !self.req.board.contains(psn) => env.counters.stale_psn += 1,
+            // Also late ones: what was acknowledged since is not refused any more.
+            _ if !self.req.board.may_be_refused(psn) => env.counters.stale_psn += 1,
             Syndrome::RnrNak(code) => self.on_rnr(env, now, psn, code),
             Syndrome::Nak(code) => {
                 env.counters.naks_rx += 1;

@@ -303,7 +303,7 @@ impl Scoreboard {
             let by_probe = probe.is_some_and(|token| before(order, token));
             if self.done.get(psn) {
                 let dropped =
-                    by_probe && !at_peer && !psn.is_before(self.acked) && !self.read.get(psn);
+                    by_probe && !at_peer && !self.is_acknowledged(psn) && !self.read.get(psn);
                 if !dropped {
                     continue;
                 }
@@ -365,9 +365,19 @@ impl Scoreboard {
             .set_range_except(psn, outstanding - skip, &self.done);
     }
 
+    /// Whether a cumulative acknowledgement has covered `psn`, which is outstanding.
+    fn is_acknowledged(&self, psn: Psn) -> bool {
+        psn.is_before(self.acked)
+    }
+
+    /// Whether a NAK for `psn` makes sense: a READ can still fail after it was acknowledged.
+    pub(crate) fn may_be_refused(&self, psn: Psn) -> bool {
+        self.contains(psn) && (!self.is_acknowledged(psn) || self.read.get(psn))
+    }
+
     /// One packet goes again although the peer may have said that it has it (RNR).
     pub(crate) fn lose(&mut self, psn: Psn) {
-        if !self.contains(psn) {
+        if !self.contains(psn) || self.is_acknowledged(psn) {
             return;
         }
         if self.done.get(psn) && !self.read.get(psn) {
@@ -499,6 +509,20 @@ mod tests {
         assert!(!board.acknowledge(Psn::new(6)));
         assert!(!board.acknowledge(Psn::new(4)));
         assert!(board.acknowledge(Psn::new(5)));
+    }
+
+    #[test]
+    fn a_late_rnr_takes_nothing_back_that_was_acknowledged() {
+        let mut board = Scoreboard::new(16);
+        board.reset(Psn::new(5));
+        let read = board.send_read(1);
+        let send = board.send();
+        assert!(board.acknowledge(send));
+        assert_eq!(board.una(), read, "the READ has no data yet");
+        board.lose(send);
+        assert!(!board.has_lost());
+        assert!(board.read_arrived(read));
+        assert_eq!(board.outstanding(), 0);
     }
 
     proptest! {
