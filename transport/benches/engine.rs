@@ -28,7 +28,11 @@ struct Wire {
 
 impl Wire {
     fn new() -> Self {
-        Self { bytes: vec![0; SLOTS * 16_384], packets: Vec::with_capacity(SLOTS), end: 0 }
+        Self {
+            bytes: vec![0; SLOTS * 16_384],
+            packets: Vec::with_capacity(SLOTS),
+            end: 0,
+        }
     }
 
     fn clear(&mut self) {
@@ -71,11 +75,19 @@ struct Side {
 }
 
 fn side(port: u16, digest: Digest) -> Side {
-    let mut engine = Engine::new(EngineConfig { digest, ..EngineConfig::default() }, 1);
+    let mut engine = Engine::new(
+        EngineConfig {
+            digest,
+            ..EngineConfig::default()
+        },
+        1,
+    );
     let pd = engine.alloc_pd();
     let memory = SharedMemory::create("bench", 1 << 20, HugePages::No).expect("memory");
     let access = Access::LOCAL_WRITE | Access::REMOTE_READ | Access::REMOTE_WRITE;
-    let mr = engine.register_memory(pd, &memory, 0, 1 << 20, access).expect("region");
+    let mr = engine
+        .register_memory(pd, &memory, 0, 1 << 20, access)
+        .expect("region");
     let cq = engine.create_cq(1024).expect("queue");
     let qpn = engine
         .create_qp(&QpInit {
@@ -90,7 +102,14 @@ fn side(port: u16, digest: Digest) -> Side {
             user: 0,
         })
         .expect("queue pair");
-    Side { engine, cq, qpn, mr, address: SocketAddr::from(([127, 0, 0, 1], port)), _memory: memory }
+    Side {
+        engine,
+        cq,
+        qpn,
+        mr,
+        address: SocketAddr::from(([127, 0, 0, 1], port)),
+        _memory: memory,
+    }
 }
 
 fn pair(digest: Digest) -> [Side; 2] {
@@ -134,7 +153,13 @@ fn exchange(digest: Digest, read: bool, rounds: u64) -> Duration {
     let request = |host: &mut Side| {
         let sges: &[_] = if read { &[] } else { &list };
         let flags = SendFlags::empty();
-        let wr = SendWr { wr_id: 0, op: SendOp::Send, inline: &[7; 64], sges, flags };
+        let wr = SendWr {
+            wr_id: 0,
+            op: SendOp::Send,
+            inline: &[7; 64],
+            sges,
+            flags,
+        };
         host.engine.post_send(host.qpn, &wr).expect("posted");
     };
     let started = Instant::now();
@@ -156,22 +181,40 @@ fn exchange(digest: Digest, read: bool, rounds: u64) -> Duration {
             while let Some(delivery) = target.engine.poll_delivery() {
                 let bytes = delivery.payload.bytes(packet);
                 let (op, inline, sges): (_, &[u8], &[_]) = if read {
-                    (SendOp::WriteImm { remote, rkey, imm: 5 }, &[], &block)
+                    (
+                        SendOp::WriteImm {
+                            remote,
+                            rkey,
+                            imm: 5,
+                        },
+                        &[],
+                        &block,
+                    )
                 } else {
                     copied.copy_from_slice(&bytes[64..]);
                     (SendOp::Send, &[3; 16], &[])
                 };
                 let flags = SendFlags::empty();
-                let wr = SendWr { wr_id: 0, op, inline, sges, flags };
+                let wr = SendWr {
+                    wr_id: 0,
+                    op,
+                    inline,
+                    sges,
+                    flags,
+                };
                 target.engine.post_send(target.qpn, &wr).expect("posted");
-                target.engine.post_recv_in_place(target.qpn, 1).expect("credit");
+                target
+                    .engine
+                    .post_recv_in_place(target.qpn, 1)
+                    .expect("credit");
             }
         }
         black_box(&copied);
         to_host.clear();
         target.engine.poll_transmit(now, to_host);
         for &(start, end) in &to_host.packets {
-            host.engine.handle_packet(now, target.address, &to_host.bytes[start..end]);
+            host.engine
+                .handle_packet(now, target.address, &to_host.bytes[start..end]);
         }
         host.engine.poll_cq(host.cq, &mut completions);
         for _ in completions.drain(..) {
@@ -193,7 +236,10 @@ fn time(name: &str, count: u64, mut run: impl FnMut(u64)) {
         })
         .min()
         .unwrap_or_default();
-    println!("{name:<44} {:>8.1} ns", best.as_nanos() as f64 / count as f64);
+    println!(
+        "{name:<44} {:>8.1} ns",
+        best.as_nanos() as f64 / count as f64
+    );
 }
 
 fn digests() {
@@ -233,7 +279,9 @@ fn main() {
         black_box(exchange(Digest::None, true, 10_000));
         return;
     }
-    let only = std::env::args().nth(1).filter(|word| !word.starts_with('-'));
+    let only = std::env::args()
+        .nth(1)
+        .filter(|word| !word.starts_with('-'));
     if only.as_deref().is_none_or(|word| word == "digest") {
         digests();
     }
@@ -241,9 +289,13 @@ fn main() {
         for digest in [Digest::None, Digest::Crc32c] {
             for read in [true, false] {
                 let kind = if read { "read" } else { "write" };
-                time(&format!("4 KiB {kind}, both sides, {digest:?}"), 300_000, |n| {
-                    black_box(exchange(digest, read, n));
-                });
+                time(
+                    &format!("4 KiB {kind}, both sides, {digest:?}"),
+                    300_000,
+                    |n| {
+                        black_box(exchange(digest, read, n));
+                    },
+                );
             }
         }
         let started = Instant::now();
@@ -251,6 +303,10 @@ fn main() {
         for _ in 0..1_000_000 {
             black_box(&mut to).copy_from_slice(black_box(&from));
         }
-        println!("{:<44} {:>8.1} ns", "one 4 KiB copy in the cache", started.elapsed().as_nanos() as f64 / 1e6);
+        println!(
+            "{:<44} {:>8.1} ns",
+            "one 4 KiB copy in the cache",
+            started.elapsed().as_nanos() as f64 / 1e6
+        );
     }
 }

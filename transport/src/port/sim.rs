@@ -178,11 +178,7 @@ impl SimNet {
 
     /// Goes to the next packet or deadline, but not beyond `limit`, and lets engines act on it;
     /// `deliver` gets messages that are handed out in place. False when `limit` was reached first.
-    pub fn step(
-        &mut self,
-        limit: Instant,
-        deliver: SimHandler<'_>,
-    ) -> bool {
+    pub fn step(&mut self, limit: Instant, deliver: SimHandler<'_>) -> bool {
         self.transmit();
         let packet = self.arrivals.first_key_value().map(|((at, _), _)| *at);
         let timeout = self

@@ -1,4 +1,4 @@
-//! The ceiling of throughput: GSO trains of [header][payload] pairs through plain sockets, one way.
+//! The ceiling of throughput: GSO trains of `[header][payload]` pairs through plain sockets, one way.
 
 use std::io::{self, IoSlice};
 use std::net::UdpSocket;
