@@ -9,7 +9,8 @@ use flexins::remote::{
     spawn,
 };
 use flexins::verbs::{
-    Access, Lkey, Mr, PostError, Qpn, RecvWr, SendWr, VerbsError, WcStatus, WorkCompletion,
+    Access, Lkey, Mr, PostError, Qpn, RecvWr, SendFlags, SendWr, VerbsError, WcStatus,
+    WorkCompletion,
 };
 
 use super::open::{OpenArgs, Outcome};
@@ -34,9 +35,17 @@ pub(crate) struct ThreadVerbs {
     /// Receive requests that found the pipe full.
     missing_receives: u32,
     poll_budget: Duration,
+    /// Unsignalled sends since the last signalled one.
+    unsignalled: u32,
+    /// After so many a send is signalled for our own books.
+    signal_every: u32,
     now: Instant,
     lost: Option<LostReason>,
 }
+
+/// In a request's id: signalled only so that the send queue gives places back. As with hardware
+/// verbs, the client learns that unsignalled requests are done from a later signalled one.
+const FOR_THE_BOOKS: u64 = 1 << 63;
 
 /// Starts an engine thread for the queues of one controller.
 pub(crate) fn start_engine(
@@ -86,6 +95,8 @@ impl ThreadVerbs {
             next_receive: 0,
             missing_receives: 0,
             poll_budget: args.options.poll_budget,
+            unsignalled: 0,
+            signal_every: (sizes.sends / 4).max(1),
             now: Instant::now(),
             lost: None,
         };
@@ -203,7 +214,27 @@ impl Verbs for ThreadVerbs {
 
     fn post_send(&mut self, wr: &SendWr<'_>) -> Result<(), PostError> {
         let client = self.client.as_mut().ok_or(PostError::UnknownQp)?;
-        client.post_send(self.qpn, wr).map_err(post_error)
+        let signalled = wr.flags.contains(SendFlags::SIGNALED);
+        let for_the_books = !signalled && self.unsignalled + 1 >= self.signal_every;
+        let posted = if for_the_books {
+            client.post_send(
+                self.qpn,
+                &SendWr {
+                    wr_id: wr.wr_id | FOR_THE_BOOKS,
+                    flags: wr.flags | SendFlags::SIGNALED,
+                    ..*wr
+                },
+            )
+        } else {
+            client.post_send(self.qpn, wr)
+        };
+        posted.map_err(post_error)?;
+        self.unsignalled = if signalled || for_the_books {
+            0
+        } else {
+            self.unsignalled + 1
+        };
+        Ok(())
     }
 
     fn post_receives(&mut self, count: u32) -> Result<(), PostError> {
@@ -216,6 +247,7 @@ impl Verbs for ThreadVerbs {
             self.refill().map_err(|_| LostReason::PeerClosed)?;
         }
         let client = self.client.as_mut().ok_or(LostReason::Closed)?;
+        let before = out.len();
         let mut found = client.poll_cq(out);
         self.now = Instant::now();
         if let Wait::Until(until) = wait
@@ -233,6 +265,15 @@ impl Verbs for ThreadVerbs {
                 self.now = Instant::now();
             }
         }
+        let mut place = 0;
+        out.retain_mut(|wc| {
+            place += 1;
+            if place <= before || wc.is_recv() || wc.wr_id & FOR_THE_BOOKS == 0 {
+                return true;
+            }
+            wc.wr_id &= !FOR_THE_BOOKS;
+            wc.status != WcStatus::Success
+        });
         self.take_events();
         self.lost.map_or(Ok(()), Err)
     }
