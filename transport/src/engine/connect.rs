@@ -15,6 +15,8 @@ use crate::verbs::{
 };
 use crate::wire::Psn;
 
+/// Events that may wait for [`Engine::poll_cm`].
+const EVENTS_MAX: usize = 4096;
 /// What FlexiNS framing cannot do without.
 const REQUIRED: Features = Features::SACK.union(Features::FACK);
 /// MTU proposed to a standard peer (payload bytes).
@@ -135,6 +137,9 @@ impl Engine {
     /// What happened to connections; until `None`.
     pub fn poll_cm(&mut self) -> Option<ConnEvent> {
         if let Some(event) = self.conn_events.pop_front() {
+            if self.conn_events.len() + 1 == EVENTS_MAX {
+                self.pump_cm();
+            }
             return Some(event);
         }
         let (qpn, user, status) = self.env.broken.pop_front()?;
@@ -184,7 +189,10 @@ impl Engine {
 
     /// Takes the connection manager's events, before its datagrams leave.
     pub(super) fn pump_cm(&mut self) {
-        while let Some(event) = self.cm.poll_event() {
+        // Beyond this they wait in the manager, which refuses requests when it has too many.
+        while self.conn_events.len() < EVENTS_MAX
+            && let Some(event) = self.cm.poll_event()
+        {
             match event {
                 CmEvent::ConnectRequest {
                     conn,

@@ -148,7 +148,7 @@ impl Engine {
         }
         let slot = match self.free_slots.pop_front() {
             Some(slot) => slot,
-            None if self.qps.len() < self.config.max_qps => {
+            None if self.qps.len() < self.config.max_qps.min(self.slot_mask as usize + 1) => {
                 self.qps.push(None);
                 (self.qps.len() - 1) as u32
             }
@@ -192,7 +192,11 @@ impl Engine {
         let qp = super::find(&mut self.qps, self.slot_mask, qpn)
             .ok_or(VerbsError::Unknown("queue pair"))?;
         match to {
-            Modify::ToReset => qp.reset(env),
+            Modify::ToReset => {
+                qp.reset(env);
+                // Packets of the connection before shall not fit the next one.
+                qp.req.reset(Psn::new(self.random.next_u32()));
+            }
             Modify::ToInit(access) => {
                 qp.state = qp.state.to(QpState::Init)?;
                 qp.access = access;
@@ -263,6 +267,7 @@ impl Engine {
                 queue.users = queue.users.saturating_sub(1);
             }
         }
+        self.env.broken.retain(|(broken, _, _)| *broken != qpn);
         if let Some(conn) = conn {
             self.conns.remove(&conn);
             // An unknown connection has ended by itself.
