@@ -2,7 +2,7 @@
 //!
 //! fio calls in through a table of functions; every call is turned into one on the safe [`Job`](crate::engine::Job). What is trusted here:
 //! fio passes its own live `thread_data`, `io_u` and `fio_file` pointers, and calls of one job come from one
-//! thread at a time. What is not trusted is their layout: see [`layout`](crate::layout).
+//! thread at a time. What is not trusted is their layout: see [`layout`].
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_void};
