@@ -29,9 +29,9 @@ pub(crate) struct Arguments {
     /// Cores of target and fio.
     #[arg(long, default_value = "0,1", value_parser = two_cores)]
     cores: (usize, usize),
-    /// Size of the RAM namespace in MiB.
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..))]
-    ram: u64,
+    /// Sizes of the RAM namespaces in MiB: one that fits into the processor's cache, one that does not.
+    #[arg(long, default_value = "64,1024", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(16..=65536))]
+    ram: Vec<u32>,
     /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
@@ -60,7 +60,10 @@ fn two_cores(text: &str) -> Result<(usize, usize), String> {
 
 /// One measurement of raw sockets.
 struct Ceiling {
+    /// Payload from a few pages.
     blocks_per_second: f64,
+    /// Payload from as much memory as each namespace has.
+    from_memory: Vec<f64>,
     round_trip_p50_us: f64,
     round_trip_p99_us: f64,
 }
@@ -69,9 +72,12 @@ struct Row {
     mode: Mode,
     direction: &'static str,
     depth: u32,
+    ram_mib: u32,
     run: Run,
     /// Raw UDP trains just before and after, in blocks per second.
     stream: f64,
+    /// The same with payload from as much memory as the namespace has.
+    stream_from_memory: f64,
 }
 
 struct Goal {
@@ -109,40 +115,54 @@ fn measure(arguments: &Arguments, binaries: &Binaries, directory: &Path) -> Resu
     say("raw UDP sockets");
     ceilings.push(ceiling(arguments, binaries)?);
     for mode in MODES {
-        let device = format!("ram:{}M,block_size=4096", arguments.ram);
-        let load = Load::start(binaries, directory, mode, &[&device], Some(arguments.cores))?;
-        // Every page of the namespace exists before anything is measured.
-        let fill = load
-            .job("fill", 1)
-            .option("rw", "write")
-            .option("bs", "128k");
-        fill.option("iodepth", 16).success(LIMIT)?;
+        let devices: Vec<String> = arguments
+            .ram
+            .iter()
+            .map(|mib| format!("ram:{mib}M,block_size=4096"))
+            .collect();
+        let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+        let load = Load::start(binaries, directory, mode, &devices, Some(arguments.cores))?;
+        for nsid in 1..=devices.len() as u32 {
+            // Every page of the namespace exists before anything is measured.
+            let fill = load
+                .job("fill", nsid)
+                .option("rw", "write")
+                .option("bs", "128k");
+            fill.option("iodepth", 16).success(LIMIT)?;
+        }
         for direction in ["read", "write"] {
             say(&format!(
                 "{mode}: rand{direction}, target on core {}, fio on core {}",
                 arguments.cores.0, arguments.cores.1
             ));
             let mut runs = Vec::new();
-            for depth in [1, 32, 128] {
-                runs.push((depth, one(&load, arguments, direction, depth)?));
+            for namespace in 0..devices.len() {
+                for depth in [1, 32, 128] {
+                    runs.push((
+                        namespace,
+                        depth,
+                        one(&load, arguments, direction, namespace as u32 + 1, depth)?,
+                    ));
+                }
             }
             // A machine is not always as fast: what is compared is measured next to each other.
             say("raw UDP sockets");
-            let before = ceilings
-                .last()
-                .map_or(0.0, |ceiling: &Ceiling| ceiling.blocks_per_second);
-            ceilings.push(ceiling(arguments, binaries)?);
-            let after = ceilings
-                .last()
-                .map_or(0.0, |ceiling| ceiling.blocks_per_second);
-            let stream = (before + after) / 2.0;
-            rows.extend(runs.into_iter().map(|(depth, run)| Row {
-                mode,
-                direction,
-                depth,
-                run,
-                stream,
-            }));
+            let after = ceiling(arguments, binaries)?;
+            let before = ceilings.last().unwrap_or(&after);
+            for (namespace, depth, run) in runs {
+                let memory =
+                    |ceiling: &Ceiling| ceiling.from_memory.get(namespace).copied().unwrap_or(0.0);
+                rows.push(Row {
+                    mode,
+                    direction,
+                    depth,
+                    ram_mib: arguments.ram.get(namespace).copied().unwrap_or(0),
+                    run,
+                    stream: (before.blocks_per_second + after.blocks_per_second) / 2.0,
+                    stream_from_memory: (memory(before) + memory(&after)) / 2.0,
+                });
+            }
+            ceilings.push(after);
         }
         let initiator = load.initiator_counters()?;
         counted.push((mode, initiator, load.finish()?));
@@ -160,16 +180,21 @@ fn measure(arguments: &Arguments, binaries: &Binaries, directory: &Path) -> Resu
 
 const LIMIT: Duration = Duration::from_secs(600);
 
-fn one(load: &Load<'_>, arguments: &Arguments, direction: &str, depth: u32) -> Result<Run> {
+fn one(
+    load: &Load<'_>,
+    arguments: &Arguments,
+    direction: &str,
+    nsid: u32,
+    depth: u32,
+) -> Result<Run> {
     let mut fio = load
-        .job(&format!("rand{direction}-{depth}"), 1)
+        .job(&format!("rand{direction}-{nsid}-{depth}"), nsid)
         .option("rw", format!("rand{direction}"))
         .option("bs", "4k")
         .option("iodepth", depth)
         .option("norandommap", 1)
         .option("randrepeat", 0)
         .option("time_based", 1)
-        .option("ramp_time", "500ms")
         .option("runtime", arguments.seconds);
     if depth == 1 {
         fio = fio.flag("hipri");
@@ -200,10 +225,17 @@ fn ceiling(arguments: &Arguments, binaries: &Binaries) -> Result<Ceiling> {
             .with_context(|| format!("flexins-perf prints {name}: {json}"))
     };
     let stream = measure(&["udp-stream", "--size", "4096"])?;
+    let mut from_memory = Vec::new();
+    for mib in &arguments.ram {
+        let kib = (u64::from(*mib) << 10).to_string();
+        let stream = measure(&["udp-stream", "--size", "4096", "--working-set-kib", &kib])?;
+        from_memory.push(number(&stream, "blocks_per_second")?);
+    }
     // A read: a small request, a block with its headers back.
     let round_trip = measure(&["udp-rtt", "--size", "128", "--reply-size", "4160"])?;
     Ok(Ceiling {
         blocks_per_second: number(&stream, "blocks_per_second")?,
+        from_memory,
         round_trip_p50_us: number(&round_trip, "p50_us")?,
         round_trip_p99_us: number(&round_trip, "p99_us")?,
     })
@@ -278,24 +310,31 @@ fn goals(
     for row in rows.iter().filter(|row| Some(row.mode) == first) {
         let measured = row.run.result.measured(row.direction);
         if row.depth == 128 {
-            let fraction = measured.iops / row.stream;
-            goals.push(Goal {
-                what: format!(
-                    "rand{} 4k at depth 128 of raw UDP trains ({} of {} blocks/s)",
-                    row.direction,
-                    count(measured.iops),
-                    count(row.stream)
-                ),
-                measured: format!("{fraction:.2}"),
-                goal: format!(">= {GOAL_OF_STREAM}"),
-                met: fraction >= GOAL_OF_STREAM,
-            });
+            for (stream, memory) in [
+                (row.stream, "64 KiB".to_owned()),
+                (row.stream_from_memory, format!("{} MiB", row.ram_mib)),
+            ] {
+                let fraction = measured.iops / stream;
+                goals.push(Goal {
+                    what: format!(
+                        "rand{} 4k at depth 128 on {} MiB, of raw UDP trains with payload from {memory} ({} of {} blocks/s)",
+                        row.direction,
+                        row.ram_mib,
+                        count(measured.iops),
+                        count(stream)
+                    ),
+                    measured: format!("{fraction:.2}"),
+                    goal: format!(">= {GOAL_OF_STREAM}"),
+                    met: fraction >= GOAL_OF_STREAM,
+                });
+            }
         }
         if row.depth == 1 && row.direction == "read" {
             let ratio = measured.p50_us / p50;
             goals.push(Goal {
                 what: format!(
-                    "randread 4k at depth 1, p50 {} us (p99 {}), to a raw UDP round trip, p50 {} us (p99 {})",
+                    "randread 4k at depth 1 on {} MiB, p50 {} us (p99 {}), to a raw UDP round trip, p50 {} us (p99 {})",
+                    row.ram_mib,
                     micros(measured.p50_us), micros(measured.p99_us), micros(p50), micros(p99)
                 ),
                 measured: format!("{ratio:.2}"),
@@ -336,6 +375,7 @@ fn print(
     let mut table = Table::new(&[
         "4 KiB at random over FlexiNS",
         "",
+        "MiB",
         "qd",
         "IOPS",
         "GB/s",
@@ -345,6 +385,7 @@ fn print(
         "fio CPU %",
         "target CPU %",
         "of raw UDP",
+        "same memory",
     ]);
     for row in rows {
         let measured = row.run.result.measured(row.direction);
@@ -352,6 +393,7 @@ fn print(
         table.row(&[
             row.mode.to_string(),
             format!("rand{}", row.direction),
+            row.ram_mib.to_string(),
             row.depth.to_string(),
             iops,
             rate,
@@ -361,6 +403,7 @@ fn print(
             format!("{:.0}", row.run.fio_cpu),
             format!("{:.0}", row.run.target_cpu),
             format!("{:.2}", measured.iops / row.stream),
+            format!("{:.2}", measured.iops / row.stream_from_memory),
         ]);
     }
     table.print();
