@@ -49,7 +49,7 @@ mod tokens;
 
 pub use config::{
     BdevConfig, DelayConfig, FaultConfig, FaultOn, FileConfig, HugePagesMode, MediaError,
-    NullConfig, RamConfig, open, open_all,
+    NullConfig, RamConfig, open, open_all, open_over,
 };
 pub use delay::DelayDevice;
 pub use device::{BlockDevice, Caps, Channel, Info};

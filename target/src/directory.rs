@@ -112,17 +112,18 @@ impl Directory {
         Arc::clone(&lock(&self.state).snapshot)
     }
 
-    /// Replaces it; `change` gets the current one and says what comes next. The epoch is counted
-    /// here.
-    pub fn update<E>(
-        &self,
-        change: impl FnOnce(&Snapshot) -> Result<Snapshot, E>,
-    ) -> Result<Arc<Snapshot>, E> {
+    /// Replaces it. The epoch is counted here.
+    pub fn replace(&self, mut next: Snapshot) -> Arc<Snapshot> {
         let mut state = lock(&self.state);
-        let mut next = change(&state.snapshot)?;
         next.epoch = state.snapshot.epoch + 1;
         state.snapshot = Arc::new(next);
-        Ok(Arc::clone(&state.snapshot))
+        Arc::clone(&state.snapshot)
+    }
+
+    /// The controllers there are, by identifier.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<Arc<Association>> {
+        lock(&self.state).controllers.values().cloned().collect()
     }
 
     /// What hosts can get.
@@ -342,7 +343,7 @@ mod tests {
             generation: 1,
             subsystems: vec![Some(Arc::new(subsystem))],
         };
-        directory.update(|_| Ok::<_, ()>(snapshot)).unwrap();
+        directory.replace(snapshot);
         directory
     }
 

@@ -100,6 +100,23 @@ pub enum NamespaceError {
     /// Too many subsystems.
     #[error("at most {max} subsystems are possible", max = crate::config::MAX_SUBSYSTEMS)]
     TooManySubsystems,
+    /// No such block device.
+    #[error("no block device is named {0} (and it is no short form such as ram:1G)")]
+    NoBdev(String),
+    /// A block device of that name exists.
+    #[error("a block device named {0} exists already")]
+    BdevExists(String),
+    /// Another block device is on top of it.
+    #[error("block device {name} is in use: {by} is on top of it; delete that first")]
+    BdevInUse {
+        /// The device.
+        name: String,
+        /// The one above.
+        by: String,
+    },
+    /// Too many block devices.
+    #[error("at most {max} block devices are possible", max = crate::config::MAX_BDEVS)]
+    TooManyBdevs,
     /// The device.
     #[error(transparent)]
     Device(#[from] flexblk_blockdev::Error),

@@ -23,11 +23,13 @@
 //! [`directory`] judges Connect; `thread` drives them over FlexiNS queue pairs and block devices.
 
 pub mod association;
+pub mod bdevs;
 pub mod budget;
 pub mod config;
 pub mod controller;
 pub mod counters;
 pub mod directory;
+mod draft;
 pub mod error;
 pub mod queue;
 pub mod snapshot;

@@ -1,22 +1,23 @@
 //! The target as a library: start, change what is exported, look at numbers, stop.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use flexblk_blockdev::{BdevConfig, BlockDevice};
+use flexblk_blockdev::BdevConfig;
 use flexblk_nvme::{Nqn, Nsid};
 use flexblk_reactor::mailbox;
-use sha2::{Digest as _, Sha256};
 
+use crate::association::lock;
+use crate::bdevs::Bdev;
 use crate::budget::Budget;
-use crate::config::{self, AllowedHosts, Config, MAX_NSID, MAX_SUBSYSTEMS};
-use crate::counters::{self, IoCounters};
+use crate::config::{self, AllowedHosts, Config};
+use crate::counters;
 use crate::directory::Directory;
+use crate::draft::{self, Draft};
 use crate::error::{NamespaceError, StartError};
-use crate::snapshot::{Namespace, Snapshot, Subsystem};
+use crate::snapshot::Snapshot;
 use crate::stats::{self, TargetStats, ThreadStats};
 use crate::thread::mail::Mail;
 use crate::thread::parts::Shared;
@@ -29,8 +30,6 @@ const MAX_BUFFER_BYTES: u64 = 16 << 20;
 /// Queues that a budget must at least have room for: an Admin queue and an I/O queue of usual size.
 const MIN_QUEUES: u64 = 2;
 const USUAL_ENTRIES: u16 = 128;
-/// Model number when none is configured.
-const MODEL: &str = "flexblk";
 /// How long a report of the threads may take.
 const STATS_TIME: Duration = Duration::from_secs(1);
 /// How long the threads have to end, beyond their own time to drain.
@@ -41,7 +40,9 @@ pub struct Target {
     shared: Arc<Shared>,
     config: Arc<Config>,
     threads: Vec<JoinHandle<Result<(), flexblk_reactor::Error>>>,
-    next_device: AtomicU64,
+    bdevs: Mutex<Vec<Bdev>>,
+    /// Held while something is changed; the number that the next device gets.
+    changing: Mutex<u64>,
 }
 
 impl std::fmt::Debug for Target {
@@ -69,7 +70,8 @@ impl Target {
             shared,
             config: Arc::new(config),
             threads: Vec::new(),
-            next_device: AtomicU64::new(0),
+            bdevs: Mutex::default(),
+            changing: Mutex::default(),
         };
         target.open_devices()?;
         target.start_threads(buffer_bytes)?;
@@ -79,39 +81,24 @@ impl Target {
     /// Opens every configured device and makes the first snapshot.
     fn open_devices(&self) -> Result<(), StartError> {
         let config = Arc::clone(&self.config);
-        let describe = |bdev: &str, subnqn: &str| {
-            let (bdev, subnqn) = (bdev.to_owned(), subnqn.to_owned());
-            move |source| StartError::Device {
-                bdev,
-                subnqn,
-                source,
+        self.change(|draft| {
+            for bdev in &config.bdevs {
+                draft
+                    .create_bdev(bdev.clone(), false)
+                    .map_err(|error| not_opened(error, bdev.name(), "the configuration"))?;
             }
-        };
-        let named = flexblk_blockdev::open_all(&config.bdevs)
-            .map_err(describe("bdev", "the configuration"))?;
-        let named: Vec<(u64, Arc<dyn BlockDevice>)> = named
-            .into_iter()
-            .map(|device| (self.device_id(), device))
-            .collect();
-        for subsystem in &config.subsystems {
-            let nqn = &subsystem.nqn;
-            self.add_subsystem(subsystem)?;
-            for namespace in &subsystem.namespaces {
-                let known = named
-                    .iter()
-                    .find(|(_, device)| *device.info().name == *namespace.bdev);
-                let (id, device) = match known {
-                    Some((id, device)) => (*id, Arc::clone(device)),
-                    None => {
-                        let device = open(&namespace.bdev)
-                            .map_err(describe(&namespace.bdev, nqn.as_str()))?;
-                        (self.device_id(), device)
-                    }
-                };
-                self.attach(nqn, namespace, id, device)?;
+            for subsystem in &config.subsystems {
+                draft.add_subsystem(subsystem)?;
+                for namespace in &subsystem.namespaces {
+                    draft
+                        .add_namespace(&subsystem.nqn, namespace)
+                        .map_err(|error| {
+                            not_opened(error, &namespace.bdev, subsystem.nqn.as_str())
+                        })?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn start_threads(&mut self, buffer_bytes: u64) -> Result<(), StartError> {
@@ -187,146 +174,71 @@ impl Target {
         self.shared.directory.snapshot()
     }
 
+    /// The block devices that are open.
+    #[must_use]
+    pub fn bdevs(&self) -> Vec<Bdev> {
+        lock(&self.bdevs).clone()
+    }
+
     /// Adds a subsystem without namespaces. Discovery controllers are told.
     pub fn add_subsystem(&self, subsystem: &config::Subsystem) -> Result<(), NamespaceError> {
-        let threads = self.shared.threads;
-        self.update(|snapshot| {
-            let nqn = &subsystem.nqn;
-            if snapshot.find(nqn).is_some() {
-                return Err(NamespaceError::SubsystemExists(nqn.as_str().to_owned()));
-            }
-            let mut next = snapshot.clone();
-            next.generation += 1;
-            let slot = next.subsystems.iter().position(Option::is_none);
-            let slot = slot.unwrap_or(next.subsystems.len());
-            if slot >= MAX_SUBSYSTEMS {
-                return Err(NamespaceError::TooManySubsystems);
-            }
-            let new = Arc::new(Subsystem {
-                slot,
-                nqn: nqn.clone(),
-                serial: subsystem
-                    .serial
-                    .clone()
-                    .unwrap_or_else(|| serial_of(nqn))
-                    .into(),
-                model: subsystem.model.as_deref().unwrap_or(MODEL).into(),
-                hosts: subsystem.hosts.clone(),
-                namespaces: Vec::new(),
-                counters: (0..threads).map(|_| IoCounters::default()).collect(),
-            });
-            match next.subsystems.get_mut(slot) {
-                Some(place) => *place = Some(new),
-                None => next.subsystems.push(Some(new)),
-            }
-            Ok(next)
-        })
+        self.change(|draft| draft.add_subsystem(subsystem))
     }
 
     /// Removes a subsystem. Its controllers are closed, discovery controllers are told.
     pub fn remove_subsystem(&self, nqn: &Nqn) -> Result<(), NamespaceError> {
-        self.update(|snapshot| {
-            let slot = find(snapshot, nqn)?.slot;
-            let mut next = snapshot.clone();
-            next.generation += 1;
-            if let Some(place) = next.subsystems.get_mut(slot) {
-                *place = None;
-            }
-            Ok(next)
-        })
+        self.change(|draft| draft.remove_subsystem(nqn))
     }
 
     /// Changes who may connect. Controllers of hosts that no longer may are closed, discovery
     /// controllers are told.
     pub fn set_allowed_hosts(&self, nqn: &Nqn, hosts: AllowedHosts) -> Result<(), NamespaceError> {
-        self.update(|snapshot| {
-            let changed = Subsystem {
-                hosts,
-                ..Subsystem::clone(find(snapshot, nqn)?)
-            };
-            let mut next = replace(snapshot, changed);
-            next.generation += 1;
-            Ok(next)
-        })
+        self.change(|draft| draft.set_allowed_hosts(nqn, hosts))
     }
 
-    /// Opens a block device and adds a namespace on it. Hosts are told; no I/O is paused.
+    /// Adds a namespace on a block device: an open one by its name, or one that is opened for it by
+    /// its short form. Hosts are told; no I/O is paused.
     pub fn add_namespace(
         &self,
         nqn: &Nqn,
         namespace: &config::Namespace,
     ) -> Result<Nsid, NamespaceError> {
-        let snapshot = self.shared.directory.snapshot();
-        let in_use = snapshot
-            .subsystems
-            .iter()
-            .flatten()
-            .flat_map(|subsystem| subsystem.active());
-        let shared = in_use
-            .into_iter()
-            .find(|other| *other.info.name == *namespace.bdev);
-        let (id, device) = match shared {
-            Some(other) => (other.device_id, Arc::clone(&other.device)),
-            None => (self.device_id(), open(&namespace.bdev)?),
-        };
-        self.attach(nqn, namespace, id, device)
+        self.change(|draft| draft.add_namespace(nqn, namespace))
     }
 
-    fn attach(
-        &self,
-        nqn: &Nqn,
-        namespace: &config::Namespace,
-        device_id: u64,
-        device: Arc<dyn BlockDevice>,
-    ) -> Result<Nsid, NamespaceError> {
-        let mut given = Nsid::NONE;
-        self.update(|snapshot| {
-            let subsystem = find(snapshot, nqn)?;
-            let nsid = match namespace.nsid {
-                Some(nsid) => nsid,
-                None => free_nsid(subsystem)?,
-            };
-            if !(1..=MAX_NSID).contains(&nsid.get()) {
-                return Err(NamespaceError::Range);
-            }
-            if subsystem.namespace(nsid).is_some() {
-                let subnqn = nqn.as_str().to_owned();
-                return Err(NamespaceError::Exists {
-                    subnqn,
-                    nsid: nsid.get(),
-                });
-            }
-            given = nsid;
-            let info = device.info();
-            let uuid = namespace.uuid.unwrap_or(info.uuid);
-            let new = Namespace {
-                nsid,
-                device_id,
-                device: Arc::clone(&device),
-                info,
-                uuid,
-            };
-            let mut changed = Subsystem::clone(subsystem);
-            set(&mut changed, nsid, Some(Arc::new(new)));
-            Ok(replace(snapshot, changed))
-        })?;
-        Ok(given)
-    }
-
-    /// Removes a namespace. Hosts are told; I/O to it that has begun ends normally, its device is
-    /// closed afterwards.
+    /// Removes a namespace. Hosts are told; I/O to it that has begun ends normally. A device that was
+    /// opened for it is closed afterwards.
     pub fn remove_namespace(&self, nqn: &Nqn, nsid: Nsid) -> Result<(), NamespaceError> {
-        self.update(|snapshot| {
-            let subsystem = find(snapshot, nqn)?;
-            active(subsystem, nsid)?;
-            let mut changed = Subsystem::clone(subsystem);
-            set(&mut changed, nsid, None);
-            Ok(replace(snapshot, changed))
-        })
+        self.change(|draft| draft.remove_namespace(nqn, nsid))
     }
 
-    /// Makes a namespace's device `new_bytes` long. Hosts are told; no I/O is paused. Every namespace
-    /// on the device follows.
+    /// Opens a block device for namespaces to come.
+    pub fn create_bdev(&self, config: BdevConfig) -> Result<(), NamespaceError> {
+        self.change(|draft| draft.create_bdev(config, false).map(|_| ()))
+    }
+
+    /// Closes a block device and removes the namespaces on it; hosts are told, I/O that has begun ends
+    /// normally.
+    pub fn delete_bdev(&self, name: &str) -> Result<(), NamespaceError> {
+        self.change(|draft| draft.delete_bdev(name))
+    }
+
+    /// Makes a block device `new_bytes` long. Hosts are told; no I/O is paused. Every namespace on it
+    /// follows.
+    pub fn resize_bdev(&self, name: &str, new_bytes: u64) -> Result<(), NamespaceError> {
+        let bdev = self.bdev(name)?;
+        bdev.device.resize(new_bytes)?;
+        self.refresh(bdev.id)
+    }
+
+    /// Looks again at how long the file or device behind a block device is.
+    pub fn rescan_bdev(&self, name: &str) -> Result<(), NamespaceError> {
+        let bdev = self.bdev(name)?;
+        bdev.device.rescan()?;
+        self.refresh(bdev.id)
+    }
+
+    /// Makes a namespace's device `new_bytes` long: [`Target::resize_bdev`] by namespace.
     pub fn resize_namespace(
         &self,
         nqn: &Nqn,
@@ -334,61 +246,57 @@ impl Target {
         new_bytes: u64,
     ) -> Result<(), NamespaceError> {
         let snapshot = self.shared.directory.snapshot();
-        let namespace = active(find(&snapshot, nqn)?, nsid)?;
+        let namespace = draft::active(draft::find(&snapshot, nqn)?, nsid)?;
         namespace.device.resize(new_bytes)?;
         self.refresh(namespace.device_id)
     }
 
-    /// Looks again at how long the file or device behind a namespace is.
+    /// Looks again at how long a namespace's device is: [`Target::rescan_bdev`] by namespace.
     pub fn rescan_namespace(&self, nqn: &Nqn, nsid: Nsid) -> Result<(), NamespaceError> {
         let snapshot = self.shared.directory.snapshot();
-        let namespace = active(find(&snapshot, nqn)?, nsid)?;
+        let namespace = draft::active(draft::find(&snapshot, nqn)?, nsid)?;
         namespace.device.rescan()?;
         self.refresh(namespace.device_id)
     }
 
-    /// Takes the device's size over into every namespace on it.
+    fn bdev(&self, name: &str) -> Result<Bdev, NamespaceError> {
+        let found = lock(&self.bdevs)
+            .iter()
+            .find(|bdev| bdev.name() == name)
+            .cloned();
+        found.ok_or_else(|| NamespaceError::NoBdev(name.to_owned()))
+    }
+
     fn refresh(&self, device_id: u64) -> Result<(), NamespaceError> {
-        self.update(|snapshot| {
-            let mut next = snapshot.clone();
-            for place in next.subsystems.iter_mut().flatten() {
-                let stale: Vec<Namespace> = place
-                    .active()
-                    .filter(|namespace| namespace.device_id == device_id)
-                    .map(|namespace| Namespace {
-                        info: namespace.device.info(),
-                        ..Namespace::clone(namespace)
-                    })
-                    .collect();
-                if !stale.is_empty() {
-                    let mut changed = Subsystem::clone(place);
-                    for namespace in stale {
-                        set(&mut changed, namespace.nsid, Some(Arc::new(namespace)));
-                    }
-                    *place = Arc::new(changed);
-                }
-            }
-            Ok(next)
+        self.change(|draft| {
+            draft.refresh(device_id);
+            Ok(())
         })
     }
 
-    /// Puts a new snapshot in force and sends it to the threads, which swap to it between two I/Os.
-    fn update(
+    /// Makes a change on a copy of what is exported, puts the copy in force when all of it has
+    /// succeeded, and sends it to the threads, which swap to it between two I/Os. One change at a
+    /// time.
+    pub(crate) fn change<R, E>(
         &self,
-        change: impl FnOnce(&Snapshot) -> Result<Snapshot, NamespaceError>,
-    ) -> Result<(), NamespaceError> {
-        let snapshot = self.shared.directory.update(change)?;
-        let Some(mailboxes) = self.shared.mail.get() else {
-            return Ok(());
+        change: impl FnOnce(&mut Draft) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let mut next_device = lock(&self.changing);
+        let mut draft = Draft {
+            snapshot: Snapshot::clone(&self.shared.directory.snapshot()),
+            bdevs: lock(&self.bdevs).clone(),
+            threads: self.shared.threads,
+            next_device: *next_device,
         };
-        for mailbox in mailboxes {
+        let result = change(&mut draft)?;
+        *next_device = draft.next_device;
+        let snapshot = self.shared.directory.replace(draft.snapshot);
+        let closed = core::mem::replace(&mut *lock(&self.bdevs), draft.bdevs);
+        for mailbox in self.shared.mail.get().into_iter().flatten() {
             send(mailbox, || Mail::Snapshot(Arc::clone(&snapshot)));
         }
-        Ok(())
-    }
-
-    fn device_id(&self) -> u64 {
-        self.next_device.fetch_add(1, Ordering::Relaxed)
+        drop(closed);
+        Ok(result)
     }
 
     /// Counters of everything. A thread that does not answer within a second is left out.
@@ -503,59 +411,14 @@ fn buffer_bytes(config: &Config, threads: usize) -> Result<u64, StartError> {
     Ok(share)
 }
 
-fn open(bdev: &str) -> Result<Arc<dyn BlockDevice>, flexblk_blockdev::Error> {
-    let config: BdevConfig = bdev.parse()?;
-    flexblk_blockdev::open(&config)
-}
-
-fn find<'a>(snapshot: &'a Snapshot, nqn: &Nqn) -> Result<&'a Arc<Subsystem>, NamespaceError> {
-    snapshot
-        .find(nqn)
-        .ok_or_else(|| NamespaceError::NoSubsystem(nqn.as_str().to_owned()))
-}
-
-fn active(subsystem: &Subsystem, nsid: Nsid) -> Result<&Arc<Namespace>, NamespaceError> {
-    let gone = || NamespaceError::NoNamespace {
-        subnqn: subsystem.nqn.as_str().to_owned(),
-        nsid: nsid.get(),
-    };
-    subsystem.namespace(nsid).ok_or_else(gone)
-}
-
-fn free_nsid(subsystem: &Subsystem) -> Result<Nsid, NamespaceError> {
-    let free = (1..=MAX_NSID)
-        .map(Nsid::new)
-        .find(|nsid| subsystem.namespace(*nsid).is_none());
-    free.ok_or(NamespaceError::Range)
-}
-
-/// A namespace, or none, under an identifier that was checked.
-fn set(subsystem: &mut Subsystem, nsid: Nsid, namespace: Option<Arc<Namespace>>) {
-    let Some(index) = nsid.get().checked_sub(1).map(|index| index as usize) else {
-        return;
-    };
-    if subsystem.namespaces.len() <= index {
-        subsystem.namespaces.resize(index + 1, None);
+/// A device that a configuration names and that cannot be opened.
+fn not_opened(error: NamespaceError, bdev: &str, subnqn: &str) -> StartError {
+    match error {
+        NamespaceError::Device(source) => StartError::Device {
+            bdev: bdev.to_owned(),
+            subnqn: subnqn.to_owned(),
+            source,
+        },
+        error => StartError::Namespace(error),
     }
-    if let Some(place) = subsystem.namespaces.get_mut(index) {
-        *place = namespace;
-    }
-}
-
-/// The snapshot with that subsystem in its slot.
-fn replace(snapshot: &Snapshot, subsystem: Subsystem) -> Snapshot {
-    let mut next = snapshot.clone();
-    if let Some(place) = next.subsystems.get_mut(subsystem.slot) {
-        *place = Some(Arc::new(subsystem));
-    }
-    next
-}
-
-/// A serial number that a subsystem keeps over restarts: 20 hexadecimal digits of its name's hash.
-fn serial_of(nqn: &Nqn) -> String {
-    let hash = Sha256::digest(nqn.as_str().as_bytes());
-    hash.iter()
-        .take(10)
-        .map(|byte| format!("{byte:02X}"))
-        .collect()
 }

@@ -233,3 +233,50 @@ fn namespaces_come_and_go() {
     target.remove_subsystem(&other).unwrap();
     assert!(target.shutdown());
 }
+
+/// Devices are opened once and named; namespaces on one that is deleted go with it, and a change that
+/// fails leaves nothing behind.
+#[test]
+fn block_devices_come_and_go() {
+    let config = config(free_port(), "ram:1M");
+    let target = Target::start(config).unwrap();
+    let nqn = Nqn::new("nqn.2026-11.test:a").unwrap();
+    let names = || -> Vec<String> {
+        let bdevs = target.bdevs();
+        bdevs.iter().map(|bdev| bdev.name().to_owned()).collect()
+    };
+    assert_eq!(names(), ["ram"]);
+    // The same short form again is a device of its own.
+    let second = target
+        .add_namespace(&nqn, &Namespace::new("ram:2M"))
+        .unwrap();
+    assert_eq!(names(), ["ram", "ram-2"]);
+    target
+        .create_bdev("null:1G,name=n".parse().unwrap())
+        .unwrap();
+    let again = target.create_bdev("ram:1M,name=n".parse().unwrap());
+    assert!(again.unwrap_err().to_string().contains("exists already"));
+    let on_null = target.add_namespace(&nqn, &Namespace::new("n")).unwrap();
+    let twice = target.add_namespace(&nqn, &Namespace::new("n")).unwrap();
+    assert_ne!(on_null, twice);
+    assert!(target.add_namespace(&nqn, &Namespace::new("m")).is_err());
+
+    target.resize_bdev("n", 2 << 30).unwrap();
+    let namespace = |nsid| {
+        target
+            .snapshot()
+            .find(&nqn)
+            .unwrap()
+            .namespace(nsid)
+            .cloned()
+    };
+    assert_eq!(namespace(twice).unwrap().info.size_bytes(), 2 << 30);
+    target.delete_bdev("n").unwrap();
+    assert!(namespace(on_null).is_none() && namespace(twice).is_none());
+    assert!(target.delete_bdev("n").is_err());
+    // A device that came with its namespace goes with it.
+    target.remove_namespace(&nqn, second).unwrap();
+    assert_eq!(names(), ["ram"]);
+    target.remove_subsystem(&nqn).unwrap();
+    assert!(names().is_empty());
+}

@@ -71,6 +71,28 @@ impl BdevConfig {
             Self::Delay(config) => &config.name,
         }
     }
+
+    /// Gives it another name.
+    pub fn rename(&mut self, name: &str) {
+        let place = match self {
+            Self::Null(config) => &mut config.name,
+            Self::Ram(config) => &mut config.name,
+            Self::File(config) => &mut config.name,
+            Self::Fault(config) => &mut config.name,
+            Self::Delay(config) => &mut config.name,
+        };
+        name.clone_into(place);
+    }
+
+    /// The name of the device below, for a wrapper.
+    #[must_use]
+    pub fn base(&self) -> Option<&str> {
+        match self {
+            Self::Null(_) | Self::Ram(_) | Self::File(_) => None,
+            Self::Fault(config) => Some(&config.base_bdev_name),
+            Self::Delay(config) => Some(&config.base_bdev_name),
+        }
+    }
 }
 
 /// See [`BdevConfig::Null`].
@@ -295,7 +317,8 @@ pub fn open_all(configs: &[BdevConfig]) -> Result<Vec<Arc<dyn BlockDevice>>, Err
     Ok(devices)
 }
 
-fn open_over(
+/// Makes a device, over one of `bases` (by name) if it is a wrapper.
+pub fn open_over(
     config: &BdevConfig,
     bases: &HashMap<String, Arc<dyn BlockDevice>>,
 ) -> Result<Arc<dyn BlockDevice>, Error> {

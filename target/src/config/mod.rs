@@ -28,6 +28,8 @@ pub const DEFAULT_MEMORY_BUDGET_BYTES: u64 = 256 << 20;
 pub const MAX_NSID: u32 = 1024;
 /// Most subsystems of one target.
 pub const MAX_SUBSYSTEMS: usize = 256;
+/// Most block devices of one target.
+pub const MAX_BDEVS: usize = 4096;
 /// Most host names in one allow-list.
 pub const MAX_ALLOWED_HOSTS: usize = 1024;
 /// Most data threads.

@@ -1,0 +1,313 @@
+//! Changes of what is exported, made on a copy and put in force as one: nothing of a change that
+//! fails half-way is ever seen by a host.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use flexblk_blockdev::{BdevConfig, BlockDevice};
+use flexblk_nvme::{Nqn, Nsid};
+use sha2::{Digest as _, Sha256};
+
+use crate::bdevs::Bdev;
+use crate::config::{self, AllowedHosts, MAX_BDEVS, MAX_NSID, MAX_SUBSYSTEMS};
+use crate::counters::IoCounters;
+use crate::error::NamespaceError;
+use crate::snapshot::{Namespace, Snapshot, Subsystem};
+
+/// Model number when none is configured.
+const MODEL: &str = "flexblk";
+
+/// What will be exported when the change is done. Opening a device is the only thing here that
+/// reaches outside; dropping the draft closes it again.
+pub(crate) struct Draft {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) bdevs: Vec<Bdev>,
+    pub(crate) threads: usize,
+    pub(crate) next_device: u64,
+}
+
+impl Draft {
+    /// Adds a subsystem without namespaces.
+    pub(crate) fn add_subsystem(
+        &mut self,
+        subsystem: &config::Subsystem,
+    ) -> Result<(), NamespaceError> {
+        let nqn = &subsystem.nqn;
+        if self.snapshot.find(nqn).is_some() {
+            return Err(NamespaceError::SubsystemExists(nqn.as_str().to_owned()));
+        }
+        let slots = &mut self.snapshot.subsystems;
+        let slot = slots.iter().position(Option::is_none);
+        let slot = slot.unwrap_or(slots.len());
+        if slot >= MAX_SUBSYSTEMS {
+            return Err(NamespaceError::TooManySubsystems);
+        }
+        let serial = subsystem.serial.clone();
+        let new = Arc::new(Subsystem {
+            slot,
+            nqn: nqn.clone(),
+            serial: serial.unwrap_or_else(|| serial_of(nqn)).into(),
+            model: subsystem.model.as_deref().unwrap_or(MODEL).into(),
+            hosts: subsystem.hosts.clone(),
+            namespaces: Vec::new(),
+            counters: (0..self.threads).map(|_| IoCounters::default()).collect(),
+        });
+        match slots.get_mut(slot) {
+            Some(place) => *place = Some(new),
+            None => slots.push(Some(new)),
+        }
+        self.snapshot.generation += 1;
+        Ok(())
+    }
+
+    /// Removes a subsystem.
+    pub(crate) fn remove_subsystem(&mut self, nqn: &Nqn) -> Result<(), NamespaceError> {
+        let slot = find(&self.snapshot, nqn)?.slot;
+        if let Some(place) = self.snapshot.subsystems.get_mut(slot) {
+            *place = None;
+        }
+        self.snapshot.generation += 1;
+        self.close_unused();
+        Ok(())
+    }
+
+    /// Changes who may connect.
+    pub(crate) fn set_allowed_hosts(
+        &mut self,
+        nqn: &Nqn,
+        hosts: AllowedHosts,
+    ) -> Result<(), NamespaceError> {
+        self.edit(nqn, |subsystem| {
+            subsystem.hosts = hosts;
+            Ok(())
+        })?;
+        self.snapshot.generation += 1;
+        Ok(())
+    }
+
+    /// Adds a namespace, and opens its device if it is given in the short form.
+    pub(crate) fn add_namespace(
+        &mut self,
+        nqn: &Nqn,
+        namespace: &config::Namespace,
+    ) -> Result<Nsid, NamespaceError> {
+        // Before a device is opened in vain.
+        let subsystem = find(&self.snapshot, nqn)?;
+        let nsid = match namespace.nsid {
+            Some(nsid) => nsid,
+            None => free_nsid(subsystem)?,
+        };
+        if !(1..=MAX_NSID).contains(&nsid.get()) {
+            return Err(NamespaceError::Range);
+        }
+        if subsystem.namespace(nsid).is_some() {
+            let subnqn = nqn.as_str().to_owned();
+            return Err(NamespaceError::Exists {
+                subnqn,
+                nsid: nsid.get(),
+            });
+        }
+        let bdev = self.bdev_for(&namespace.bdev)?;
+        let info = bdev.device.info();
+        let new = Namespace {
+            nsid,
+            device_id: bdev.id,
+            device: Arc::clone(&bdev.device),
+            uuid: namespace.uuid.unwrap_or(info.uuid),
+            info,
+        };
+        self.edit(nqn, |subsystem| {
+            set(subsystem, nsid, Some(Arc::new(new)));
+            Ok(())
+        })?;
+        Ok(nsid)
+    }
+
+    /// Removes a namespace, and closes its device if it came with it.
+    pub(crate) fn remove_namespace(&mut self, nqn: &Nqn, nsid: Nsid) -> Result<(), NamespaceError> {
+        self.edit(nqn, |subsystem| {
+            active(subsystem, nsid)?;
+            set(subsystem, nsid, None);
+            Ok(())
+        })?;
+        self.close_unused();
+        Ok(())
+    }
+
+    /// Opens a device.
+    pub(crate) fn create_bdev(
+        &mut self,
+        config: BdevConfig,
+        implicit: bool,
+    ) -> Result<&Bdev, NamespaceError> {
+        if self.bdevs.iter().any(|bdev| bdev.name() == config.name()) {
+            return Err(NamespaceError::BdevExists(config.name().to_owned()));
+        }
+        if self.bdevs.len() >= MAX_BDEVS {
+            return Err(NamespaceError::TooManyBdevs);
+        }
+        let bases: HashMap<String, Arc<dyn BlockDevice>> = self
+            .bdevs
+            .iter()
+            .filter(|bdev| config.base() == Some(bdev.name()))
+            .map(|bdev| (bdev.name().to_owned(), Arc::clone(&bdev.device)))
+            .collect();
+        let device = flexblk_blockdev::open_over(&config, &bases)?;
+        let id = self.next_device;
+        self.next_device += 1;
+        self.bdevs.push(Bdev {
+            id,
+            config,
+            device,
+            implicit,
+        });
+        self.bdevs.last().ok_or(NamespaceError::TooManyBdevs)
+    }
+
+    /// Closes a device: the namespaces on it are removed with it. A device below another stays.
+    pub(crate) fn delete_bdev(&mut self, name: &str) -> Result<(), NamespaceError> {
+        let at = self.bdevs.iter().position(|bdev| bdev.name() == name);
+        let no_bdev = || NamespaceError::NoBdev(name.to_owned());
+        let id = at.and_then(|at| self.bdevs.get(at)).ok_or_else(no_bdev)?.id;
+        let above = self
+            .bdevs
+            .iter()
+            .find(|bdev| bdev.config.base() == Some(name));
+        if let Some(above) = above {
+            return Err(NamespaceError::BdevInUse {
+                name: name.to_owned(),
+                by: above.name().to_owned(),
+            });
+        }
+        for place in self.snapshot.subsystems.iter_mut().flatten() {
+            if place.active().any(|namespace| namespace.device_id == id) {
+                let mut changed = Subsystem::clone(place);
+                for namespace in &mut changed.namespaces {
+                    namespace.take_if(|namespace| namespace.device_id == id);
+                }
+                *place = Arc::new(changed);
+            }
+        }
+        self.bdevs.retain(|bdev| bdev.id != id);
+        Ok(())
+    }
+
+    /// Takes a device's size over into every namespace on it.
+    pub(crate) fn refresh(&mut self, device_id: u64) {
+        for place in self.snapshot.subsystems.iter_mut().flatten() {
+            let stale: Vec<Namespace> = place
+                .active()
+                .filter(|namespace| namespace.device_id == device_id)
+                .map(|namespace| Namespace {
+                    info: namespace.device.info(),
+                    ..Namespace::clone(namespace)
+                })
+                .collect();
+            if !stale.is_empty() {
+                let mut changed = Subsystem::clone(place);
+                for namespace in stale {
+                    set(&mut changed, namespace.nsid, Some(Arc::new(namespace)));
+                }
+                *place = Arc::new(changed);
+            }
+        }
+    }
+
+    /// The open device of that name, or the one that the short form describes.
+    fn bdev_for(&mut self, text: &str) -> Result<Bdev, NamespaceError> {
+        if let Some(bdev) = self.bdevs.iter().find(|bdev| bdev.name() == text) {
+            return Ok(bdev.clone());
+        }
+        if !text.contains(':') {
+            return Err(NamespaceError::NoBdev(text.to_owned()));
+        }
+        let mut config: BdevConfig = text.parse()?;
+        // Two short forms may have the same name, as `ram:1G` twice.
+        let wanted = config.name().to_owned();
+        let mut number = 1;
+        while self.bdevs.iter().any(|bdev| bdev.name() == config.name()) {
+            number += 1;
+            config.rename(&format!("{wanted}-{number}"));
+        }
+        self.create_bdev(config, true).cloned()
+    }
+
+    /// Closes devices that came with namespaces, when nothing is left on them.
+    fn close_unused(&mut self) {
+        let snapshot = &self.snapshot;
+        let bases: Vec<String> = self
+            .bdevs
+            .iter()
+            .filter_map(|bdev| bdev.config.base().map(str::to_owned))
+            .collect();
+        self.bdevs.retain(|bdev| {
+            let mut namespaces = snapshot
+                .subsystems
+                .iter()
+                .flatten()
+                .flat_map(|s| s.active());
+            !bdev.implicit
+                || bases.iter().any(|base| base == bdev.name())
+                || namespaces.any(|namespace| namespace.device_id == bdev.id)
+        });
+    }
+
+    fn edit(
+        &mut self,
+        nqn: &Nqn,
+        change: impl FnOnce(&mut Subsystem) -> Result<(), NamespaceError>,
+    ) -> Result<(), NamespaceError> {
+        let mut changed = Subsystem::clone(find(&self.snapshot, nqn)?);
+        change(&mut changed)?;
+        if let Some(place) = self.snapshot.subsystems.get_mut(changed.slot) {
+            *place = Some(Arc::new(changed));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn find<'a>(
+    snapshot: &'a Snapshot,
+    nqn: &Nqn,
+) -> Result<&'a Arc<Subsystem>, NamespaceError> {
+    snapshot
+        .find(nqn)
+        .ok_or_else(|| NamespaceError::NoSubsystem(nqn.as_str().to_owned()))
+}
+
+pub(crate) fn active(subsystem: &Subsystem, nsid: Nsid) -> Result<&Arc<Namespace>, NamespaceError> {
+    let gone = || NamespaceError::NoNamespace {
+        subnqn: subsystem.nqn.as_str().to_owned(),
+        nsid: nsid.get(),
+    };
+    subsystem.namespace(nsid).ok_or_else(gone)
+}
+
+fn free_nsid(subsystem: &Subsystem) -> Result<Nsid, NamespaceError> {
+    let free = (1..=MAX_NSID)
+        .map(Nsid::new)
+        .find(|nsid| subsystem.namespace(*nsid).is_none());
+    free.ok_or(NamespaceError::Range)
+}
+
+/// A namespace, or none, under an identifier that was checked.
+fn set(subsystem: &mut Subsystem, nsid: Nsid, namespace: Option<Arc<Namespace>>) {
+    let Some(index) = nsid.get().checked_sub(1).map(|index| index as usize) else {
+        return;
+    };
+    if subsystem.namespaces.len() <= index {
+        subsystem.namespaces.resize(index + 1, None);
+    }
+    if let Some(place) = subsystem.namespaces.get_mut(index) {
+        *place = namespace;
+    }
+}
+
+/// A serial number that a subsystem keeps over restarts: 20 hexadecimal digits of its name's hash.
+fn serial_of(nqn: &Nqn) -> String {
+    let hash = Sha256::digest(nqn.as_str().as_bytes());
+    hash.iter()
+        .take(10)
+        .map(|byte| format!("{byte:02X}"))
+        .collect()
+}
