@@ -19,7 +19,8 @@
 //!
 //! References, cited beside each field or structure: *Base* is the NVM Express Base Specification
 //! revision 2.1 (which holds Fabrics), *NVM* the NVM Command Set Specification revision 1.1,
-//! *RDMA* the RDMA Transport Specification revision 1.1. All multi-byte fields are little endian.
+//! *RDMA* the RDMA Transport Specification revision 1.1, *TCP*
+//! the TCP Transport Specification revision 1.0. All multi-byte fields are little endian.
 
 #[macro_use]
 mod wire;
@@ -37,6 +38,7 @@ pub mod property;
 pub mod rdma;
 pub mod sgl;
 pub mod status;
+pub mod tcp;
 pub mod text;
 pub mod transport_id;
 
