@@ -6,8 +6,13 @@ use crate::verbs::{Cq, VerbsError, WorkCompletion};
 pub const CAPACITY_MAX: u32 = 1 << 20;
 
 /// A ring of completions. `reserved` places belong to requests that are posted and not complete.
+///
+/// It starts over at its first place whenever it is empty, and places are written for the first time
+/// when they are used: only as much of it becomes resident as completions ever waited at once.
 pub(crate) struct CompletionQueue {
-    ring: Box<[WorkCompletion]>,
+    /// As long as the places used so far; room for all is reserved at the start.
+    ring: Vec<WorkCompletion>,
+    mask: u32,
     capacity: u32,
     head: u32,
     len: u32,
@@ -18,10 +23,10 @@ pub(crate) struct CompletionQueue {
 
 impl CompletionQueue {
     fn new(capacity: u32) -> Self {
-        let places = capacity.next_power_of_two() as usize;
-        let ring = vec![WorkCompletion::default(); places].into_boxed_slice();
+        let places = capacity.next_power_of_two();
         Self {
-            ring,
+            ring: Vec::with_capacity(places as usize),
+            mask: places - 1,
             capacity,
             head: 0,
             len: 0,
@@ -53,14 +58,13 @@ impl CompletionQueue {
     pub(crate) fn push(&mut self, completion: WorkCompletion) {
         debug_assert!(self.reserved > 0, "every completion has a reserved place");
         self.reserved = self.reserved.saturating_sub(1);
-        let mask = self.ring.len() - 1;
-        if let Some(place) = self
-            .ring
-            .get_mut((self.head.wrapping_add(self.len)) as usize & mask)
-        {
-            *place = completion;
-            self.len += 1;
+        let at = (self.head.wrapping_add(self.len) & self.mask) as usize;
+        match self.ring.get_mut(at) {
+            Some(place) => *place = completion,
+            // Places are used one after the other, so this is the next one; it never reallocates.
+            None => self.ring.push(completion),
         }
+        self.len += 1;
     }
 
     #[inline]
@@ -68,10 +72,12 @@ impl CompletionQueue {
         if self.len == 0 {
             return None;
         }
-        let mask = self.ring.len() - 1;
-        let completion = self.ring.get(self.head as usize & mask).copied();
-        self.head = self.head.wrapping_add(1);
+        let completion = self.ring.get(self.head as usize).copied();
         self.len -= 1;
+        self.head = match self.len {
+            0 => 0,
+            _ => (self.head + 1) & self.mask,
+        };
         completion
     }
 
@@ -190,6 +196,40 @@ mod tests {
         assert!(queue.reserve(5));
         queue.release(5);
         assert!(queue.reserve(5));
+    }
+
+    #[test]
+    fn only_the_places_that_were_needed_at_once_are_used() {
+        let mut queue = CompletionQueue::new(1000);
+        for round in 0..1000 {
+            assert!(queue.reserve(3));
+            for n in 0..3 {
+                let wr_id = 3 * round + n;
+                queue.push(WorkCompletion {
+                    wr_id,
+                    ..Default::default()
+                });
+            }
+            for n in 0..3 {
+                assert_eq!(queue.pop().unwrap().wr_id, 3 * round + n);
+            }
+        }
+        assert_eq!(queue.ring.len(), 3);
+        // Around the end, with something always left in it.
+        let mut queue = CompletionQueue::new(4);
+        let mut popped = 0;
+        for wr_id in 0..100 {
+            assert!(queue.reserve(1));
+            queue.push(WorkCompletion {
+                wr_id,
+                ..Default::default()
+            });
+            if wr_id % 4 != 0 || queue.len() == 4 {
+                assert_eq!(queue.pop().unwrap().wr_id, popped);
+                popped += 1;
+            }
+        }
+        assert_eq!(queue.ring.len(), 4);
     }
 
     #[test]

@@ -58,10 +58,15 @@ impl SendWqe {
 }
 
 /// The ring: `head..next` sent at least once, `next..tail` waiting; `next` may be under way.
+///
+/// Places are written for the first time when they are used: a queue pair that only waits costs
+/// address space, not memory.
 pub(crate) struct SendQueue {
-    wqes: Box<[SendWqe]>,
-    sges: Box<[Sge]>,
-    inline: Box<[u8]>,
+    /// As long as the places used so far, as are the two below; room for all is reserved at the start.
+    wqes: Vec<SendWqe>,
+    sges: Vec<Sge>,
+    inline: Vec<u8>,
+    mask: u32,
     max_wr: u32,
     max_sge: u32,
     max_inline: u32,
@@ -72,16 +77,13 @@ pub(crate) struct SendQueue {
 
 impl SendQueue {
     pub(crate) fn new(max_wr: u32, max_sge: u32, max_inline: u32) -> Self {
-        let places = max_wr.max(1).next_power_of_two() as usize;
-        let no_sge = Sge {
-            addr: 0,
-            len: 0,
-            lkey: crate::verbs::Lkey(0),
-        };
+        let mask = max_wr.max(1).next_power_of_two() - 1;
+        let places = mask as usize + 1;
         Self {
-            wqes: vec![SendWqe::default(); places].into_boxed_slice(),
-            sges: vec![no_sge; places * max_sge as usize].into_boxed_slice(),
-            inline: vec![0; places * max_inline as usize].into_boxed_slice(),
+            wqes: Vec::with_capacity(places),
+            sges: Vec::with_capacity(places * max_sge as usize),
+            inline: Vec::with_capacity(places * max_inline as usize),
+            mask,
             max_wr,
             max_sge,
             max_inline,
@@ -92,7 +94,24 @@ impl SendQueue {
     }
 
     pub(crate) const fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.wqes) + size_of_val(&*self.sges) + self.inline.len()
+        let places = self.mask as usize + 1;
+        let sges = self.max_sge as usize * size_of::<Sge>();
+        places * (size_of::<SendWqe>() + sges + self.max_inline as usize)
+    }
+
+    /// The next place, in the first round. Never reallocates.
+    #[cold]
+    fn first_use(&mut self) {
+        let no_sge = Sge {
+            addr: 0,
+            len: 0,
+            lkey: crate::verbs::Lkey(0),
+        };
+        self.wqes.push(SendWqe::default());
+        self.sges
+            .extend(std::iter::repeat_n(no_sge, self.max_sge as usize));
+        self.inline
+            .extend(std::iter::repeat_n(0, self.max_inline as usize));
     }
 
     pub(crate) const fn max_wr(&self) -> u32 {
@@ -148,7 +167,7 @@ impl SendQueue {
     /// Takes a request that [`SendQueue::check`] has passed, of that length.
     #[inline]
     pub(crate) fn push(&mut self, wr: &SendWr<'_>, len: u32) {
-        let index = self.tail as usize & (self.wqes.len() - 1);
+        let index = (self.tail & self.mask) as usize;
         let (kind, remote, rkey, imm) = match wr.op {
             SendOp::Send => (Kind::Send, 0, 0, 0),
             SendOp::SendImm(imm) => (Kind::SendImm, 0, 0, imm),
@@ -157,6 +176,9 @@ impl SendQueue {
             SendOp::WriteImm { remote, rkey, imm } => (Kind::WriteImm, remote, rkey.0, imm),
             SendOp::Read { remote, rkey } => (Kind::Read, remote, rkey.0, 0),
         };
+        if index == self.wqes.len() {
+            self.first_use();
+        }
         let Some(wqe) = self.wqes.get_mut(index) else {
             return;
         };
@@ -186,18 +208,17 @@ impl SendQueue {
 
     #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<&SendWqe> {
-        self.wqes.get(index as usize & (self.wqes.len() - 1))
+        self.wqes.get((index & self.mask) as usize)
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut SendWqe> {
-        let mask = self.wqes.len() - 1;
-        self.wqes.get_mut(index as usize & mask)
+        self.wqes.get_mut((index & self.mask) as usize)
     }
 
     #[inline]
     pub(crate) fn sges(&self, index: u32, wqe: &SendWqe) -> &[Sge] {
-        let start = (index as usize & (self.wqes.len() - 1)) * self.max_sge as usize;
+        let start = (index & self.mask) as usize * self.max_sge as usize;
         self.sges
             .get(start..start + usize::from(wqe.sge_count))
             .unwrap_or(&[])
@@ -205,7 +226,7 @@ impl SendQueue {
 
     #[inline]
     pub(crate) fn inline(&self, index: u32, wqe: &SendWqe) -> &[u8] {
-        let start = (index as usize & (self.wqes.len() - 1)) * self.max_inline as usize;
+        let start = (index & self.mask) as usize * self.max_inline as usize;
         self.inline
             .get(start..start + usize::from(wqe.inline_len))
             .unwrap_or(&[])
@@ -221,7 +242,7 @@ impl SendQueue {
     #[inline]
     pub(crate) fn pop(&mut self) {
         self.head = self.head.wrapping_add(1);
-        if self.next.wrapping_sub(self.head) > self.wqes.len() as u32 {
+        if self.next.wrapping_sub(self.head) > self.mask + 1 {
             // Flushed before it was sent.
             self.next = self.head;
         }
