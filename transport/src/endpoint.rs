@@ -319,6 +319,18 @@ impl Endpoint {
         self.path.fault.as_ref().map(|fault| *fault.counters())
     }
 
+    /// Trains that the kernel has not finished with: it may still read the payload that they name.
+    #[must_use]
+    pub fn trains_in_flight(&self) -> usize {
+        self.port.trains_in_flight()
+    }
+
+    /// Takes back what the kernel could not send yet; completions follow. The engine's recovery sends
+    /// again what is still wanted.
+    pub fn cancel_trains(&mut self, reactor: &mut Reactor) {
+        self.port.cancel_trains(reactor);
+    }
+
     /// Bytes of datagrams that may wait in the socket, as granted by the kernel.
     #[must_use]
     pub fn receive_buffer_bytes(&self) -> u32 {

@@ -197,6 +197,11 @@ impl UdpPort {
         self.inner.sender.queue.in_flight()
     }
 
+    /// Asks the kernel to give up on trains that it has not sent yet; they complete soon after.
+    pub fn cancel_trains(&mut self, reactor: &mut Reactor) {
+        self.inner.sender.cancel(reactor);
+    }
+
     /// Whether no train is left for the engine until completions come.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {

@@ -118,6 +118,16 @@ impl Sender {
         }
     }
 
+    /// Cancels every train; those that are not in flight are not found.
+    pub(super) fn cancel(&mut self, reactor: &mut Reactor) {
+        for index in 0..self.slots.len() as u64 {
+            let token = Token::new(self.owner, super::SEND_SLOTS | index);
+            let cancel = Token::new(self.owner, super::CANCEL_SLOT);
+            // SAFETY: no pointers.
+            unsafe { reactor.submit(Op::Cancel { token }, cancel) };
+        }
+    }
+
     pub(super) fn on_completion(
         &mut self,
         id: TrainId,
