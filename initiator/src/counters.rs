@@ -3,7 +3,8 @@
 use flexins::counters::Counters;
 use flexins::port::PortCounters;
 
-/// Counters of a queue's transport engine and port. In thread mode they are those of the engine's thread.
+/// Counters of a queue's transport engine and port. Queue pairs of one thread (mode `thread`: of one engine thread)
+/// share them, and each reports the whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TransportCounters {
     /// The engine's.

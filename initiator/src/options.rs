@@ -63,7 +63,8 @@ pub struct ConnectOptions {
     pub poll_budget: Duration,
     /// Deliberate faults on our own packets, for tests.
     pub fault: Option<FaultConfig>,
-    /// Write every packet to this pcapng file; queue `n` of the controller adds `.q<n>` before the extension.
+    /// Write every packet to this pcapng file; queue `n` of the controller adds `.q<n>` before the extension. A
+    /// captured queue pair shares its endpoint with no other.
     pub capture: Option<PathBuf>,
 }
 

@@ -600,6 +600,81 @@ fn a_command_that_takes_too_long_times_out() {
 }
 
 #[test]
+fn queue_pairs_of_one_thread_share_an_endpoint_and_do_not_disturb_each_other() {
+    const QUEUES: usize = 6;
+    const READS: u64 = 16;
+    let (target, mut options) = start(|_| {});
+    options.nr_io_queues = QUEUES as u16;
+    let controller = Controller::connect(&options).unwrap();
+    let mut benches: Vec<Bench> = (0..QUEUES)
+        .map(|_| Bench::new(&controller, READS as u16))
+        .collect();
+    let lba_of = |queue: usize| queue as u64 * 8 * READS;
+    let data: Vec<Vec<u8>> = (0..QUEUES)
+        .map(|queue| pattern(queue as u64 + 1, READS as usize * 4096))
+        .collect();
+    for (queue, bench) in benches.iter_mut().enumerate() {
+        bench.write(lba_of(queue), &data[queue]).unwrap();
+    }
+    let submit = |bench: &mut Bench, queue: usize| {
+        bench.span(2 << 20, READS as u32 * 4096).fill(0xee);
+        for tag in 0..READS {
+            let span = bench.span((2 << 20) + tag * 4096, 4096);
+            let command = Command::read(NSID, lba_of(queue) + 8 * tag, 8, span);
+            bench.queue.submit(&command, tag).unwrap();
+        }
+    };
+    for (queue, bench) in benches.iter_mut().enumerate() {
+        submit(bench, queue);
+    }
+    // Waiting for the last sends and receives for all.
+    let mut out = Vec::new();
+    let last = benches.last_mut().unwrap();
+    let all = last
+        .queue
+        .wait(Duration::from_secs(10), READS as usize, &mut out);
+    assert_eq!(all, READS as usize);
+    assert_eq!(
+        benches[0].queue.transport_counters(),
+        benches[1].queue.transport_counters(),
+        "one endpoint"
+    );
+    // One goes with everything outstanding, another in order; the others keep what is theirs.
+    drop(benches.remove(0));
+    benches.pop().unwrap().queue.close(&mut out);
+    for (bench, data) in benches.iter_mut().zip(&data[1..]) {
+        out.clear();
+        let all = bench
+            .queue
+            .wait(Duration::from_secs(10), READS as usize, &mut out);
+        assert_eq!(all, READS as usize);
+        assert!(out.iter().all(|completion| completion.result.is_ok()));
+        let mut read = vec![0; READS as usize * 4096];
+        bench
+            .span(2 << 20, READS as u32 * 4096)
+            .copy_to_slice(&mut read);
+        assert_eq!(&read, data);
+    }
+    // Their places serve others.
+    for queue in [0, 5] {
+        let mut bench = Bench::new(&controller, READS as u16);
+        let read = bench.read(lba_of(queue), 4096).unwrap();
+        assert_eq!(read, data[queue][..4096]);
+    }
+    // A thread of its own has an endpoint of its own.
+    let elsewhere = controller.clone();
+    let counters = std::thread::spawn(move || {
+        let mut bench = Bench::new(&elsewhere, 4);
+        bench.read(0, 4096).unwrap();
+        bench.queue.transport_counters()
+    });
+    let ours = benches[0].queue.transport_counters();
+    assert!(counters.join().unwrap().port.segments_rx < ours.port.segments_rx);
+    drop((benches, controller));
+    assert!(target.shutdown());
+}
+
+#[test]
 fn descriptors_and_memory_return_after_connect_and_disconnect() {
     let (target, options) = start(|_| {});
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();

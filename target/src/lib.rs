@@ -31,7 +31,6 @@ pub mod counters;
 pub mod directory;
 mod draft;
 pub mod error;
-pub mod media;
 pub mod queue;
 pub mod snapshot;
 pub mod stats;

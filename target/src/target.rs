@@ -64,7 +64,6 @@ impl Target {
             started: Instant::now(),
             address: config.listener.address,
             threads,
-            claims: Mutex::default(),
             mail: OnceLock::new(),
         });
         let mut target = Self {

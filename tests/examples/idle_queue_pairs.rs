@@ -1,4 +1,5 @@
-//! Opens a number of I/O queue pairs and keeps them idle until it is killed: for measuring what one costs.
+//! Opens a number of I/O queue pairs in one thread and keeps them idle until it is killed: for measuring what one
+//! costs.
 //!
 //! `idle_queue_pairs UDP_PORT COUNT` prints `ready COUNT` when they are open.
 

@@ -10,4 +10,3 @@ pub mod process;
 pub mod setup;
 pub mod skip;
 pub mod target;
-pub mod vm;

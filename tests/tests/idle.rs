@@ -1,11 +1,14 @@
-//! A target with nothing to do costs nothing, with or without hosts connected.
+//! Idleness is cheap: a target with nothing to do uses no processor time, with or without hosts connected, and a
+//! queue pair that waits uses little memory.
 
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use flexblk_initiator::{ConnectOptions, Controller, Host, QueuePairOptions};
-use flexblk_tests::proc::CpuMeter;
+use flexblk_tests::proc::{CpuMeter, resident_bytes};
+use flexblk_tests::process::{Process, eventually};
 use flexblk_tests::setup::Setup;
 use flexblk_tests::target::{SUBNQN, Target};
 
@@ -32,5 +35,30 @@ fn an_idle_target_uses_less_than_one_percent_of_a_core() -> Result<()> {
     let connected = percent_while_idle(&target)?;
     assert!(connected < 1.0, "{connected:.2} % with an idle host");
     drop(queue);
+    Ok(())
+}
+
+/// Memory of the initiator with so many idle queue pairs, all of one thread.
+fn resident_with(setup: &Setup, target: &Target, queue_pairs: u64) -> Result<u64> {
+    let mut command = Command::new(&setup.binaries().idle_queue_pairs);
+    command.args([target.udp_port().to_string(), queue_pairs.to_string()]);
+    let mut process = Process::spawn(&mut command, "idle", setup.path())?;
+    let ready = format!("ready {queue_pairs}\n");
+    eventually("the queue pairs are open", Duration::from_secs(30), || {
+        process.stdout().contains("ready") || !matches!(process.status(), Ok(None))
+    })?;
+    ensure!(process.stdout().contains(&ready), "{}", process.tail());
+    resident_bytes(process.id())
+}
+
+#[test]
+fn an_idle_queue_pair_costs_the_initiator_less_than_64_kib() -> Result<()> {
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    // The first brings the thread's reactor and endpoint and the controller with it.
+    let one = resident_with(&setup, &target, 1)?;
+    let many = resident_with(&setup, &target, 64)?;
+    let each = many.saturating_sub(one) / 63;
+    assert!(each < 64 << 10, "{} KiB", each >> 10);
     Ok(())
 }

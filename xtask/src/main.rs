@@ -11,7 +11,6 @@ mod signals;
 mod soak;
 mod table;
 mod test;
-mod vm;
 
 use std::process::ExitCode;
 

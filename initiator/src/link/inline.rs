@@ -1,143 +1,85 @@
-//! Engine mode `inline`: reactor and endpoint of our own, in the caller's thread.
+//! Engine mode `inline`: the engine of our thread, driven by its links' turns.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use flexblk_reactor::{Completion, Config, Reactor, SharedMemory, Span, Wait, Waker};
-use flexins::endpoint::Endpoint;
-use flexins::engine::ConnEvent;
+use flexblk_reactor::{SharedMemory, Span, Wait, Waker};
+use flexins::engine::Engine;
 use flexins::verbs::{
-    Access, Cq, Lkey, Pd, PostError, QpInit, Qpn, SendWr, VerbsError, WcStatus, WorkCompletion,
+    Access, Cq, Lkey, Mr, Pd, PostError, QpInit, Qpn, SendWr, VerbsError, WorkCompletion,
 };
 
+use super::home::{self, Place, SharedHome};
 use super::open::{OpenArgs, Outcome};
 use super::rdma::{MAX_INLINE_BYTES, queue_sizes};
 use super::verbs::{Registered, Verbs};
 use crate::{Error, LostReason, TransportCounters};
 
-/// Owner of the endpoint's operations on our reactor.
-const PORT: u8 = 1;
 /// What a controller may do with memory whose key it was given.
 const ACCESS: Access = Access::LOCAL_WRITE
     .union(Access::REMOTE_WRITE)
     .union(Access::REMOTE_READ);
+/// How long the end of a queue pair waits for the kernel to have sent what it was given; and once more after that
+/// was cancelled.
+const SENT_WITHIN: Duration = Duration::from_secs(1);
 
 /// A queue pair of an engine in this thread.
 pub(crate) struct InlineVerbs {
+    home: SharedHome,
+    place: Place,
     /// `None` once closed.
-    inner: Option<Inner>,
+    queue: Option<Queue>,
     /// As they were when it was closed.
     counters: TransportCounters,
 }
 
-struct Inner {
-    // The reactor goes first: its drop waits for operations that use the endpoint's buffers and the caller's memory.
-    reactor: Reactor,
-    endpoint: Endpoint,
+/// What this queue pair has on the shared engine.
+struct Queue {
     pd: Pd,
     cq: Cq,
     qpn: Qpn,
-    completions: Vec<Completion>,
-    /// A message that is no response came.
-    stray_message: bool,
-    lost: Option<LostReason>,
-    disconnected: bool,
+    /// Registered by us, to be closed with us.
+    regions: Vec<Lkey>,
 }
 
 impl InlineVerbs {
-    /// Makes an endpoint and connects a queue pair; the private data of the answer is in the outcome.
+    /// Connects a queue pair on the thread's endpoint; the private data of the answer is in the outcome.
     pub(crate) fn connect(args: &OpenArgs<'_>) -> Result<(InlineVerbs, Outcome), Error> {
         let deadline = Instant::now() + args.options.connect_timeout;
-        let config = Config {
-            poll_budget: args.options.poll_budget,
-            name: "flexblk queue",
-            ..Config::default()
+        let shared = home::of_this_thread(args.options)?;
+        let mut home = shared.borrow_mut();
+        let place = home.join(args)?;
+        let made = home
+            .engine(place)
+            .ok_or(Error::Lost(LostReason::Closed))
+            .and_then(|engine| Queue::connect(engine, args, place));
+        let queue = match made {
+            Ok(queue) => queue,
+            Err(error) => {
+                home.leave(place);
+                return Err(error);
+            }
         };
-        let mut reactor = Reactor::new(&config).map_err(|e| Error::Transport(e.to_string()))?;
-        let mut endpoint = Endpoint::bind(&mut reactor, PORT, args.endpoint())
-            .map_err(|e| Error::Transport(e.to_string()))?;
-        let sizes = queue_sizes(args.depth);
-        let verbs = |e: VerbsError| Error::Transport(e.to_string());
-        let engine = endpoint.engine();
-        let pd = engine.alloc_pd();
-        let cq = engine.create_cq(sizes.completions).map_err(verbs)?;
-        let init = QpInit {
-            pd,
-            send_cq: cq,
-            recv_cq: cq,
-            max_send_wr: sizes.sends,
-            max_recv_wr: sizes.receives,
-            max_sge: 1,
-            max_inline: MAX_INLINE_BYTES as u32,
-            inline_recv: true,
-            user: 0,
+        drop(home);
+        let mut verbs = InlineVerbs {
+            home: shared,
+            place,
+            queue: Some(queue),
+            counters: TransportCounters::default(),
         };
-        let qpn = engine.create_qp(&init).map_err(verbs)?;
-        engine
-            .post_recv_in_place(qpn, sizes.receives)
-            .map_err(|e| Error::Transport(e.to_string()))?;
-        let mut inner = Inner {
-            reactor,
-            endpoint,
-            pd,
-            cq,
-            qpn,
-            completions: Vec::with_capacity(256),
-            stray_message: false,
-            lost: None,
-            disconnected: false,
-        };
-        let now = Instant::now();
-        inner
-            .endpoint
-            .engine()
-            .connect(qpn, args.address, args.service(), &args.request(), now)
-            .map_err(|e| Error::Transport(e.to_string()))?;
-        let outcome = inner.wait_connected(deadline)?;
-        Ok((
-            InlineVerbs {
-                inner: Some(inner),
-                counters: TransportCounters::default(),
-            },
-            outcome,
-        ))
+        let outcome = verbs.wait_connected(deadline)?;
+        Ok((verbs, outcome))
     }
-}
 
-impl Inner {
     fn wait_connected(&mut self, deadline: Instant) -> Result<Outcome, Error> {
+        let mut home = self.home.borrow_mut();
         loop {
-            self.turn(Wait::Until(deadline)).map_err(Error::Lost)?;
-            while let Some(event) = self.endpoint.engine().poll_cm() {
-                match event {
-                    ConnEvent::Established {
-                        private,
-                        params,
-                        mtu_bytes,
-                        ..
-                    } => {
-                        let private = private.as_slice().to_vec();
-                        return Ok(Outcome::Established {
-                            private,
-                            flexins: params.is_some(),
-                            mtu_bytes,
-                        });
-                    }
-                    ConnEvent::Rejected {
-                        reason, private, ..
-                    } => {
-                        return Ok(Outcome::Rejected {
-                            reason,
-                            private: private.as_slice().to_vec(),
-                        });
-                    }
-                    ConnEvent::Unreachable { .. }
-                    | ConnEvent::Disconnected { .. }
-                    | ConnEvent::Broken { .. } => {
-                        return Ok(Outcome::Unreachable);
-                    }
-                    ConnEvent::ConnectRequest { .. } => {}
-                }
+            home.turn(Wait::Until(deadline)).map_err(Error::Lost)?;
+            if let Some(outcome) = home
+                .state(self.place)
+                .and_then(|state| state.outcome.take())
+            {
+                return Ok(outcome);
             }
             if Instant::now() >= deadline {
                 return Ok(Outcome::Unreachable);
@@ -145,183 +87,216 @@ impl Inner {
         }
     }
 
-    /// Once around: send, receive, timers.
-    #[inline]
-    fn turn(&mut self, wait: Wait) -> Result<(), LostReason> {
-        let mut wait = wait;
-        let now = self.reactor.now();
-        if wait != Wait::Poll {
-            if self.reactor.will_sleep() {
-                // Last chance to acknowledge what was received before nobody is awake to do it.
-                self.endpoint.prepare_sleep(now);
-            }
-            if let Some(timer) = self.endpoint.next_timeout() {
-                wait = match wait {
-                    Wait::Until(until) => Wait::Until(until.min(timer)),
-                    _ => Wait::Until(timer),
-                };
-            }
-        }
-        self.endpoint.flush(&mut self.reactor, now);
-        self.reactor
-            .turn(wait, &mut self.completions)
-            .map_err(|error| {
-                tracing::error!(%error, "reactor");
-                LostReason::Protocol
-            })?;
-        let stray = &mut self.stray_message;
-        for completion in self.completions.drain(..) {
-            if completion.token.owner() == PORT {
-                self.endpoint
-                    .on_completion(&mut self.reactor, &completion, &mut |_, _, _| *stray = true);
+    /// Registers memory, and notes that it is ours to close.
+    fn register_with(
+        &mut self,
+        register: impl FnOnce(&mut Engine, Pd) -> Result<Mr, VerbsError>,
+    ) -> Result<Registered, VerbsError> {
+        let gone = VerbsError::Unknown("queue pair");
+        let queue = self.queue.as_mut().ok_or(gone)?;
+        let mut home = self.home.borrow_mut();
+        let region = register(home.engine(self.place).ok_or(gone)?, queue.pd)?;
+        queue.regions.push(region.lkey);
+        Ok(Registered::Region(region))
+    }
+}
+
+impl Queue {
+    fn connect(engine: &mut Engine, args: &OpenArgs<'_>, place: Place) -> Result<Queue, Error> {
+        let (address, service) = (args.address, args.service());
+        let queue = Queue::create(engine, args.depth, place)
+            .map_err(|e| Error::Transport(e.to_string()))?;
+        match engine.connect(queue.qpn, address, service, &args.request(), Instant::now()) {
+            Ok(_) => Ok(queue),
+            Err(error) => {
+                queue.destroy(engine);
+                Err(Error::Transport(error.to_string()))
             }
         }
-        let now = self.reactor.now();
-        if self.endpoint.next_timeout().is_some_and(|at| at <= now) {
-            self.endpoint
-                .handle_timeout(now, &mut |_, _, _| *stray = true);
-        }
-        Ok(())
     }
 
-    fn take_events(&mut self) {
-        while let Some(event) = self.endpoint.engine().poll_cm() {
-            let reason = match event {
-                ConnEvent::Disconnected { .. } => {
-                    self.disconnected = true;
-                    LostReason::PeerClosed
-                }
-                ConnEvent::Broken {
-                    status: WcStatus::RetryExcErr | WcStatus::RnrRetryExcErr,
-                    ..
-                } => LostReason::Retries,
-                ConnEvent::Broken { .. } => LostReason::Protocol,
-                _ => continue,
+    fn create(engine: &mut Engine, depth: u16, place: Place) -> Result<Queue, VerbsError> {
+        let sizes = queue_sizes(depth);
+        let pd = engine.alloc_pd();
+        let made = engine.create_cq(sizes.completions).and_then(|cq| {
+            let init = QpInit {
+                pd,
+                send_cq: cq,
+                recv_cq: cq,
+                max_send_wr: sizes.sends,
+                max_recv_wr: sizes.receives,
+                max_sge: 1,
+                max_inline: MAX_INLINE_BYTES as u32,
+                inline_recv: true,
+                user: place.user(),
             };
-            self.lost.get_or_insert(reason);
+            let qpn = engine.create_qp(&init).inspect_err(|_| {
+                let _ = engine.destroy_cq(cq);
+            })?;
+            Ok((cq, qpn))
+        });
+        let (cq, qpn) = made.inspect_err(|_| {
+            let _ = engine.dealloc_pd(pd);
+        })?;
+        let queue = Queue {
+            pd,
+            cq,
+            qpn,
+            regions: Vec::new(),
+        };
+        match engine.post_recv_in_place(qpn, sizes.receives) {
+            Ok(()) => Ok(queue),
+            Err(_) => {
+                queue.destroy(engine);
+                Err(VerbsError::Parameter("receive credits"))
+            }
         }
-        if self.stray_message {
-            self.lost.get_or_insert(LostReason::Protocol);
+    }
+
+    /// Takes everything off the engine. The connection ends, if it has not yet.
+    fn destroy(self, engine: &mut Engine) {
+        let result = engine
+            .destroy_qp(self.qpn, Instant::now())
+            .and_then(|()| engine.destroy_cq(self.cq));
+        debug_assert_eq!(result, Ok(()));
+        for lkey in self.regions {
+            let result = engine.deregister(lkey);
+            debug_assert_eq!(result, Ok(()));
         }
+        let result = engine.dealloc_pd(self.pd);
+        debug_assert_eq!(result, Ok(()));
     }
 }
 
 impl Verbs for InlineVerbs {
     fn now(&self) -> Instant {
-        self.inner
-            .as_ref()
-            .map_or_else(Instant::now, |inner| inner.reactor.now())
+        self.home.borrow().now()
     }
 
     fn waker(&self) -> Option<Waker> {
-        self.inner.as_ref().map(|inner| inner.reactor.waker())
+        Some(self.home.borrow_mut().reactor().waker())
     }
 
     fn register(&mut self, memory: Span) -> Result<Registered, VerbsError> {
-        let inner = self
-            .inner
-            .as_mut()
-            .ok_or(VerbsError::Unknown("queue pair"))?;
-        inner
-            .endpoint
-            .engine()
-            .register(inner.pd, memory, ACCESS)
-            .map(Registered::Region)
+        self.register_with(|engine, pd| engine.register(pd, memory, ACCESS))
     }
 
     fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Registered, VerbsError> {
-        let inner = self
-            .inner
-            .as_mut()
-            .ok_or(VerbsError::Unknown("queue pair"))?;
-        let engine = inner.endpoint.engine();
-        engine
-            .register_memory(inner.pd, memory, 0, memory.len(), ACCESS)
-            .map(Registered::Region)
+        self.register_with(|engine, pd| engine.register_memory(pd, memory, 0, memory.len(), ACCESS))
     }
 
     fn deregister(&mut self, lkey: u32) -> Result<(), VerbsError> {
-        let inner = self
-            .inner
-            .as_mut()
-            .ok_or(VerbsError::Unknown("queue pair"))?;
-        inner.endpoint.engine().deregister(Lkey::from_bits(lkey))
+        let gone = VerbsError::Unknown("queue pair");
+        let queue = self.queue.as_mut().ok_or(gone)?;
+        let lkey = Lkey::from_bits(lkey);
+        let mut home = self.home.borrow_mut();
+        home.engine(self.place).ok_or(gone)?.deregister(lkey)?;
+        queue.regions.retain(|region| *region != lkey);
+        Ok(())
     }
 
     #[inline]
     fn post_send(&mut self, wr: &SendWr<'_>) -> Result<(), PostError> {
-        let inner = self.inner.as_mut().ok_or(PostError::UnknownQp)?;
-        inner.endpoint.engine().post_send(inner.qpn, wr)
+        let queue = self.queue.as_ref().ok_or(PostError::UnknownQp)?;
+        let mut home = self.home.borrow_mut();
+        let engine = home.engine(self.place).ok_or(PostError::UnknownQp)?;
+        engine.post_send(queue.qpn, wr)
     }
 
     fn post_receives(&mut self, count: u32) -> Result<(), PostError> {
-        let inner = self.inner.as_mut().ok_or(PostError::UnknownQp)?;
-        inner.endpoint.engine().post_recv_in_place(inner.qpn, count)
+        let queue = self.queue.as_ref().ok_or(PostError::UnknownQp)?;
+        let mut home = self.home.borrow_mut();
+        let engine = home.engine(self.place).ok_or(PostError::UnknownQp)?;
+        engine.post_recv_in_place(queue.qpn, count)
     }
 
     #[inline]
     fn turn(&mut self, wait: Wait, out: &mut Vec<WorkCompletion>) -> Result<(), LostReason> {
-        let inner = self.inner.as_mut().ok_or(LostReason::Closed)?;
-        // What is there already is not to be slept on.
-        let wait = if inner.endpoint.engine().poll_cq(inner.cq, out) > 0 {
+        let queue = self.queue.as_ref().ok_or(LostReason::Closed)?;
+        let mut home = self.home.borrow_mut();
+        // What is there already, because another link turned, is not to be slept on.
+        let waiting = home
+            .engine(self.place)
+            .map_or(0, |engine| engine.poll_cq(queue.cq, out));
+        let over = home
+            .state(self.place)
+            .is_none_or(|state| state.lost.is_some());
+        home.turn(if waiting > 0 || over {
             Wait::Poll
         } else {
             wait
-        };
-        inner.turn(wait)?;
-        inner.endpoint.engine().poll_cq(inner.cq, out);
-        inner.take_events();
-        inner.lost.map_or(Ok(()), Err)
+        })?;
+        if let Some(engine) = home.engine(self.place) {
+            engine.poll_cq(queue.cq, out);
+        }
+        match home.state(self.place) {
+            Some(state) => state.lost.map_or(Ok(()), Err),
+            None => Err(LostReason::Closed),
+        }
     }
 
     fn pause(&mut self) {
-        if let Some(inner) = &mut self.inner {
-            let now = inner.reactor.now();
-            inner.endpoint.prepare_sleep(now);
+        if self.queue.is_some() {
+            let mut home = self.home.borrow_mut();
+            home.prepare_sleep();
             // A failing reactor shows at the next turn.
-            let _ = inner.turn(Wait::Poll);
+            let _ = home.turn(Wait::Poll);
         }
     }
 
     fn close(&mut self, until: Instant) {
-        let Some(mut inner) = self.inner.take() else {
+        let Some(queue) = self.queue.take() else {
             return;
         };
+        let mut home = self.home.borrow_mut();
+        let place = self.place;
         // The request to disconnect leaves in any case; its confirmation is waited for until `until`.
-        let _ = inner
-            .endpoint
-            .engine()
-            .disconnect(inner.qpn, Instant::now());
+        if let Some(engine) = home.engine(place) {
+            let _ = engine.disconnect(queue.qpn, Instant::now());
+        }
         loop {
-            if inner
-                .turn(Wait::Until(until.max(inner.reactor.now())))
-                .is_err()
-            {
+            let wait = Wait::Until(until.max(home.now()));
+            if home.turn(wait).is_err() {
                 break;
             }
-            inner.take_events();
-            if inner.disconnected || Instant::now() >= until {
+            let over = home.state(place).is_none_or(|state| state.disconnected);
+            if over || Instant::now() >= until {
                 break;
             }
         }
-        let _ = inner
-            .endpoint
-            .engine()
-            .destroy_qp(inner.qpn, Instant::now());
-        self.counters = inner.counters();
-        // Dropping the reactor waits for the kernel; after that nobody touches the caller's memory.
+        if let Some(engine) = home.engine(place) {
+            queue.destroy(engine);
+        }
+        // Nobody but the kernel can touch the caller's memory now: wait until it has sent what names it.
+        let mut give_up = Instant::now() + SENT_WITHIN;
+        let mut cancelled = false;
+        while home.turn(Wait::Poll).is_ok() && home.is_sending(place) {
+            if Instant::now() < give_up {
+                let _ = home.turn(Wait::Until(give_up));
+            } else if cancelled {
+                tracing::warn!("the kernel does not let go of what it was to send");
+                break;
+            } else {
+                cancelled = true;
+                home.cancel_sends(place);
+                give_up = Instant::now() + SENT_WITHIN;
+            }
+        }
+        self.counters = home.counters(place);
+        home.leave(place);
     }
 
     fn counters(&self) -> TransportCounters {
-        self.inner.as_ref().map_or(self.counters, Inner::counters)
+        match self.queue {
+            Some(_) => self.home.borrow().counters(self.place),
+            None => self.counters,
+        }
     }
 }
 
-impl Inner {
-    fn counters(&self) -> TransportCounters {
-        TransportCounters {
-            engine: *self.endpoint.counters(),
-            port: self.endpoint.port_counters(),
-        }
+impl Drop for InlineVerbs {
+    fn drop(&mut self) {
+        let now = self.now();
+        self.close(now);
     }
 }

@@ -3,6 +3,7 @@
 //! A link carries one queue: capsules out, data both ways, responses in. It decides how data travels
 //! (in the capsule, by RDMA, in PDUs) and tells when it no longer needs a command's buffer.
 
+mod home;
 mod inline;
 pub(crate) mod open;
 mod rdma;

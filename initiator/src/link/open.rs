@@ -115,8 +115,8 @@ impl OpenArgs<'_> {
         request.bytes().to_vec()
     }
 
-    /// Where and how our endpoint works.
-    pub(crate) fn endpoint(&self) -> EndpointConfig {
+    /// Where and how our endpoint works; `group` is free on its reactor.
+    pub(crate) fn endpoint(&self, group: u16) -> EndpointConfig {
         let options = self.options;
         let any = match self.address {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -125,9 +125,6 @@ impl OpenArgs<'_> {
         let mut engine = EngineConfig {
             digest: options.digest,
             tx: options.tx,
-            max_qps: 64,
-            max_cqs: 64,
-            max_mrs: 4096,
             ..EngineConfig::default()
         };
         engine.mtu = options.mtu.unwrap_or(engine.mtu);
@@ -136,6 +133,7 @@ impl OpenArgs<'_> {
             peer: Some(self.address),
             rx: options.rx,
             fault: options.fault,
+            buffer_group: group,
             capture: options
                 .capture
                 .as_deref()
@@ -153,7 +151,7 @@ impl OpenArgs<'_> {
     }
 }
 
-/// `trace.pcapng` becomes `trace.q1.pcapng`: each queue has an engine, and a file, of its own.
+/// `trace.pcapng` becomes `trace.q1.pcapng`: each captured queue has an engine, and a file, of its own.
 fn capture_path(path: &Path, qid: Qid) -> PathBuf {
     let extension = path
         .extension()

@@ -20,15 +20,20 @@ pub(crate) const MAX_INLINE_BYTES: usize = 64 + MAX_SMALL_BYTES;
 /// Room in the queues of a queue pair for `depth` commands.
 ///
 /// A command's send request may outlive its response (the acknowledgement was lost), so there are twice as
-/// many; receive credits are given back in batches of `depth`.
+/// many; receive credits are given back in batches of `depth`. Rings have a power of two of places: twice a depth
+/// that is one stays one.
 pub(crate) const fn queue_sizes(depth: u16) -> QueueSizes {
-    let depth = depth as u32;
+    let twice = 2 * depth as u32;
+    let twice = if twice < FEWEST { FEWEST } else { twice };
     QueueSizes {
-        sends: 2 * depth + 16,
-        receives: 2 * depth + 16,
-        completions: 4 * depth + 32,
+        sends: twice,
+        receives: twice,
+        completions: 2 * twice,
     }
 }
+
+/// Requests of a queue, however shallow.
+const FEWEST: u32 = 32;
 
 pub(crate) struct QueueSizes {
     pub(crate) sends: u32,

@@ -58,7 +58,9 @@ pub(crate) fn start_engine(
         poll_budget: args.options.poll_budget,
         ..ThreadConfig::default()
     };
-    Ok(Arc::new(spawn(args.endpoint(), config).map_err(transport)?))
+    Ok(Arc::new(
+        spawn(args.endpoint(0), config).map_err(transport)?,
+    ))
 }
 
 impl ThreadVerbs {

@@ -162,13 +162,7 @@ fn effects() -> Effects {
     for opcode in [nvm::FLUSH, nvm::READ, nvm::COMPARE, nvm::VERIFY] {
         effects.set_io(opcode, CommandEffects::SUPPORTED);
     }
-    for opcode in [
-        nvm::WRITE,
-        nvm::WRITE_UNCORRECTABLE,
-        nvm::WRITE_ZEROES,
-        nvm::DATASET_MANAGEMENT,
-        nvm::COPY,
-    ] {
+    for opcode in [nvm::WRITE, nvm::WRITE_ZEROES, nvm::DATASET_MANAGEMENT] {
         effects.set_io(opcode, CommandEffects::WRITES);
     }
     effects

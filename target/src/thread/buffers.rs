@@ -174,18 +174,11 @@ impl Buffers {
             .collect()
     }
 
-    /// `len` bytes from `offset` on as the memory of a device's I/O.
-    pub(crate) fn io(&self, id: HeldId, offset: u32, len: u32) -> IoBuffers {
+    /// As the memory of a device's I/O.
+    pub(crate) fn io(&self, id: HeldId, len: u32) -> IoBuffers {
         let mut fixed = None;
         let mut io = IoBuffers::default();
-        let mut skip = offset;
-        for (class, span) in self.pieces(id, offset.saturating_add(len)) {
-            let skipped = skip.min(span.len());
-            skip -= skipped;
-            let rest = span.sub(skipped, span.len() - skipped);
-            let Some(span) = rest.filter(|span| !span.is_empty()) else {
-                continue;
-            };
+        for (class, span) in self.pieces(id, len) {
             fixed = class.fixed;
             io.spans.push(span);
         }

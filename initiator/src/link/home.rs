@@ -1,0 +1,365 @@
+//! What the links of one thread share: a reactor, and the FlexiNS endpoints on it.
+//!
+//! A ring, a socket with its receive buffers and a set of trains cost some hundred KiB; a queue pair by itself a
+//! tenth of that. So a thread has them once. Whichever link turns, turns for all: what arrives for another waits
+//! in its completion queue, acknowledged.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+
+use flexblk_reactor::{Completion, Config, Reactor, Wait};
+use flexins::endpoint::Endpoint;
+use flexins::engine::{ConnEvent, Engine};
+use flexins::middleware::FaultConfig;
+use flexins::verbs::{Digest, WcStatus};
+
+use super::open::{OpenArgs, Outcome};
+use crate::options::{RxMode, TxMode};
+use crate::{ConnectOptions, Error, LostReason, TransportCounters};
+
+/// Endpoints of one reactor at most: their owner numbers on it are `0..MAX_ENDPOINTS`.
+const MAX_ENDPOINTS: usize = 64;
+/// Submission queue entries. What is in flight at once is trains (32 of an endpoint) and receives; a full queue
+/// only means one more system call. Each entry costs 136 bytes with its share of the completion queue.
+const RING_ENTRIES: u32 = 256;
+
+/// A thread's reactor with everything on it; its links hold it.
+pub(crate) type SharedHome = Rc<RefCell<Home>>;
+
+pub(crate) struct Home {
+    // The reactor goes first: its drop waits for operations that use the endpoints' buffers and callers' memory.
+    reactor: Reactor,
+    endpoints: Vec<Slot>,
+    completions: Vec<Completion>,
+    poll_budget: Duration,
+}
+
+/// One endpoint and the queue pairs on it.
+struct Slot {
+    key: Key,
+    endpoint: Endpoint,
+    /// By the queue pairs' `user` words.
+    queues: Vec<Option<QueueState>>,
+}
+
+/// Queue pairs whose options agree in this share an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Key {
+    peer: SocketAddr,
+    from: Option<IpAddr>,
+    tx: TxMode,
+    rx: RxMode,
+    digest: Digest,
+    mtu: Option<u32>,
+    fault: Option<FaultConfig>,
+}
+
+/// What happened to a queue pair, possibly while another's link turned.
+#[derive(Default)]
+pub(crate) struct QueueState {
+    /// How its connection attempt ended.
+    pub(crate) outcome: Option<Outcome>,
+    pub(crate) lost: Option<LostReason>,
+    pub(crate) disconnected: bool,
+}
+
+thread_local! {
+    /// The reactors that links of this thread keep alive: one, unless their polling budgets differ.
+    static HOMES: RefCell<Vec<Weak<RefCell<Home>>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The calling thread's reactor with that polling budget; a new one when there is none. A queue pair that is
+/// captured has one for itself, because the capture is a file of its own.
+pub(crate) fn of_this_thread(options: &ConnectOptions) -> Result<SharedHome, Error> {
+    if options.capture.is_some() {
+        return Ok(Rc::new(RefCell::new(Home::new(options)?)));
+    }
+    HOMES.with_borrow_mut(|homes| {
+        homes.retain(|home| home.strong_count() > 0);
+        let fits = |home: &SharedHome| {
+            let home = home.borrow();
+            home.poll_budget == options.poll_budget && home.endpoints.len() < MAX_ENDPOINTS
+        };
+        if let Some(home) = homes.iter().filter_map(Weak::upgrade).find(fits) {
+            return Ok(home);
+        }
+        let home = Rc::new(RefCell::new(Home::new(options)?));
+        homes.push(Rc::downgrade(&home));
+        Ok(home)
+    })
+}
+
+impl Home {
+    fn new(options: &ConnectOptions) -> Result<Home, Error> {
+        let config = Config {
+            entries: RING_ENTRIES,
+            poll_budget: options.poll_budget,
+            name: "flexblk queues",
+        };
+        Ok(Home {
+            reactor: Reactor::new(&config).map_err(|e| Error::Transport(e.to_string()))?,
+            endpoints: Vec::new(),
+            completions: Vec::with_capacity(256),
+            poll_budget: options.poll_budget,
+        })
+    }
+
+    pub(crate) fn reactor(&mut self) -> &mut Reactor {
+        &mut self.reactor
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.reactor.now()
+    }
+
+    /// A place for one more queue pair on an endpoint that suits it. An endpoint stays as long as its reactor: the
+    /// next connection to the same target finds it again.
+    pub(crate) fn join(&mut self, args: &OpenArgs<'_>) -> Result<Place, Error> {
+        let key = Key::of(args);
+        let known = self.endpoints.iter().position(|slot| slot.key == key);
+        let endpoint = match known {
+            Some(endpoint) => endpoint,
+            None => {
+                let owner = self.endpoints.len();
+                let endpoint =
+                    Endpoint::bind(&mut self.reactor, owner as u8, args.endpoint(owner as u16))
+                        .map_err(|e| Error::Transport(e.to_string()))?;
+                self.endpoints.push(Slot {
+                    key,
+                    endpoint,
+                    queues: Vec::new(),
+                });
+                owner
+            }
+        };
+        let queues = &mut self.slot(endpoint)?.queues;
+        let queue = match queues.iter().position(Option::is_none) {
+            Some(free) => free,
+            None => {
+                queues.push(None);
+                queues.len() - 1
+            }
+        };
+        if let Some(place) = queues.get_mut(queue) {
+            *place = Some(QueueState::default());
+        }
+        Ok(Place { endpoint, queue })
+    }
+
+    /// The queue pair is destroyed.
+    pub(crate) fn leave(&mut self, place: Place) {
+        if let Some(slot) = self.endpoints.get_mut(place.endpoint)
+            && let Some(state) = slot.queues.get_mut(place.queue)
+        {
+            *state = None;
+        }
+    }
+
+    #[inline]
+    pub(crate) fn engine(&mut self, place: Place) -> Option<&mut Engine> {
+        Some(self.endpoints.get_mut(place.endpoint)?.endpoint.engine())
+    }
+
+    pub(crate) fn state(&mut self, place: Place) -> Option<&mut QueueState> {
+        self.endpoints
+            .get_mut(place.endpoint)?
+            .queues
+            .get_mut(place.queue)?
+            .as_mut()
+    }
+
+    pub(crate) fn counters(&self, place: Place) -> TransportCounters {
+        self.endpoints
+            .get(place.endpoint)
+            .map_or_else(TransportCounters::default, |slot| TransportCounters {
+                engine: *slot.endpoint.counters(),
+                port: slot.endpoint.port_counters(),
+            })
+    }
+
+    /// Whether the kernel still reads what the endpoint sent, whichever queue pair it was of.
+    pub(crate) fn is_sending(&self, place: Place) -> bool {
+        self.endpoints
+            .get(place.endpoint)
+            .is_some_and(|slot| slot.endpoint.trains_in_flight() > 0)
+    }
+
+    /// Gives up on what the kernel could not send until now.
+    pub(crate) fn cancel_sends(&mut self, place: Place) {
+        if let Some(slot) = self.endpoints.get_mut(place.endpoint) {
+            slot.endpoint.cancel_trains(&mut self.reactor);
+        }
+    }
+
+    /// Acknowledges what was received, with the next turn.
+    pub(crate) fn prepare_sleep(&mut self) {
+        let now = self.reactor.now();
+        for slot in &mut self.endpoints {
+            slot.endpoint.prepare_sleep(now);
+        }
+    }
+
+    /// Once around, for every link of the thread: send, receive, timers.
+    #[inline]
+    pub(crate) fn turn(&mut self, wait: Wait) -> Result<(), LostReason> {
+        let mut wait = wait;
+        let now = self.reactor.now();
+        if wait != Wait::Poll {
+            if self.reactor.will_sleep() {
+                // Last chance to acknowledge what was received before nobody is awake to do it.
+                self.prepare_sleep();
+            }
+            for slot in &self.endpoints {
+                if let Some(timer) = slot.endpoint.next_timeout() {
+                    wait = match wait {
+                        Wait::Until(until) => Wait::Until(until.min(timer)),
+                        _ => Wait::Until(timer),
+                    };
+                }
+            }
+        }
+        for slot in &mut self.endpoints {
+            slot.endpoint.flush(&mut self.reactor, now);
+        }
+        self.reactor
+            .turn(wait, &mut self.completions)
+            .map_err(|error| {
+                tracing::error!(%error, "reactor");
+                LostReason::Protocol
+            })?;
+        for completion in self.completions.drain(..) {
+            let owner = usize::from(completion.token.owner());
+            if let Some(slot) = self.endpoints.get_mut(owner) {
+                slot.on_completion(&mut self.reactor, &completion);
+            }
+        }
+        let now = self.reactor.now();
+        for slot in &mut self.endpoints {
+            slot.after_turn(now);
+        }
+        Ok(())
+    }
+
+    fn slot(&mut self, endpoint: usize) -> Result<&mut Slot, Error> {
+        self.endpoints
+            .get_mut(endpoint)
+            .ok_or(Error::Protocol("no such endpoint"))
+    }
+}
+
+/// A queue pair's place in its thread's [`Home`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    endpoint: usize,
+    queue: usize,
+}
+
+impl Place {
+    /// The `user` word that brings events of the queue pair here.
+    pub(crate) fn user(self) -> u64 {
+        self.queue as u64
+    }
+}
+
+impl Key {
+    fn of(args: &OpenArgs<'_>) -> Key {
+        let options = args.options;
+        Key {
+            peer: args.address,
+            from: options.host_traddr,
+            tx: options.tx,
+            rx: options.rx,
+            digest: options.digest,
+            mtu: options.mtu,
+            fault: options.fault,
+        }
+    }
+}
+
+impl Slot {
+    fn on_completion(&mut self, reactor: &mut Reactor, completion: &Completion) {
+        let Self {
+            endpoint, queues, ..
+        } = self;
+        endpoint.on_completion(reactor, completion, &mut |_, delivery, _| {
+            stray(queues, delivery.user);
+        });
+    }
+
+    fn after_turn(&mut self, now: Instant) {
+        let Self {
+            endpoint, queues, ..
+        } = self;
+        if endpoint.next_timeout().is_some_and(|at| at <= now) {
+            endpoint.handle_timeout(now, &mut |_, delivery, _| stray(queues, delivery.user));
+        }
+        while let Some(event) = endpoint.engine().poll_cm() {
+            on_event(queues, event);
+        }
+    }
+}
+
+fn state(queues: &mut [Option<QueueState>], user: u64) -> Option<&mut QueueState> {
+    queues
+        .get_mut(usize::try_from(user).unwrap_or(usize::MAX))?
+        .as_mut()
+}
+
+/// A message that is no response: responses are short enough to come inside completions.
+fn stray(queues: &mut [Option<QueueState>], user: u64) {
+    if let Some(state) = state(queues, user) {
+        state.lost.get_or_insert(LostReason::Protocol);
+    }
+}
+
+fn on_event(queues: &mut [Option<QueueState>], event: ConnEvent) {
+    let (user, outcome, lost) = match event {
+        ConnEvent::Established {
+            user,
+            private,
+            params,
+            mtu_bytes,
+            ..
+        } => {
+            let outcome = Outcome::Established {
+                private: private.as_slice().to_vec(),
+                flexins: params.is_some(),
+                mtu_bytes,
+            };
+            (user, Some(outcome), None)
+        }
+        ConnEvent::Rejected {
+            user,
+            reason,
+            private,
+            ..
+        } => {
+            let private = private.as_slice().to_vec();
+            (user, Some(Outcome::Rejected { reason, private }), None)
+        }
+        ConnEvent::Unreachable { user, .. } => (user, Some(Outcome::Unreachable), None),
+        ConnEvent::Disconnected { user, .. } => (user, None, Some(LostReason::PeerClosed)),
+        ConnEvent::Broken {
+            user,
+            status: WcStatus::RetryExcErr | WcStatus::RnrRetryExcErr,
+            ..
+        } => (user, None, Some(LostReason::Retries)),
+        ConnEvent::Broken { user, .. } => (user, None, Some(LostReason::Protocol)),
+        // Nobody listens here.
+        ConnEvent::ConnectRequest { .. } => return,
+    };
+    let Some(state) = state(queues, user) else {
+        return;
+    };
+    if outcome.is_some() {
+        state.outcome = outcome;
+    }
+    if let Some(reason) = lost {
+        state.disconnected |= reason == LostReason::PeerClosed;
+        // Before it was established: nobody is there who would take it.
+        state.outcome.get_or_insert(Outcome::Unreachable);
+        state.lost.get_or_insert(reason);
+    }
+}
