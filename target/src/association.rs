@@ -32,6 +32,7 @@ pub struct Association {
     pub thread: usize,
     ready: AtomicBool,
     write_through: AtomicBool,
+    copies_between_namespaces: AtomicBool,
     queues: Mutex<Queues>,
     errors: Mutex<ErrorLog>,
 }
@@ -100,6 +101,7 @@ impl Association {
             thread,
             ready: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
+            copies_between_namespaces: AtomicBool::new(false),
             queues: Mutex::default(),
             errors: Mutex::default(),
         }
@@ -127,6 +129,17 @@ impl Association {
     /// Changes that.
     pub fn set_write_through(&self, on: bool) {
         self.write_through.store(on, Ordering::Relaxed);
+    }
+
+    /// Has the host enabled Copy's descriptor format 2h (Host Behavior Support)?
+    #[must_use]
+    pub fn copies_between_namespaces(&self) -> bool {
+        self.copies_between_namespaces.load(Ordering::Relaxed)
+    }
+
+    /// Changes that.
+    pub fn set_copies_between_namespaces(&self, on: bool) {
+        self.copies_between_namespaces.store(on, Ordering::Relaxed);
     }
 
     /// The number of I/O queues is settled, with memory for them.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use flexblk_blockdev::{BdevConfig, BlockDevice};
 
+use crate::media::Media;
+
 /// A block device that is open.
 #[derive(Clone)]
 pub struct Bdev {
@@ -14,6 +16,8 @@ pub struct Bdev {
     pub config: BdevConfig,
     /// The device.
     pub device: Arc<dyn BlockDevice>,
+    /// Blocks of it that must not be read.
+    pub media: Arc<Media>,
     /// It came with its namespace, from a short form such as `ram:1G`, and goes with the last
     /// namespace on it.
     pub implicit: bool,

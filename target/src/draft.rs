@@ -112,6 +112,7 @@ impl Draft {
         let new = Namespace {
             nsid,
             device_id: bdev.id,
+            media: Arc::clone(&bdev.media),
             device: Arc::clone(&bdev.device),
             uuid: namespace.uuid.unwrap_or(info.uuid),
             info,
@@ -159,6 +160,7 @@ impl Draft {
             id,
             config,
             device,
+            media: Arc::default(),
             implicit,
         });
         self.bdevs.last().ok_or(NamespaceError::TooManyBdevs)

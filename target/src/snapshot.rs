@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::config::AllowedHosts;
 use crate::counters::IoCounters;
+use crate::media::Media;
 
 /// Everything that is exported at one moment.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +53,8 @@ pub struct Namespace {
     pub device: Arc<dyn BlockDevice>,
     /// What the device was like when the snapshot was made.
     pub info: Info,
+    /// Blocks of the device that must not be read.
+    pub media: Arc<Media>,
     /// Its UUID.
     pub uuid: Uuid,
 }

@@ -64,6 +64,7 @@ impl Target {
             started: Instant::now(),
             address: config.listener.address,
             threads,
+            claims: Mutex::default(),
             mail: OnceLock::new(),
         });
         let mut target = Self {

@@ -10,3 +10,4 @@ pub mod process;
 pub mod setup;
 pub mod skip;
 pub mod target;
+pub mod vm;

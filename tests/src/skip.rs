@@ -4,14 +4,22 @@ use std::io::Write as _;
 
 /// Notes that a test was skipped and why. `cargo xtask test` reads the notes from `FLEXBLK_SKIP_FILE` and counts them.
 pub fn note(test: &str, reason: &str) {
-    eprintln!("SKIPPED {test}: {reason}");
+    write(&format!("SKIPPED {test}: {reason}"));
+}
+
+/// Notes that a part of a test was skipped, while the rest of it runs and is counted for itself.
+pub fn note_part(part: &str, reason: &str) {
+    write(&format!("SKIPPED part of {part}: {reason}"));
+}
+
+fn write(line: &str) {
+    eprintln!("{line}");
     if let Some(path) = std::env::var_os("FLEXBLK_SKIP_FILE") {
-        let line = format!("SKIPPED {test}: {reason}\n");
         let noted = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(&path)
-            .and_then(|mut file| file.write_all(line.as_bytes()));
+            .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
         if let Err(error) = noted {
             panic!("{}: {error}", path.display());
         }

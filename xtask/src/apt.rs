@@ -29,6 +29,15 @@ pub(crate) const SHA256SUM: Need = Need {
     package: "coreutils",
 };
 
+pub(crate) const IP: Need = Need {
+    program: "ip",
+    package: "iproute2",
+};
+pub(crate) const DPKG_DEB: Need = Need {
+    program: "dpkg-deb",
+    package: "dpkg",
+};
+
 /// Makes sure that all programs are there. Asks before it installs anything, unless `yes` or `CI` is set.
 pub(crate) fn ensure(needs: &[Need], yes: bool) -> Result<()> {
     let missing: Vec<&Need> = needs
@@ -44,7 +53,7 @@ pub(crate) fn ensure(needs: &[Need], yes: bool) -> Result<()> {
     if find_program("apt-get").is_err() {
         bail!("install the packages of your distribution that correspond to Debian's: {list}");
     }
-    if !yes && std::env::var_os("CI").is_none() && !agreed(&list)? {
+    if !may(yes, &format!("Install with apt-get: {list}"))? {
         bail!("needed packages: {list}");
     }
     apt_get(&["update", "-q"])?;
@@ -58,11 +67,15 @@ pub(crate) fn ensure(needs: &[Need], yes: bool) -> Result<()> {
     Ok(())
 }
 
-fn agreed(list: &str) -> Result<bool> {
-    if !io::stdin().is_terminal() {
-        bail!("needed packages: {list} (--yes installs them)");
+/// Asks whether to do what `question` says, unless `yes` or `CI` is set.
+pub(crate) fn may(yes: bool, question: &str) -> Result<bool> {
+    if yes || std::env::var_os("CI").is_some() {
+        return Ok(true);
     }
-    print!("Install with apt-get: {list}? [y/N] ");
+    if !io::stdin().is_terminal() {
+        bail!("{question}? (--yes says yes)");
+    }
+    print!("{question}? [y/N] ");
     io::stdout().flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;

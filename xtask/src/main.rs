@@ -11,6 +11,7 @@ mod signals;
 mod soak;
 mod table;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 

@@ -154,6 +154,18 @@ impl Sqe {
         }
     }
 
+    /// Makes it half of a fused operation, or a command of its own.
+    #[inline]
+    pub fn set_fuse(&mut self, fuse: Fuse) {
+        let bits = match fuse {
+            Fuse::Normal => 0,
+            Fuse::First => 1,
+            Fuse::Second => 2,
+            Fuse::Reserved => 3,
+        };
+        self.flags = self.flags & !FUSE_MASK | bits;
+    }
+
     /// Is the data pointer an SGL (PSDT 01b or 10b)?
     #[inline]
     #[must_use]
@@ -290,6 +302,10 @@ mod tests {
             (sqe.check_flags().is_err(), sqe.fuse()),
             (true, Fuse::First)
         );
+        for fuse in [Fuse::Normal, Fuse::First, Fuse::Second, Fuse::Reserved] {
+            sqe.set_fuse(fuse);
+            assert_eq!((sqe.fuse(), sqe.flags & 0xFC), (fuse, 0x80));
+        }
     }
 
     #[test]

@@ -256,14 +256,18 @@ pub struct Copy {
 }
 
 wire! {
-    /// A source range of Copy, format 0h (NVM 3.3.2).
+    /// A source range of Copy, format 0h or 2h (NVM 3.3.2).
     pub struct CopyRange: 32 {
-        0 => _r0: [u8; 8],
+        /// Source Namespace Identifier (SNSID), of format 2h.
+        0 => pub snsid: U32,
+        4 => _r4: [u8; 4],
         /// First logical block.
         8 => pub slba: U64,
         /// Number of logical blocks, 0's based.
         16 => pub nlb: U16,
-        18 => _r18: [u8; 6],
+        18 => _r18: [u8; 4],
+        /// Source Options (SOPT), of format 2h.
+        22 => pub sopt: U16,
         /// Expected initial logical block reference tag.
         24 => pub reference: U32,
         /// Expected application tag.

@@ -6,7 +6,7 @@ use flexblk_nvme::features::{
     HostBehavior, HostIdFormat, NumberOfQueues, PowerManagement, TemperatureThreshold,
     VolatileWriteCache, WriteAtomicity,
 };
-use flexblk_nvme::{Status, StatusCode};
+use flexblk_nvme::{Status, StatusCode, U16};
 
 use super::{Controller, Environment, Kind, Reply, done};
 
@@ -83,6 +83,10 @@ impl Controller {
             }
             self.features.behavior = HostBehavior::zeroed();
             self.features.behavior.acre = behavior.acre;
+            // Of Copy's formats 2h to 4h (bit = format) we have 2h.
+            let formats = behavior.cdfe.get() & 1 << 2;
+            self.features.behavior.cdfe = U16::new(formats);
+            self.association.set_copies_between_namespaces(formats != 0);
             return Ok(0);
         }
         match set.value().ok_or_else(invalid)? {

@@ -13,7 +13,9 @@ use super::keep_alive::GRANULARITY_100MS;
 use super::{Controller, Environment, Kind, MAX_ABORTS, MAX_EVENT_REQUESTS, properties};
 use crate::association::ERROR_LOG_ENTRIES;
 use crate::config::MAX_NSID;
-use crate::queue::request::{MAX_TRANSFER_BYTES, MAX_WRITE_ZEROES_BYTES};
+use crate::queue::request::{
+    MAX_COPY_BYTES, MAX_COPY_RANGES, MAX_TRANSFER_BYTES, MAX_WRITE_ZEROES_BYTES,
+};
 use crate::snapshot::{Namespace, Subsystem};
 
 /// Firmware revision: the crate's version.
@@ -157,9 +159,15 @@ impl Controller {
                 | Oncs::DATASET_MANAGEMENT
                 | Oncs::WRITE_ZEROES
                 | Oncs::SAVE_SELECT
-                | Oncs::VERIFY)
+                | Oncs::VERIFY
+                | Oncs::WRITE_UNCORRECTABLE
+                | Oncs::COPY)
                 .bits(),
         );
+        // Bit 0: Compare and Write. ACWU stays 0: one block (NVM 4.1.5.2).
+        id.fuses = U16::new(1);
+        // Copy's source ranges in format 0h, and with Host Behavior Support 2h.
+        id.cdfs = U16::new(1 << 0 | 1 << 2);
         let cache = if subsystem.has_write_cache() {
             Vwc::PRESENT
         } else {
@@ -203,6 +211,10 @@ fn identify_namespace(namespace: &Namespace) -> identify::Namespace {
     id.nvmcap = U128::new(info.size_bytes().into());
     id.nguid = *namespace.uuid.as_bytes();
     id.nsattr = u8::from(namespace.read_only());
+    let copy_blocks = MAX_COPY_BYTES >> namespace.block_shift();
+    id.mssrl = U16::new(u16::try_from(copy_blocks).unwrap_or(u16::MAX));
+    id.mcl = U32::new(copy_blocks);
+    id.msrc = (MAX_COPY_RANGES - 1) as u8;
     if info.caps.contains(Caps::DISCARD) {
         // 2:0 001b: deallocated blocks read as zeros; bit 3: DEAC of Write Zeroes.
         id.dlfeat = u8::from(info.caps.contains(Caps::DISCARD_ZEROES)) | 1 << 3;

@@ -162,7 +162,13 @@ fn effects() -> Effects {
     for opcode in [nvm::FLUSH, nvm::READ, nvm::COMPARE, nvm::VERIFY] {
         effects.set_io(opcode, CommandEffects::SUPPORTED);
     }
-    for opcode in [nvm::WRITE, nvm::WRITE_ZEROES, nvm::DATASET_MANAGEMENT] {
+    for opcode in [
+        nvm::WRITE,
+        nvm::WRITE_UNCORRECTABLE,
+        nvm::WRITE_ZEROES,
+        nvm::DATASET_MANAGEMENT,
+        nvm::COPY,
+    ] {
         effects.set_io(opcode, CommandEffects::WRITES);
     }
     effects

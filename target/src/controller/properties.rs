@@ -105,6 +105,7 @@ impl Controller {
         self.association.set_ready(false);
         self.association.forget_grant();
         self.association.set_write_through(false);
+        self.association.set_copies_between_namespaces(false);
         // Requests are not completed, events are forgotten (Base 5.1.2).
         self.events = AsyncEvents::default();
         self.features = Features::default();

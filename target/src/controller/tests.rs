@@ -43,6 +43,7 @@ fn namespace(nsid: u32, bdev: &str) -> Namespace {
     Namespace {
         nsid: Nsid::new(nsid),
         device_id: nsid.into(),
+        media: Arc::default(),
         uuid: info.uuid,
         info,
         device,

@@ -15,6 +15,13 @@ pub const MAX_WRITE_ZEROES_BYTES: u64 = 4 << 20;
 pub const MAX_DSM_RANGES: u16 = 256;
 /// Length of a range of Dataset Management.
 pub const DSM_RANGE_BYTES: u32 = 16;
+/// Most bytes that one Copy may copy: MSSRL and MCL in Identify Namespace are this in blocks
+/// (NVM 4.1.5.1).
+pub const MAX_COPY_BYTES: u32 = MAX_TRANSFER_BYTES;
+/// Most source ranges of one Copy: Identify's MSRC + 1. Their descriptors fit into one small buffer.
+pub const MAX_COPY_RANGES: u16 = 128;
+/// Length of a source range of Copy.
+pub const COPY_RANGE_BYTES: u32 = 32;
 
 /// What a queue needs to know of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +141,24 @@ pub enum Request {
         /// The namespace; the ranges are checked against it when they have come.
         view: View,
     },
+    /// Copy ranges that the host names.
+    Copy {
+        /// Where the source ranges are.
+        from: Source,
+        /// Where the copy begins; how long it gets the source ranges say.
+        destination: Range,
+        /// How many source ranges.
+        ranges: u16,
+        /// Their format: 0 or 2.
+        format: u8,
+        /// Complete only when it would survive a power loss.
+        fua: bool,
+    },
+    /// Make a range unreadable until it is written.
+    WriteUncorrectable {
+        /// What.
+        range: Range,
+    },
     /// Nothing to be done: hints that we do not use.
     Nothing,
 }
@@ -223,9 +248,64 @@ impl Request {
                     view: *view,
                 })
             }
+            nvm::Command::WriteUncorrectable(command) => {
+                let range = block_range(command.slba.get(), command.blocks, view)?;
+                check_control(command.control)?;
+                check_writable(view)?;
+                Ok(Self::WriteUncorrectable { range })
+            }
+            nvm::Command::Copy(copy) => {
+                // NVM 3.3.2: a format that Identify's CDFS does not list is Invalid Field.
+                if !matches!(copy.format, 0 | 2) {
+                    return Err(StatusCode::InvalidField.dnr());
+                }
+                check_control(copy.control)?;
+                check_writable(view)?;
+                // "If the number of Source Range entries is greater than MSRC ... Command Size
+                // Limit Exceeded".
+                if copy.ranges > MAX_COPY_RANGES {
+                    return Err(StatusCode::CommandSizeLimitExceeded.dnr());
+                }
+                let destination = block_range(copy.sdlba.get(), 1, view)?;
+                let length = u32::from(copy.ranges) * COPY_RANGE_BYTES;
+                Ok(Self::Copy {
+                    from: source(sqe, data_len, length, Exactly::AtLeast)?,
+                    destination,
+                    ranges: copy.ranges,
+                    format: copy.format,
+                    fua: copy.control.fua(),
+                })
+            }
             _ => Err(StatusCode::InvalidOpcode.dnr()),
         }
     }
+}
+
+/// A source range of Copy, checked against the namespace it names and the limits of `view`, the
+/// namespace that is copied to.
+pub fn copy_source(range: &nvm::CopyRange, from: &View, view: &View) -> Result<Range, Status> {
+    // NVM 3.3.2: namespaces of different formats, Incompatible Namespace or Format.
+    if from.block_shift != view.block_shift {
+        return Err(StatusCode::IncompatibleNamespaceOrFormat.dnr());
+    }
+    // Fast copy operations cannot be asked for: NVMSR and ONCS do not offer them.
+    if range.sopt.get() != 0 {
+        return Err(StatusCode::InvalidField.dnr());
+    }
+    let blocks = u32::from(range.nlb.get()) + 1;
+    if blocks > MAX_COPY_BYTES >> view.block_shift {
+        return Err(StatusCode::CommandSizeLimitExceeded.dnr());
+    }
+    block_range(range.slba.get(), blocks, from)
+}
+
+/// Where all of a Copy goes.
+pub fn copy_destination(lba: u64, blocks: u32, view: &View) -> Result<Range, Status> {
+    if blocks > MAX_COPY_BYTES >> view.block_shift {
+        return Err(StatusCode::CommandSizeLimitExceeded.dnr());
+    }
+    check_writable(view)?;
+    block_range(lba, blocks, view)
 }
 
 /// A range of Dataset Management, checked; `None` when it names no block.
@@ -247,6 +327,8 @@ fn nsid_of(command: &nvm::Command) -> Option<Nsid> {
         nvm::Command::WriteZeroes(command) => command.nsid,
         nvm::Command::Verify(command) => command.nsid,
         nvm::Command::DatasetManagement(command) => command.nsid,
+        nvm::Command::WriteUncorrectable(command) => command.nsid,
+        nvm::Command::Copy(command) => command.nsid,
         _ => return None,
     })
 }
@@ -582,12 +664,7 @@ mod tests {
             Err(StatusCode::InvalidNamespaceOrFormat.dnr())
         );
         let mut bytes = read(0, 1).emit(Cid::new(1), &keyed(4096));
-        for opcode in [
-            nvm::opcode::COPY,
-            nvm::opcode::WRITE_UNCORRECTABLE,
-            0x7D,
-            0xFF,
-        ] {
+        for opcode in [0x0A, 0x7D, 0xFF] {
             bytes[0] = opcode;
             assert_eq!(
                 parse(bytes, 0),
@@ -631,6 +708,70 @@ mod tests {
         assert!(parse(zeroes(most).emit(Cid::new(1), &Sgl::NONE), 0).is_ok());
         let more = zeroes(most + 1).emit(Cid::new(1), &Sgl::NONE);
         assert_eq!(parse(more, 0), Err(StatusCode::InvalidField.dnr()));
+    }
+
+    /// "If the total number of logical blocks ... is greater than MCL", "if a Source Range is longer
+    /// than MSSRL", "if the number of Source Ranges is greater than MSRC": Command Size Limit
+    /// Exceeded (NVM 3.3.2).
+    #[test]
+    fn copies_are_bounded() {
+        let copy = |ranges, format| nvm::Copy {
+            nsid: NSID,
+            sdlba: Lba::new(3),
+            ranges,
+            format,
+            prinfo_read: 0,
+            control: nvm::IoControl::new(),
+            dspec: 0,
+            tags: nvm::Tags::default(),
+        };
+        let emit = |ranges: u16, format| {
+            let sgl = keyed(u32::from(ranges) * COPY_RANGE_BYTES);
+            parse(copy(ranges, format).emit(Cid::new(1), &sgl), 0)
+        };
+        assert!(emit(MAX_COPY_RANGES, 0).is_ok() && emit(1, 2).is_ok());
+        assert_eq!(emit(1, 1), Err(StatusCode::InvalidField.dnr()));
+        let exceeded = Err(StatusCode::CommandSizeLimitExceeded.dnr());
+        assert_eq!(
+            emit(MAX_COPY_RANGES + 1, 0),
+            exceeded.map(|()| unreachable!())
+        );
+
+        let source = |slba: u64, blocks: u32| {
+            let mut range = nvm::CopyRange::zeroed();
+            range.slba = flexblk_nvme::U64::new(slba);
+            range.nlb = flexblk_nvme::U16::new((blocks - 1) as u16);
+            copy_source(&range, &VIEW, &VIEW)
+        };
+        let most = MAX_COPY_BYTES >> VIEW.block_shift;
+        assert_eq!(source(0, most).map(|range| range.blocks), Ok(most));
+        assert_eq!(
+            source(0, most + 1),
+            Err(StatusCode::CommandSizeLimitExceeded.dnr())
+        );
+        assert_eq!(
+            source(VIEW.block_count, 1),
+            Err(StatusCode::LbaOutOfRange.dnr())
+        );
+        let other = View {
+            block_shift: 9,
+            ..VIEW
+        };
+        let differs = copy_source(&nvm::CopyRange::zeroed(), &other, &VIEW);
+        assert_eq!(
+            differs,
+            Err(StatusCode::IncompatibleNamespaceOrFormat.dnr())
+        );
+        let beyond = copy_destination(0, most + 1, &VIEW);
+        assert_eq!(beyond, Err(StatusCode::CommandSizeLimitExceeded.dnr()));
+        let protected = View {
+            read_only: true,
+            ..VIEW
+        };
+        assert_eq!(
+            copy_destination(0, 1, &protected),
+            Err(StatusCode::NamespaceWriteProtected.dnr())
+        );
     }
 
     #[test]
@@ -688,6 +829,12 @@ mod tests {
                         prop_assert!((1..=MAX_DSM_RANGES).contains(&ranges));
                         prop_assert!(fits(from, u64::from(ranges) * 16));
                     }
+                    Request::Copy { from, destination, ranges, format, .. } => {
+                        prop_assert!(inside(destination) && (1..=MAX_COPY_RANGES).contains(&ranges));
+                        prop_assert!(format == 0 || format == 2);
+                        prop_assert!(fits(from, u64::from(ranges) * 32));
+                    }
+                    Request::WriteUncorrectable { range } => prop_assert!(inside(range)),
                     Request::Flush { .. } | Request::Nothing => {}
                 }
             }

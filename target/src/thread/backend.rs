@@ -1,6 +1,7 @@
 //! Commands with their device: submit, complete, range by range for Dataset Management.
 
 use flexblk_blockdev::{Io as DeviceIo, IoBuffers, IoError, IoOp, Submitted};
+use flexblk_nvme::command::Fuse;
 use flexblk_nvme::command::nvm::DsmRange;
 use flexblk_nvme::{Status, StatusCode};
 use flexblk_reactor::Reactor;
@@ -103,9 +104,14 @@ impl Parts {
         index: u16,
     ) -> bool {
         let (key, closing) = (queue.key, queue.closing);
-        let Some(slot) = queue.slot(index).filter(|slot| slot.stage == Stage::Device) else {
+        // An aborted command leaves its place in the line; whoever has its slot now has one too.
+        let Some(slot) = queue
+            .slot(index)
+            .filter(|slot| slot.stage == Stage::Device && !slot.with_device)
+        else {
             return true;
         };
+        let mut part = None;
         let op = match slot.what {
             What::Read => IoOp::Read,
             What::Write { fua } => IoOp::Write { fua },
@@ -114,15 +120,29 @@ impl Parts {
             What::WriteZeroes { unmap, fua } => IoOp::WriteZeroes { unmap, fua },
             What::Verify => IoOp::Verify,
             What::Deallocate { .. } => IoOp::Discard,
+            What::Copy { fua, .. } => match queue.copy(index).map(|copy| copy.step()) {
+                Some(step) if step.writes => IoOp::Write { fua },
+                Some(step) => {
+                    part = Some((step.offset, step.range.len_bytes() as u32));
+                    IoOp::Read
+                }
+                None => return true,
+            },
             What::AdminOut | What::AdminIn | What::Respond => return true,
         };
-        let (range, length, place) = (slot.range, slot.length, slot.place);
+        let Some(slot) = queue.slot(index) else {
+            return true;
+        };
+        let (range, length, place, fuse) = (slot.range, slot.length, slot.place, slot.fuse);
         if closing {
             self.end(engine, queue, index);
             return true;
         }
         let data = match place {
-            Place::Held(held) if op.has_data() => self.buffers.io(held, length),
+            Place::Held(held) if op.has_data() => {
+                let (offset, length) = part.unwrap_or((0, length));
+                self.buffers.io(held, offset, length)
+            }
             _ => IoBuffers::none(),
         };
         let io = DeviceIo {
@@ -132,12 +152,28 @@ impl Parts {
             blocks: range.blocks,
             data,
         };
+        if fuse == Fuse::Normal && self.devices.is_fenced(&range) {
+            self.fenced.push_back((key, index));
+            return true;
+        }
         let Some(device) = self.devices.get_mut(range.device) else {
             self.finish(engine, queue, index, StatusCode::NamespaceNotReady.into());
             return true;
         };
+        if device.media.any()
+            && matches!(op, IoOp::Read | IoOp::Compare | IoOp::Verify)
+            && device.media.is_marked(range.lba, range.blocks)
+        {
+            self.device_done(engine, queue, index, Err(IoError::MediaRead));
+            return true;
+        }
         match device.channel.submit(reactor, io) {
-            Submitted::Pending => true,
+            Submitted::Pending => {
+                if let Some(slot) = queue.slot(index) {
+                    slot.with_device = true;
+                }
+                true
+            }
             Submitted::Done(Err(IoError::Busy)) => {
                 device.backlog.push_back((key, index));
                 false
@@ -160,6 +196,20 @@ impl Parts {
         let Some(slot) = queue.slot(index) else {
             return;
         };
+        slot.with_device = false;
+        if slot.stage == Stage::Abandoned {
+            return self.end(engine, queue, index);
+        }
+        if matches!(slot.what, What::Write { .. } | What::WriteZeroes { .. }) && result.is_ok() {
+            let range = slot.range;
+            self.devices.rewritten(&range);
+        }
+        let Some(slot) = queue.slot(index) else {
+            return;
+        };
+        if slot.fuse != Fuse::Normal {
+            return self.half_done(engine, queue, index, result);
+        }
         match (slot.what, result) {
             (What::Read, Ok(())) => {
                 slot.stage = Stage::Response;
@@ -167,6 +217,7 @@ impl Parts {
             }
             // Also when it failed: the host is going, and the device has logged it.
             (What::Shutdown, _) => self.shutdown_flush(engine, queue, index),
+            (What::Copy { .. }, Ok(())) => self.copied(engine, queue, index),
             // Giving space back is advice: what the device cannot do is done.
             (What::Deallocate { .. }, Ok(()) | Err(IoError::Unsupported)) => {
                 self.next_range(engine, queue, index);
@@ -178,7 +229,7 @@ impl Parts {
 }
 
 /// The status of a device's error.
-fn status_of(error: IoError) -> Status {
+pub(super) fn status_of(error: IoError) -> Status {
     match error {
         // The namespace was resized after the command had been checked.
         IoError::OutOfRange => StatusCode::LbaOutOfRange.dnr(),

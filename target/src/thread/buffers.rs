@@ -174,11 +174,18 @@ impl Buffers {
             .collect()
     }
 
-    /// As the memory of a device's I/O.
-    pub(crate) fn io(&self, id: HeldId, len: u32) -> IoBuffers {
+    /// `len` bytes from `offset` on as the memory of a device's I/O.
+    pub(crate) fn io(&self, id: HeldId, offset: u32, len: u32) -> IoBuffers {
         let mut fixed = None;
         let mut io = IoBuffers::default();
-        for (class, span) in self.pieces(id, len) {
+        let mut skip = offset;
+        for (class, span) in self.pieces(id, offset.saturating_add(len)) {
+            let skipped = skip.min(span.len());
+            skip -= skipped;
+            let rest = span.sub(skipped, span.len() - skipped);
+            let Some(span) = rest.filter(|span| !span.is_empty()) else {
+                continue;
+            };
             fixed = class.fixed;
             io.spans.push(span);
         }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flexblk_blockdev::{BlockDevice, Caps, Channel, Tokens};
+use flexblk_nvme::{Status, StatusCode};
 use flexblk_reactor::{Reactor, SharedMemory};
 use flexins::engine::Engine;
 use flexins::verbs::{Access, Mr, Pd, Sge};
 
 use super::queue::QueueKey;
+use crate::media::Media;
 use crate::queue::request::Range;
 use crate::snapshot::Namespace;
 
@@ -23,6 +25,8 @@ pub(crate) struct Device {
     pub(crate) id: u64,
     pub(crate) channel: Box<dyn Channel>,
     memory: Option<(Arc<SharedMemory>, Mr)>,
+    /// Blocks that must not be read.
+    pub(crate) media: Arc<Media>,
     /// A flush does something.
     pub(crate) flushes: bool,
     /// It can be written.
@@ -35,9 +39,24 @@ pub(crate) struct Device {
     pub(crate) backlog: VecDeque<(QueueKey, u16)>,
 }
 
+/// Blocks of a device that a fused operation has to itself: no I/O to them begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fence {
+    /// The fused operation.
+    pub(crate) id: u64,
+    pub(crate) device_id: u64,
+    pub(crate) lba: u64,
+    pub(crate) end: u64,
+    /// Its thread, and whether it knows that the device has left the blocks.
+    pub(crate) from: usize,
+    pub(crate) drained: bool,
+}
+
 /// The devices of a thread.
 #[derive(Default)]
 pub(crate) struct Devices {
+    /// Fences of all threads' fused operations.
+    pub(crate) fences: Vec<Fence>,
     slots: Vec<Option<Device>>,
     graveyard: VecDeque<(Instant, Arc<SharedMemory>)>,
 }
@@ -83,6 +102,7 @@ impl Devices {
             id: namespace.device_id,
             channel,
             memory,
+            media: Arc::clone(&namespace.media),
             flushes: namespace.info.caps.contains(Caps::FLUSH),
             writable: !namespace.read_only(),
             users: 1,
@@ -166,6 +186,9 @@ impl Devices {
     pub(crate) fn direct(&self, range: &Range) -> Option<Sge> {
         let device = self.slots.get(range.device as usize)?.as_ref()?;
         device.memory.as_ref()?;
+        if !self.fences.is_empty() || device.media.any() {
+            return None;
+        }
         device.channel.direct_read(range.lba, range.blocks)?;
         self.memory(range)
     }
@@ -189,7 +212,7 @@ impl Devices {
         else {
             return false;
         };
-        if device.memory.is_none() {
+        if device.memory.is_none() || !self.fences.is_empty() || device.media.any() {
             return false;
         }
         match device.channel.direct_read(range.lba, range.blocks) {
@@ -198,6 +221,49 @@ impl Devices {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// The number that tells the device apart over threads.
+    pub(crate) fn id_of(&self, index: u32) -> Option<u64> {
+        let device = self.slots.get(index as usize)?.as_ref()?;
+        Some(device.id)
+    }
+
+    /// Does the range have blocks of the fence?
+    pub(crate) fn meets(&self, range: &Range, fence: &Fence) -> bool {
+        range.lba < fence.end
+            && fence.lba < range.lba.saturating_add(range.blocks.into())
+            && self.id_of(range.device) == Some(fence.device_id)
+    }
+
+    /// Has a fused operation any of the blocks?
+    #[inline]
+    pub(crate) fn is_fenced(&self, range: &Range) -> bool {
+        !self.fences.is_empty() && self.fences.iter().any(|fence| self.meets(range, fence))
+    }
+
+    /// Write Uncorrectable: the blocks cannot be read until they are written.
+    pub(crate) fn mark_uncorrectable(&self, range: &Range) -> Status {
+        let device = self.slots.get(range.device as usize);
+        match device.and_then(Option::as_ref) {
+            Some(device) => match device.media.mark(range.lba, range.blocks) {
+                Ok(()) => Status::SUCCESS,
+                // A host that marks every second block: there is a limit, and it may try again.
+                Err(crate::media::Full) => StatusCode::WriteFault.into(),
+            },
+            None => StatusCode::NamespaceNotReady.into(),
+        }
+    }
+
+    /// Blocks were written: they can be read again, should they have been marked.
+    #[inline]
+    pub(crate) fn rewritten(&self, range: &Range) {
+        let device = self.slots.get(range.device as usize);
+        if let Some(device) = device.and_then(Option::as_ref)
+            && device.media.any()
+        {
+            device.media.rewritten(range.lba, range.blocks);
         }
     }
 

@@ -6,7 +6,7 @@
 //! | write in the capsule | copied from the packet, response | buffers, device, response |
 //! | larger write | fetched straight into it, response | buffers, fetch, device, response |
 
-use flexblk_nvme::command::Sqe;
+use flexblk_nvme::command::{Fuse, Sqe};
 use flexblk_nvme::{Status, StatusCode};
 use flexins::engine::Engine;
 
@@ -27,6 +27,12 @@ impl Parts {
     ) {
         let Role::Io(io) = &queue.role else { return };
         io.shared.count();
+        if (sqe.fuse() != Fuse::Normal || queue.fused.is_some())
+            && self.fused_command(engine, queue, sqe, data)
+        {
+            return;
+        }
+        let Role::Io(io) = &queue.role else { return };
         let views = self.subsystems.get(io.subsystem).and_then(Option::as_ref);
         let write_through = io.association.write_through();
         let request = Request::parse(sqe, data.len(), |nsid| views?.view(nsid));
@@ -81,6 +87,31 @@ impl Parts {
                 slot.range.device = view.device;
                 slot.length = u32::from(ranges) * request::DSM_RANGE_BYTES;
                 self.take_data(engine, queue, slot, from, data);
+            }
+            Ok(Request::Copy {
+                from,
+                destination,
+                ranges,
+                format,
+                fua,
+            }) if format == 0 || io.association.copies_between_namespaces() => {
+                slot.what = What::Copy {
+                    ranges,
+                    format,
+                    fua: fua || write_through,
+                };
+                slot.range = destination;
+                slot.length = u32::from(ranges) * request::COPY_RANGE_BYTES;
+                self.take_data(engine, queue, slot, from, data);
+            }
+            // The host has not enabled the format (Base 5.1.25.1.14, CDFE).
+            Ok(Request::Copy { .. }) => {
+                self.finish_new(engine, queue, slot, StatusCode::InvalidField.dnr());
+            }
+            Ok(Request::WriteUncorrectable { range }) => {
+                slot.range = range;
+                let status = self.devices.mark_uncorrectable(&range);
+                self.finish_new(engine, queue, slot, status);
             }
             Ok(Request::Nothing) => self.finish_new(engine, queue, slot, Status::SUCCESS),
             Err(status) => self.finish_new(engine, queue, slot, status),
@@ -141,7 +172,7 @@ impl Parts {
         mut slot: Slot,
         from: Source,
         data: &[u8],
-    ) {
+    ) -> Option<u16> {
         let (remote, data) = match from {
             Source::InCapsule(offset) => (None, Some(in_capsule(data, offset, slot.length))),
             Source::Remote(remote) => (Some(remote), None),
@@ -150,9 +181,9 @@ impl Parts {
         if let Some(remote) = remote {
             slot.remote = remote;
         }
-        if let Some(index) = self.admit(engine, queue, slot) {
-            self.want_buffers(engine, queue, index, data);
-        }
+        let index = self.admit(engine, queue, slot)?;
+        self.want_buffers(engine, queue, index, data);
+        Some(index)
     }
 
     /// A command without data goes to its device.
@@ -273,6 +304,7 @@ impl Parts {
     }
 
     fn buffers_ready(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
+        let planned = !queue.copies.is_empty() && queue.copy(index).is_some();
         let Some(slot) = queue.slot(index) else {
             return;
         };
@@ -280,6 +312,10 @@ impl Parts {
             What::Read => {
                 slot.stage = Stage::Device;
                 self.device_work.push_back((queue.key, index));
+            }
+            // The second time: for what the source ranges name.
+            What::Copy { .. } if planned => {
+                self.copy_step(engine, queue, index);
             }
             What::AdminOut => {
                 slot.stage = Stage::Response;
@@ -315,6 +351,10 @@ impl Parts {
             return;
         };
         slot.posted = 0;
+        if !slot.doomed.is_success() {
+            let status = slot.doomed;
+            return self.finish(engine, queue, index, status);
+        }
         match (slot.what, slot.place) {
             (What::AdminIn, Place::Held(held)) => {
                 let mut bytes = vec![0; slot.length as usize];
@@ -322,6 +362,8 @@ impl Parts {
                 self.admin_data(engine, queue, index, &bytes);
             }
             (What::Write { .. }, Place::Device) => {
+                let range = slot.range;
+                self.devices.rewritten(&range);
                 self.finish(engine, queue, index, Status::SUCCESS)
             }
             (What::Deallocate { ranges, .. }, Place::Held(_)) => {
@@ -330,6 +372,9 @@ impl Parts {
                     Err(status) => self.finish(engine, queue, index, status),
                 }
             }
+            (What::Copy { .. }, _) => self.copy_ranges(engine, queue, index),
+            // Pairs are taken on by `Core::run_fused`.
+            _ if slot.fuse != Fuse::Normal => slot.stage = Stage::Fused,
             _ => {
                 slot.stage = Stage::Device;
                 self.device_work.push_back((queue.key, index));

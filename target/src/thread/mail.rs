@@ -5,6 +5,7 @@ use std::sync::mpsc::SyncSender;
 
 use flexblk_nvme::{Cid, Cntlid, Qid};
 
+use super::fused::Claim;
 use super::queue::QueueKey;
 use crate::association::Association;
 use crate::snapshot::Snapshot;
@@ -39,6 +40,17 @@ pub(crate) enum Mail {
         /// Was it aborted?
         aborted: bool,
     },
+    /// Keep I/O from those blocks for a fused operation of a thread.
+    Fence {
+        /// Which.
+        claim: Claim,
+        /// Whom to tell when the devices have left them.
+        from: usize,
+    },
+    /// Answer to [`Mail::Fence`].
+    Fenced(u64),
+    /// The fused operation is over.
+    Unfence(u64),
     /// Report counters.
     Stats(SyncSender<ThreadStats>),
     /// Close everything and end.

@@ -3,10 +3,13 @@
 //! [`Core`] is everything but sockets and clock: it takes messages, completions and time, and posts
 //! requests to a FlexiNS engine, whatever port that engine has. [`run`] puts it on a reactor.
 
+mod abort;
 mod admin;
 mod backend;
 mod buffers;
+mod copy;
 mod devices;
+pub(crate) mod fused;
 mod io;
 mod lifecycle;
 pub(crate) mod mail;
@@ -34,7 +37,7 @@ use devices::Devices;
 use lifecycle::CqPool;
 use mail::{AbortFrom, Mail};
 use parts::{Parts, Shared, Task};
-use queue::{QueueKey, QueueTable, Role, Stage};
+use queue::{QueueKey, QueueTable, Role};
 
 pub(crate) use buffers::MIN_BYTES as MIN_BUFFER_BYTES;
 pub(crate) use queue::queue_bytes;
@@ -90,6 +93,9 @@ impl Core {
             snapshot: Arc::default(),
             subsystems: Vec::new(),
             device_work: VecDeque::new(),
+            fenced: VecDeque::new(),
+            pairs: Vec::new(),
+            next_pair: 0,
             waiters: VecDeque::new(),
             blocked: VecDeque::new(),
             late: VecDeque::new(),
@@ -180,6 +186,7 @@ impl Core {
             self.poll_connections(engine);
             self.serve_waiters(engine);
             self.repost(engine);
+            self.run_fused(engine);
             self.run_devices(engine, reactor);
             self.run_tasks(engine);
             self.close_queues(engine);
@@ -321,8 +328,7 @@ impl Core {
         }
     }
 
-    /// Aborts a command that waits for buffers; everything else is with the transport or the device
-    /// and ends by itself. Base 5.1.1 leaves it to the controller.
+    /// Aborts a command, if it can be (see [`Parts::abort_command`]).
     fn abort(
         &mut self,
         engine: &mut Engine,
@@ -337,13 +343,11 @@ impl Core {
         else {
             return false;
         };
-        let Some(slot) = queue.find(cid, Stage::Buffers) else {
+        let Some(slot) = queue.find(cid) else {
             return false;
         };
-        drop(queue.take_spill(slot));
-        self.parts
-            .finish(engine, queue, slot, StatusCode::AbortRequested.into());
-        true
+        let status = StatusCode::AbortRequested.into();
+        self.parts.abort_command(engine, queue, slot, status)
     }
 
     fn aborted(&mut self, engine: &mut Engine, from: AbortFrom, aborted: bool) {
@@ -371,6 +375,9 @@ impl Core {
                 self.aborted(engine, from, aborted);
             }
             Mail::Aborted { from, aborted } => self.aborted(engine, from, aborted),
+            Mail::Fence { claim, from } => self.put_fence(claim, from),
+            Mail::Fenced(id) => self.fence_drained(id),
+            Mail::Unfence(id) => self.remove_fence(id),
             // The loop's own.
             Mail::Stats(_) | Mail::Shutdown => {}
         }

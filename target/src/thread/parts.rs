@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use flexblk_nvme::{Cid, Cqe, Nsid, Qid};
@@ -12,6 +12,7 @@ use flexins::verbs::Pd;
 
 use super::buffers::Buffers;
 use super::devices::Devices;
+use super::fused::{Claim, Pair};
 use super::mail::{AbortFrom, Mail};
 use super::queue::QueueKey;
 use super::{BDEV_OWNER, NO_DEVICE};
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) address: SocketAddr,
     /// Data threads.
     pub(crate) threads: usize,
+    /// Blocks that fused operations have to themselves.
+    pub(crate) claims: Mutex<Vec<Claim>>,
     /// Their mailboxes; set when all have started.
     pub(crate) mail: OnceLock<Box<[mailbox::Sender<Mail>]>>,
 }
@@ -127,6 +130,11 @@ pub(crate) struct Parts {
     pub(crate) subsystems: Vec<Option<LocalSubsystem>>,
     /// Commands for their devices.
     pub(crate) device_work: VecDeque<(QueueKey, u16)>,
+    /// Commands that a fused operation keeps from their blocks.
+    pub(crate) fenced: VecDeque<(QueueKey, u16)>,
+    /// Fused operations under way, and how many there have been.
+    pub(crate) pairs: Vec<Pair>,
+    pub(crate) next_pair: u64,
     /// Commands that wait for buffers.
     pub(crate) waiters: VecDeque<(QueueKey, u16)>,
     /// Commands that found their send queue full.

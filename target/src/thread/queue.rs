@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use flexblk_nvme::command::Fuse;
 use flexblk_nvme::{Cid, Lba, Nsid, Qid, Status};
 use flexins::verbs::{Cq, Qpn};
 
 use super::buffers::{HeldId, Share};
+use super::copy::Copy;
+use super::fused::First;
 use crate::association::{Association, QueueShared};
 use crate::budget::Reservation;
 use crate::controller::Controller;
@@ -82,6 +85,10 @@ pub(crate) enum Stage {
     Post,
     /// Its response is with the transport.
     Response,
+    /// Half of a fused operation that is ready, and waits for the other or for the device's range.
+    Fused,
+    /// It was aborted and its response is on the way, but the device still uses its buffers.
+    Abandoned,
 }
 
 /// What a command does.
@@ -102,6 +109,12 @@ pub(crate) enum What {
     Deallocate {
         ranges: u16,
         next: u16,
+    },
+    /// The source ranges lie in the buffers, and after that what they name.
+    Copy {
+        ranges: u16,
+        format: u8,
+        fua: bool,
     },
     /// An Admin command with data for the host.
     AdminOut,
@@ -149,6 +162,12 @@ pub(crate) struct Slot {
     pub(crate) posted: u8,
     /// In stage Post: what waits is the request for its data, not its response.
     pub(crate) fetches: bool,
+    /// In stage Device: the device has it.
+    pub(crate) with_device: bool,
+    /// Not success: it was aborted while its data was being fetched, and ends so when that is over.
+    pub(crate) doomed: Status,
+    /// Which half of a fused operation it is.
+    pub(crate) fuse: Fuse,
 }
 
 impl Slot {
@@ -177,6 +196,9 @@ impl Slot {
         data_moved: false,
         fetches: false,
         posted: 0,
+        with_device: false,
+        doomed: Status::SUCCESS,
+        fuse: Fuse::Normal,
     };
 
     /// A command in its first stage.
@@ -222,6 +244,10 @@ pub(crate) struct Queue {
     free: Vec<u16>,
     /// Entries of commands whose data is being fetched and that are judged when it is there.
     pub(crate) fetching: Vec<(u16, [u8; 64])>,
+    /// The first half of a fused operation whose second is the next command.
+    pub(crate) fused: Option<First>,
+    /// What Copy commands have to do.
+    pub(crate) copies: Vec<(u16, Copy)>,
     /// In-capsule data of commands that wait for buffers.
     pub(crate) spills: Vec<(u16, Spill)>,
     /// Memory that the queue was given; goes back with it.
@@ -291,6 +317,8 @@ impl Queue {
             slots: vec![Slot::FREE; usize::from(count)],
             free: (0..count).rev().collect(),
             fetching: Vec::new(),
+            fused: None,
+            copies: Vec::new(),
             spills: Vec::new(),
             _memory: memory,
         }
@@ -334,24 +362,27 @@ impl Queue {
         self.free.len() < self.slots.len()
     }
 
-    /// The command of that identifier, in that stage.
-    pub(crate) fn find(&self, cid: Cid, stage: Stage) -> Option<u16> {
+    /// The command of that identifier, if it has not been answered.
+    pub(crate) fn find(&self, cid: Cid) -> Option<u16> {
+        let open =
+            |slot: &Slot| !matches!(slot.stage, Stage::Free | Stage::Response | Stage::Abandoned);
         let found = self
             .slots
             .iter()
-            .position(|slot| slot.stage == stage && slot.cid == cid)?;
+            .position(|slot| slot.cid == cid && open(slot))?;
         u16::try_from(found).ok()
     }
 
-    /// Commands that nobody else will end: those that wait for buffers or for room.
+    /// Commands that nobody else will end: those that wait for buffers, for room or for a mate.
     pub(crate) fn waiting(&self) -> Vec<u16> {
-        let waits = |slot: &Slot| matches!(slot.stage, Stage::Buffers | Stage::Post);
-        let indexed = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| waits(slot));
+        self.matching(|slot| matches!(slot.stage, Stage::Buffers | Stage::Post | Stage::Fused))
+    }
+
+    /// The commands for which `wanted` holds.
+    pub(crate) fn matching(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<u16> {
+        let indexed = self.slots.iter().enumerate();
         indexed
+            .filter(|(_, slot)| slot.stage != Stage::Free && wanted(slot))
             .filter_map(|(index, _)| u16::try_from(index).ok())
             .collect()
     }
@@ -374,6 +405,12 @@ impl Queue {
     pub(crate) fn take_fetching(&mut self, slot: u16) -> Option<[u8; 64]> {
         let at = self.fetching.iter().position(|(owner, _)| *owner == slot)?;
         Some(self.fetching.swap_remove(at).1)
+    }
+
+    /// What a Copy command has to do.
+    pub(crate) fn copy(&mut self, slot: u16) -> Option<&mut Copy> {
+        let found = self.copies.iter_mut().find(|(owner, _)| *owner == slot)?;
+        Some(&mut found.1)
     }
 
     /// Takes the data that a command left aside.
@@ -542,8 +579,10 @@ mod tests {
             })
             .collect();
         assert!(queue.alloc(Slot::new(What::Read, 2, Cid::new(9))).is_none());
-        assert_eq!(queue.find(Cid::new(3), Stage::Buffers), Some(slots[3]));
-        assert_eq!(queue.find(Cid::new(3), Stage::Device), None);
+        assert_eq!(queue.find(Cid::new(3)), Some(slots[3]));
+        queue.slot(slots[3]).unwrap().stage = Stage::Response;
+        assert_eq!(queue.find(Cid::new(3)), None, "it has been answered");
+        queue.slot(slots[3]).unwrap().stage = Stage::Buffers;
         assert_eq!(queue.waiting().len(), slots.len());
         for slot in &slots {
             assert!(queue.release(*slot).is_some());

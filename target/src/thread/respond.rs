@@ -87,7 +87,7 @@ impl Parts {
     }
 
     /// Counts a command by how it ended; a failed one goes to the error log, and its status says so.
-    fn judge(&self, queue: &Queue, slot: &Slot, status: Status) -> Status {
+    pub(super) fn judge(&self, queue: &Queue, slot: &Slot, status: Status) -> Status {
         match &queue.role {
             Role::Io(io) => {
                 if let Some(counters) = self.counters(io.subsystem) {
@@ -239,6 +239,9 @@ impl Parts {
             self.devices.end(slot.range.device, engine, self.now);
         }
         drop(queue.take_spill(index));
+        if !queue.copies.is_empty() {
+            queue.copies.retain(|(owner, _)| *owner != index);
+        }
         match &queue.role {
             Role::Io(io) => {
                 if let Some(Some(subsystem)) = self.subsystems.get_mut(io.subsystem) {

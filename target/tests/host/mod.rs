@@ -1,5 +1,7 @@
 //! A host made of verbs: sends the capsules it is told to, right or wrong, over real UDP.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
