@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use flexblk_blockdev::{BlockDevice, Caps, Channel, Tokens};
 use flexblk_nvme::{Status, StatusCode};
-use flexblk_reactor::{Reactor, SharedMemory};
+use flexblk_reactor::{Reactor, SharedMemory, Span};
 use flexins::engine::Engine;
 use flexins::verbs::{Access, Mr, Pd, Sge};
 
@@ -180,20 +180,20 @@ impl Devices {
         }
     }
 
-    /// The range in the device's own memory, as a gather list of the transport, when it may be read
+    /// The range in the device's own memory, when that is known to the transport and may be read
     /// (and, by the same reasoning, written) in place: no other thread has the device open.
     #[inline]
-    pub(crate) fn direct(&self, range: &Range) -> Option<Sge> {
+    pub(crate) fn direct(&self, range: &Range) -> Option<Span> {
         let device = self.slots.get(range.device as usize)?.as_ref()?;
         device.memory.as_ref()?;
         if !self.fences.is_empty() || device.media.any() {
             return None;
         }
-        device.channel.direct_read(range.lba, range.blocks)?;
-        self.memory(range)
+        device.channel.direct_read(range.lba, range.blocks)
     }
 
-    /// The range in the device's own memory, for a command that was found to use it in place.
+    /// The range in the device's own memory as a gather list of the transport, for a command that was
+    /// found to use it in place.
     #[inline]
     pub(crate) fn memory(&self, range: &Range) -> Option<Sge> {
         let device = self.slots.get(range.device as usize)?.as_ref()?;
@@ -205,17 +205,7 @@ impl Devices {
     /// not be done (see [`Devices::direct`]).
     #[inline]
     pub(crate) fn write_direct(&self, range: &Range, data: &[u8]) -> bool {
-        let Some(device) = self
-            .slots
-            .get(range.device as usize)
-            .and_then(Option::as_ref)
-        else {
-            return false;
-        };
-        if device.memory.is_none() || !self.fences.is_empty() || device.media.any() {
-            return false;
-        }
-        match device.channel.direct_read(range.lba, range.blocks) {
+        match self.direct(range) {
             Some(span) if span.len() as usize == data.len() => {
                 span.copy_from_slice(data);
                 true
