@@ -40,7 +40,9 @@ pub(crate) struct Arguments {
     check: bool,
 }
 
-/// At depth 128: at least this part of what raw UDP trains reach.
+/// At depth 128: at least this part of what raw UDP trains reach when their blocks come from as much
+/// memory as the namespace has. (A stream that sends the same 64 KiB over and over is printed too; it
+/// never leaves the first-level cache, which no namespace fits into.)
 const GOAL_OF_STREAM: f64 = 0.5;
 /// At depth 1: at most this many raw round trips.
 const GOAL_OF_ROUND_TRIP: f64 = 2.5;
@@ -60,7 +62,7 @@ fn two_cores(text: &str) -> Result<(usize, usize), String> {
 
 /// One measurement of raw sockets.
 struct Ceiling {
-    /// Payload from a few pages.
+    /// Payload from the same 64 KiB again and again.
     blocks_per_second: f64,
     /// Payload from as much memory as each namespace has.
     from_memory: Vec<f64>,
@@ -310,14 +312,14 @@ fn goals(
     for row in rows.iter().filter(|row| Some(row.mode) == first) {
         let measured = row.run.result.measured(row.direction);
         if row.depth == 128 {
-            let fraction = measured.iops / row.stream;
+            let fraction = measured.iops / row.stream_from_memory;
             goals.push(Goal {
                 what: format!(
-                    "rand{} 4k at depth 128 on {} MiB, of raw UDP trains ({} of {} blocks/s)",
+                    "rand{} 4k at depth 128 on {} MiB, of raw UDP trains from the same memory ({} of {} blocks/s)",
                     row.direction,
                     row.ram_mib,
                     count(measured.iops),
-                    count(row.stream)
+                    count(row.stream_from_memory)
                 ),
                 measured: format!("{fraction:.2}"),
                 goal: format!(">= {GOAL_OF_STREAM}"),
@@ -379,8 +381,8 @@ fn print(
         "p99.9 us",
         "fio CPU %",
         "target CPU %",
-        "of raw UDP",
-        "same memory",
+        "of raw UDP, same memory",
+        "same 64 KiB",
     ]);
     for row in rows {
         let measured = row.run.result.measured(row.direction);
@@ -397,15 +399,15 @@ fn print(
             p999,
             format!("{:.0}", row.run.fio_cpu),
             format!("{:.0}", row.run.target_cpu),
-            format!("{:.2}", measured.iops / row.stream),
             format!("{:.2}", measured.iops / row.stream_from_memory),
+            format!("{:.2}", measured.iops / row.stream),
         ]);
     }
     table.print();
     println!();
     let mut table = Table::new(&[
         "raw UDP in the same run",
-        "blocks/s",
+        "blocks/s, same 64 KiB",
         "GB/s",
         "from memory of each size",
         "round trip p50 us",
