@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use flexblk_initiator::{
 use flexblk_reactor::HugePages;
 use flexblk_target::Target;
 use flexblk_target::config::{AllowedHosts, Config, Namespace, Subsystem};
+use flexblk_tests::ports::free_udp_port;
 
 const NQN: &str = "nqn.2026-11.io.example:disk";
 const NSID: Nsid = Nsid::new(1);
@@ -50,11 +50,7 @@ fn start(change: impl FnOnce(&mut Config)) -> (Target, ConnectOptions) {
 }
 
 fn free_port() -> u16 {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    free_udp_port().expect("a free port")
 }
 
 /// A queue pair with registered memory, and what a test does with it.

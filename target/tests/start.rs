@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use flexblk_nvme::{Nqn, Nsid};
 use flexblk_target::config::{AllowedHosts, Config, Namespace, Subsystem};
 use flexblk_target::{StartError, Target};
+use flexblk_tests::ports::free_udp_port;
 
 fn daemon(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flexblk-target"));
@@ -36,10 +37,7 @@ fn path(path: &Path) -> &str {
 }
 
 fn free_port() -> u16 {
-    UdpSocket::bind("127.0.0.1:0")
-        .and_then(|socket| socket.local_addr())
-        .expect("a free port")
-        .port()
+    free_udp_port().expect("a free port")
 }
 
 fn config(port: u16, bdev: &str) -> Config {
