@@ -10,7 +10,7 @@ use flexblk_reactor::{HugePages, SharedMemory, Span};
 use flexins::cm::ServiceId;
 use flexins::digest::crc32c;
 use flexins::engine::{ConnEvent, Engine, EngineConfig, PacketShape, TrainSink};
-use flexins::verbs::{Access, QpInit, Qpn, RecvWr};
+use flexins::verbs::{Access, AckRequest, QpInit, Qpn, RecvWr};
 use flexins::wire::{Bth, Reth};
 use libfuzzer_sys::fuzz_target;
 
@@ -96,6 +96,7 @@ fuzz_target!(|input: &[u8]| {
         max_sge: 2,
         max_inline: 64,
         inline_recv: false,
+        ack_request: AckRequest::Last,
         user: 0,
     };
     let target_qpn = queue_pair(&mut target, init);

@@ -10,8 +10,8 @@ use flexblk_reactor::{HugePages, SharedMemory, Span};
 use flexins::digest::{Crc32c, crc32c};
 use flexins::engine::{Engine, EngineConfig, PacketShape, TrainSink};
 use flexins::verbs::{
-    Access, Cq, Digest, Framing, Modify, Mr, QpInit, Qpn, ReadyToReceive, ReadyToSend, SendFlags,
-    SendOp, SendWr,
+    Access, AckRequest, Cq, Digest, Framing, Modify, Mr, QpInit, Qpn, ReadyToReceive, ReadyToSend,
+    SendFlags, SendOp, SendWr,
 };
 use flexins::wire::Psn;
 
@@ -99,6 +99,7 @@ fn side(port: u16, digest: Digest) -> Side {
             max_sge: 4,
             max_inline: 64,
             inline_recv: true,
+            ack_request: AckRequest::Never,
             user: 0,
         })
         .expect("queue pair");

@@ -203,6 +203,18 @@ pub struct RecvWr<'a> {
     pub sges: &'a [Sge],
 }
 
+/// When a request asks for an acknowledgement, instead of leaving it to the peer when it sends one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum AckRequest {
+    /// The last of the requests that are posted, if it is signalled: its completion takes a round trip.
+    #[default]
+    Last,
+    /// Only where the window is full. For protocols in which the peer answers each message: the answer
+    /// carries the acknowledgement, and one of its own would be a packet too many. Without an answer a
+    /// completion takes the peer's [`ack_delay`](crate::engine::EngineConfig::ack_delay) longer.
+    Never,
+}
+
 /// Parameters of a queue pair that are fixed when it is created; its memory is sized from them.
 #[derive(Clone, Copy, Debug)]
 pub struct QpInit {
@@ -223,6 +235,8 @@ pub struct QpInit {
     /// With in-place receive: messages of at most [`INLINE_RECV_MAX_BYTES`] and WRITE_WITH_IMM
     /// arrive inside work completions, only longer messages as deliveries.
     pub inline_recv: bool,
+    /// When requests ask for their acknowledgement (FlexiNS framing; the standard's do so always).
+    pub ack_request: AckRequest,
     /// Comes back in deliveries and completions.
     pub user: u64,
 }

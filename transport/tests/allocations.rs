@@ -11,7 +11,7 @@ use common::{Side, connect_by_hand, full_access, pair, signaled};
 use flexblk_reactor::Span;
 use flexins::engine::{EngineConfig, PacketShape, TrainSink};
 use flexins::port::sim::SimNet;
-use flexins::verbs::{Framing, QpInit, Qpn, SendOp, SendWr};
+use flexins::verbs::{AckRequest, Framing, QpInit, Qpn, SendOp, SendWr};
 use flexins::wire::Psn;
 
 thread_local! {
@@ -135,6 +135,7 @@ fn nothing_is_allocated_after_warm_up() {
         let (mut net, a, b) = pair(&EngineConfig::default());
         let init = |side: &Side| QpInit {
             inline_recv: true,
+            ack_request: AckRequest::Last,
             ..side.init()
         };
         let psn = Psn::new(3);

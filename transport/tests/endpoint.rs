@@ -9,7 +9,7 @@ use flexins::cm::ServiceId;
 use flexins::endpoint::{Endpoint, EndpointConfig, EndpointError, RxMode};
 use flexins::engine::{ConnEvent, DeliveryKind, EngineConfig, TxMode};
 use flexins::verbs::{
-    Access, Cq, Digest, Mr, QpInit, Qpn, SendFlags, SendOp, SendWr, WcOpcode, WcStatus,
+    Access, AckRequest, Cq, Digest, Mr, QpInit, Qpn, SendFlags, SendOp, SendWr, WcOpcode, WcStatus,
     WorkCompletion,
 };
 
@@ -59,6 +59,7 @@ impl Node {
             max_sge: 2,
             max_inline: 64,
             inline_recv: false,
+            ack_request: AckRequest::Last,
             user: 7,
         };
         Self {

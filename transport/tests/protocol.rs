@@ -10,10 +10,10 @@ use common::{
     pattern, run, seal, signaled,
 };
 use flexins::engine::{ConnEvent, DeliveryKind, Engine, EngineConfig};
-use flexins::port::sim::{SimFaults, SimNet};
+use flexins::port::sim::{SimFaults, SimNet, SimSink};
 use flexins::verbs::{
-    Digest, Framing, Modify, QpInit, QpState, RecvWr, SendFlags, SendOp, SendWr, VerbsError,
-    WcOpcode, WcStatus,
+    AckRequest, Digest, Framing, Modify, QpInit, QpState, RecvWr, SendFlags, SendOp, SendWr,
+    VerbsError, WcOpcode, WcStatus,
 };
 use flexins::wire::{Bth, Opcode, Psn, Reth};
 
@@ -244,7 +244,11 @@ fn acknowledgements_ride_along() {
 fn delayed_acknowledgement_comes_after_its_time_or_before_sleep() {
     for flush in [false, true] {
         let (mut net, a, b) = pair(&EngineConfig::default());
-        let (qa, _) = connect(&mut net, &a, &b, &a.init(), &b.init());
+        let init = QpInit {
+            ack_request: AckRequest::Never,
+            ..a.init()
+        };
+        let (qa, _) = connect(&mut net, &a, &b, &init, &b.init());
         idle(&mut net, Duration::from_millis(10));
         let op = SendOp::Write {
             remote: b.addr(0),
@@ -267,6 +271,111 @@ fn delayed_acknowledgement_comes_after_its_time_or_before_sleep() {
         let expected = if flush { 20 } else { 120 };
         assert_eq!(took, Duration::from_micros(expected));
         assert_eq!(net.engine(b.node).counters().acks_tx, 1);
+    }
+}
+
+/// The delay of acknowledgements is not part of a lone request's latency: its last packet asks.
+#[test]
+fn a_lone_signalled_request_takes_one_round_trip() {
+    for (len, inline) in [(100, 0), (100_000, 0), (0, 64)] {
+        let (mut net, a, b) = pair(&EngineConfig::default());
+        let (qa, qb) = connect(&mut net, &a, &b, &a.init(), &b.init());
+        net.engine(b.node)
+            .post_recv(
+                qb,
+                &RecvWr {
+                    wr_id: 0,
+                    sges: &[b.mr.sge(500_000, 100_000)],
+                },
+            )
+            .unwrap();
+        idle(&mut net, Duration::from_millis(10));
+        let list = [a.mr.sge(0, len)];
+        let remote = b.addr(0);
+        let rkey = b.mr.rkey;
+        for (round, op) in [SendOp::Write { remote, rkey }, SendOp::Send]
+            .into_iter()
+            .enumerate()
+        {
+            let wr = SendWr {
+                inline: &[7; 64][..inline],
+                ..signaled(0, op, if len > 0 { &list } else { &[] })
+            };
+            net.engine(a.node).post_send(qa, &wr).unwrap();
+            let sent = net.elapsed();
+            assert!(run(&mut net, Duration::from_secs(1), |net| !a
+                .sends(net)
+                .is_empty()));
+            assert_eq!(net.elapsed() - sent, Duration::from_micros(20), "{op:?}");
+            let acks = net.engine(b.node).counters().acks_tx;
+            assert_eq!(acks, round as u64 + 1, "one acknowledgement each");
+        }
+        // What is not signalled, nobody waits for.
+        let wr = SendWr {
+            flags: SendFlags::empty(),
+            ..signaled(0, SendOp::Write { remote, rkey }, &list)
+        };
+        let before = net.engine(b.node).counters().acks_tx;
+        net.engine(a.node).post_send(qa, &wr).unwrap();
+        idle(&mut net, Duration::from_micros(50));
+        assert_eq!(net.engine(b.node).counters().acks_tx, before);
+    }
+}
+
+/// Packets of one length make one train: a message beyond the MTU is cut evenly.
+#[test]
+fn long_messages_are_cut_evenly() {
+    let config = EngineConfig {
+        mtu: 8320,
+        ..EngineConfig::default()
+    };
+    let len = 128 << 10;
+    let (mut net, a, b) = pair(&config);
+    let init = QpInit {
+        ack_request: AckRequest::Never,
+        ..a.init()
+    };
+    let (qa, qb) = connect(&mut net, &a, &b, &init, &b.init());
+    let room = [b.mr.sge(500_000, len)];
+    let wr = RecvWr {
+        wr_id: 0,
+        sges: &room,
+    };
+    net.engine(b.node).post_recv(qb, &wr).unwrap();
+    let (remote, rkey) = (b.addr(0), b.mr.rkey);
+    let list = [a.mr.sge(0, len)];
+    for op in [
+        SendOp::Write { remote, rkey },
+        SendOp::Send,
+        SendOp::Read { remote, rkey },
+    ] {
+        net.engine(a.node)
+            .post_send(qa, &signaled(0, op, &list))
+            .unwrap();
+        let sender = if matches!(op, SendOp::Read { .. }) {
+            // The request arrives; its answer has not left yet.
+            let limit = net.now() + Duration::from_micros(10);
+            assert!(net.step(limit, &mut no_delivery));
+            b.node
+        } else {
+            a.node
+        };
+        let mut sink = SimSink::with_room(100);
+        let now = net.now();
+        net.engine(sender).poll_transmit(now, &mut sink);
+        let payloads: Vec<usize> = sink
+            .packets
+            .iter()
+            .map(|(_, packet)| {
+                let opcode = Bth::parse(packet).unwrap().opcode;
+                packet.len() - opcode.header_len() - 8
+            })
+            .collect();
+        assert_eq!(payloads, [8192; 16], "{op:?}");
+        // They are lost now; the operation succeeds all the same.
+        assert!(run(&mut net, Duration::from_secs(5), |net| !a
+            .sends(net)
+            .is_empty()));
     }
 }
 
@@ -501,6 +610,7 @@ fn an_idle_queue_pair_takes_less_than_64_kib() {
         max_sge: 4,
         max_inline: 64,
         inline_recv: true,
+        ack_request: AckRequest::Last,
         ..side.init()
     };
     let (qa, qb) = connect(&mut net, &a, &b, &init(&a), &init(&b));
@@ -610,6 +720,7 @@ fn length_of_a_long_write_with_immediate() {
         let (mut net, a, b) = pair(&EngineConfig::default());
         let init_b = QpInit {
             inline_recv: true,
+            ack_request: AckRequest::Last,
             ..b.init()
         };
         let sides = [(&a, &a.init(), Psn::new(7)), (&b, &init_b, Psn::new(9))];

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use flexblk_reactor::{SharedMemory, Span, Wait, Waker};
 use flexins::engine::Engine;
 use flexins::verbs::{
-    Access, Cq, Lkey, Mr, Pd, PostError, QpInit, Qpn, SendWr, VerbsError, WorkCompletion,
+    Access, AckRequest, Cq, Lkey, Mr, Pd, PostError, QpInit, Qpn, SendWr, VerbsError, WorkCompletion,
 };
 
 use super::home::{self, Place, SharedHome};
@@ -128,6 +128,7 @@ impl Queue {
                 max_sge: 1,
                 max_inline: MAX_INLINE_BYTES as u32,
                 inline_recv: true,
+                ack_request: AckRequest::Never,
                 user: place.user(),
             };
             let qpn = engine.create_qp(&init).inspect_err(|_| {

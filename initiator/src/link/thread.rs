@@ -9,7 +9,7 @@ use flexins::remote::{
     spawn,
 };
 use flexins::verbs::{
-    Access, Lkey, Mr, PostError, Qpn, RecvWr, SendFlags, SendWr, VerbsError, WcStatus,
+    Access, AckRequest, Lkey, Mr, PostError, Qpn, RecvWr, SendFlags, SendWr, VerbsError, WcStatus,
     WorkCompletion,
 };
 
@@ -79,6 +79,7 @@ impl ThreadVerbs {
                 max_recv_wr: sizes.receives,
                 max_sge: 1,
                 max_inline: MAX_INLINE_BYTES as u32,
+                ack_request: AckRequest::Never,
             })
             .map_err(transport)?;
         let len = u64::from(sizes.receives) * u64::from(RESPONSE_BYTES);

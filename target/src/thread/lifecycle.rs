@@ -8,7 +8,7 @@ use flexblk_nvme::rdma::{AcceptPrivate, RejectPrivate, RejectStatus, RequestPriv
 use flexblk_nvme::{Cntlid, Qid};
 use flexins::cm::{ConnId, Params, RejectReason};
 use flexins::engine::{ConnEvent, Engine};
-use flexins::verbs::{Cq, QpInit};
+use flexins::verbs::{AckRequest, Cq, QpInit};
 
 use super::mail::Mail;
 use super::parts::Task;
@@ -144,6 +144,7 @@ impl Core {
             max_sge: 1,
             max_inline: flexblk_nvme::Cqe::SIZE as u32,
             inline_recv: false,
+            ack_request: AckRequest::Never,
             user: key.to_word(),
         };
         let now = self.parts.now;

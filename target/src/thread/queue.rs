@@ -502,7 +502,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use flexins::engine::{Engine, EngineConfig};
-    use flexins::verbs::QpInit;
+    use flexins::verbs::{AckRequest, QpInit};
 
     fn queue(key: QueueKey, entries: u16) -> Queue {
         let mut engine = Engine::new(EngineConfig::default(), 1);
@@ -541,6 +541,7 @@ mod tests {
                 max_sge: 1,
                 max_inline: 16,
                 inline_recv: false,
+                ack_request: AckRequest::Never,
                 user: 0,
             };
             let qpn = engine.create_qp(&init).unwrap();

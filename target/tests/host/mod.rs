@@ -18,7 +18,9 @@ use flexblk_reactor::{Config, HugePages, Reactor, SharedMemory, Wait};
 use flexins::cm::ServiceId;
 use flexins::endpoint::{Endpoint, EndpointConfig};
 use flexins::engine::ConnEvent;
-use flexins::verbs::{Access, Cq, Mr, Pd, QpInit, Qpn, SendFlags, SendOp, SendWr, WcStatus};
+use flexins::verbs::{
+    Access, AckRequest, Cq, Mr, Pd, QpInit, Qpn, SendFlags, SendOp, SendWr, WcStatus,
+};
 
 const OWNER: u8 = 1;
 /// How long anything may take.
@@ -227,6 +229,7 @@ impl Host {
             max_sge: 1,
             max_inline: 64,
             inline_recv: true,
+            ack_request: AckRequest::Never,
             user: u64::from(offer.qid) + 1,
         };
         let to = self.to;

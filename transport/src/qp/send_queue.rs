@@ -41,6 +41,8 @@ pub(crate) struct SendWqe {
     pub(crate) len: u32,
     /// Sequence numbers that it takes, known from the first transmission on.
     pub(crate) packets: u32,
+    /// Payload bytes of each packet but the last, known as long.
+    pub(crate) segment: u32,
     pub(crate) first_psn: Psn,
     pub(crate) inline_len: u16,
     pub(crate) sge_count: u8,
@@ -144,6 +146,12 @@ impl SendQueue {
         self.next != self.tail
     }
 
+    /// Whether no request waits behind the one at `index`.
+    #[inline]
+    pub(crate) const fn is_last(&self, index: u32) -> bool {
+        index.wrapping_add(1) == self.tail
+    }
+
     /// The limits that can be checked when a request is posted.
     pub(crate) fn check(&self, wr: &SendWr<'_>) -> Result<u32, PostError> {
         if self.is_full() {
@@ -189,6 +197,7 @@ impl SendQueue {
             imm,
             len,
             packets: 0,
+            segment: 0,
             first_psn: Psn::new(0),
             inline_len: wr.inline.len() as u16,
             sge_count: wr.sges.len() as u8,

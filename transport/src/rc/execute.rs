@@ -2,7 +2,7 @@
 
 use super::Env;
 use super::psn_bits::WINDOW_BITS;
-use super::request::{Request, packets_of};
+use super::request::{Request, packets_of, segment_of};
 use super::responder::{Assembly, ReadJob, Verdict};
 use crate::engine::{Delivery, DeliveryKind, HeldBuffer, Payload};
 use crate::memory::MemoryFault;
@@ -68,6 +68,7 @@ impl Qp {
             addr,
             rkey,
             left: len,
+            segment: segment_of(len, self.path.mtu, self.path.framing),
             fresh: true,
         }) {
             env.counters.read_overflows += 1;
@@ -194,7 +195,13 @@ impl Qp {
             Assembly::Send { offset } if !starts => offset,
             _ => return INVALID,
         };
-        if !ends && request.payload.len() != self.path.mtu as usize {
+        let len = request.payload.len();
+        let whole = if self.path.is_flexins() {
+            len > 0
+        } else {
+            len == self.path.mtu as usize
+        };
+        if !ends && !whole {
             return INVALID;
         }
         let ready = self.rq.ready();

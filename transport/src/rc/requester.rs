@@ -262,10 +262,9 @@ impl Qp {
         let Some(wqe) = self.sq.get(index) else {
             return;
         };
-        let offset = u64::from(psn.distance_from(wqe.first_psn)) * u64::from(self.path.mtu);
-        let expected = u64::from(wqe.len)
-            .saturating_sub(offset)
-            .min(u64::from(self.path.mtu));
+        let segment = u64::from(wqe.segment);
+        let offset = u64::from(psn.distance_from(wqe.first_psn)) * segment;
+        let expected = u64::from(wqe.len).saturating_sub(offset).min(segment);
         if response.payload.len() as u64 != expected || wqe.kind != Kind::Read {
             return self.fail_at(env, psn, WcStatus::BadRespErr);
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::Env;
 use super::psn_bits::{PsnBits, WINDOW_BITS};
-use super::request::{Request, packets_of};
+use super::request::{Request, packets_of, segment_of};
 use crate::memory::MemoryFault;
 use crate::qp::{NEVER, Qp};
 use crate::verbs::{Access, QpState, WcStatus};
@@ -22,6 +22,8 @@ pub(crate) struct ReadJob {
     pub(crate) addr: u64,
     pub(crate) rkey: u32,
     pub(crate) left: u32,
+    /// Payload bytes of each packet but the last.
+    pub(crate) segment: u32,
     /// Nothing of it has been sent.
     pub(crate) fresh: bool,
 }
@@ -446,6 +448,7 @@ impl Qp {
             addr,
             rkey,
             left: len,
+            segment: segment_of(len, self.path.mtu, self.path.framing),
             fresh: true,
         };
         if !self.resp.queue_read(job) {

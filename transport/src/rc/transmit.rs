@@ -5,11 +5,11 @@ use flexblk_reactor::Span;
 
 use super::Env;
 use super::packet::{Contents, write};
-use super::request::packets_of;
+use super::request::{packets_of, segment_of};
 use crate::engine::TrainSink;
 use crate::memory::MemoryFault;
 use crate::qp::{Kind, Qp, SendWqe};
-use crate::verbs::{Access, MAX_SGE, QpState, SendFlags, WcStatus};
+use crate::verbs::{Access, AckRequest, Framing, MAX_SGE, QpState, SendFlags, WcStatus};
 use crate::wire::sack::{self, Sack};
 use crate::wire::{
     Aeth, Bth, IMM_LEN_BYTES, NakCode, Opcode, Probe, Psn, RETH_LEN_BYTES, Reth, Syndrome,
@@ -148,7 +148,7 @@ fn send_lost<S: TrainSink>(qp: &mut Qp, env: &mut Env, now: u64, sink: &mut S) -
     };
     let place = psn.distance_from(wqe.first_psn);
     // Data of another READ needs a request of its own.
-    let run = run.min(wqe.packets - place);
+    let run = read_run(&wqe, qp.path.framing, place, run.min(wqe.packets - place));
     let step = send_part(qp, env, sink, index, &wqe, psn, place, run, true);
     if let Step::Sent = step {
         qp.req.board.resend(psn, run);
@@ -187,6 +187,7 @@ fn send_request<S: TrainSink>(qp: &mut Qp, env: &mut Env, now: u64, sink: &mut S
         }
         wqe.first_psn = next_psn;
         wqe.packets = packets_of(wqe.len, mtu);
+        wqe.segment = segment_of(wqe.len, mtu, qp.path.framing);
     }
     let wqe = *wqe;
     let place = next_psn.distance_from(wqe.first_psn);
@@ -196,12 +197,21 @@ fn send_request<S: TrainSink>(qp: &mut Qp, env: &mut Env, now: u64, sink: &mut S
         if qp.req.board.reads() >= u32::from(qp.req.max_reads) {
             return Step::Nothing;
         }
-        left.min(READ_PACKETS_MAX).min(room)
+        let run = left.min(READ_PACKETS_MAX).min(room);
+        read_run(&wqe, qp.path.framing, place, run)
     } else {
         1
     };
-    // The last packet before the window is full asks for an acknowledgement.
-    let ack_req = room == run;
+    // The last packet before the window is full asks for an acknowledgement; so does the last one for
+    // now, if somebody waits for its completion and no answer of the peer will carry it.
+    let outstanding = qp.req.board.outstanding() + run;
+    let ack_req = room == run
+        || (qp.init.ack_request == AckRequest::Last
+            && run == left
+            && !is_read
+            && wqe.flags.contains(SendFlags::SIGNALED)
+            && qp.sq.is_last(index)
+            && outstanding < env.limits.ack_coalesce);
     let step = send_part(qp, env, sink, index, &wqe, next_psn, place, run, ack_req);
     if let Step::Sent = step {
         if is_read {
@@ -215,6 +225,17 @@ fn send_request<S: TrainSink>(qp: &mut Qp, env: &mut Env, now: u64, sink: &mut S
         }
     }
     step
+}
+
+/// How many of `run` packets of a request from number `place` on one READ request can ask for. A
+/// FlexiNS responder cuts evenly what it is asked for: the whole, or whole segments.
+fn read_run(wqe: &SendWqe, framing: Framing, place: u32, run: u32) -> u32 {
+    let ragged = framing == Framing::Flexins && !wqe.len.is_multiple_of(wqe.segment.max(1));
+    if ragged && place > 0 && run > 1 && place + run == wqe.packets {
+        run - 1
+    } else {
+        run
+    }
 }
 
 /// Writes packet number `place` of a request (for a READ: asks for `run` packets from there on).
@@ -231,11 +252,10 @@ fn send_part<S: TrainSink>(
     run: u32,
     ack_req: bool,
 ) -> Step {
-    let mtu = qp.path.mtu;
     let flexins = qp.path.is_flexins();
-    let offset = place * mtu;
+    let offset = place * wqe.segment;
     let ends = place + run == wqe.packets;
-    let chunk = (wqe.len - offset.min(wqe.len)).min(mtu.saturating_mul(run));
+    let chunk = (wqe.len - offset.min(wqe.len)).min(wqe.segment.saturating_mul(run));
     let (opcode, with_reth) = match wqe.kind {
         Kind::Read => (Opcode::ReadRequest, true),
         Kind::Write | Kind::WriteImm => {
@@ -434,7 +454,7 @@ fn send_read_data<S: TrainSink>(qp: &mut Qp, env: &mut Env, _: u64, sink: &mut S
     let Some(job) = qp.resp.reads.front().copied() else {
         return Step::Nothing;
     };
-    let chunk = job.left.min(qp.path.mtu);
+    let chunk = job.left.min(job.segment);
     let last = chunk == job.left;
     let opcode = if qp.path.is_flexins() {
         Opcode::ReadResponseOnly

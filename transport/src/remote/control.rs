@@ -10,7 +10,7 @@ use super::RemoteError;
 use super::client::Connected;
 use crate::cm::{ConnId, DisconnectReason, Params, PrivateData, RejectReason, ServiceId};
 use crate::pipe::{EventFd, Ring};
-use crate::verbs::{Access, Lkey, MAX_SGE, Mr, Qpn, WcStatus};
+use crate::verbs::{Access, AckRequest, Lkey, MAX_SGE, Mr, Qpn, WcStatus};
 
 /// Size of a queue pair of a client.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,8 @@ pub struct QueuePairConfig {
     pub max_sge: u32,
     /// Inline bytes of a send request at most (up to [`super::INLINE_MAX_BYTES`]).
     pub max_inline: u32,
+    /// When requests ask for their acknowledgement.
+    pub ack_request: AckRequest,
 }
 
 impl Default for QueuePairConfig {
@@ -32,6 +34,7 @@ impl Default for QueuePairConfig {
             max_recv_wr: 128,
             max_sge: 4,
             max_inline: 64,
+            ack_request: AckRequest::default(),
         }
     }
 }

@@ -203,6 +203,7 @@ impl Tenant {
             max_sge: config.max_sge,
             max_inline: config.max_inline,
             inline_recv: false,
+            ack_request: config.ack_request,
             user: self.id.to_user(),
         })?;
         let recvs = VecDeque::with_capacity(config.max_recv_wr as usize);

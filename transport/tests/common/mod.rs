@@ -10,8 +10,8 @@ use flexins::cm::ServiceId;
 use flexins::engine::{ConnEvent, Delivery, Engine, EngineConfig};
 use flexins::port::sim::{NodeId, SimFaults, SimNet};
 use flexins::verbs::{
-    Access, Cq, Digest, Framing, Modify, Mr, Pd, QpInit, Qpn, ReadyToReceive, ReadyToSend,
-    SendFlags, SendOp, SendWr, Sge, WorkCompletion,
+    Access, AckRequest, Cq, Digest, Framing, Modify, Mr, Pd, QpInit, Qpn, ReadyToReceive,
+    ReadyToSend, SendFlags, SendOp, SendWr, Sge, WorkCompletion,
 };
 use flexins::wire::Psn;
 use flexins::wire::trailer::Fack;
@@ -73,6 +73,7 @@ impl Side {
             max_sge: 4,
             max_inline: 64,
             inline_recv: false,
+            ack_request: AckRequest::Last,
             user: 0,
         }
     }

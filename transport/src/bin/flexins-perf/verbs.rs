@@ -15,7 +15,8 @@ use flexins::endpoint::{Endpoint, EndpointConfig};
 use flexins::engine::{ConnEvent, Delivery, Engine, EngineConfig};
 use flexins::port::PortCounters;
 use flexins::verbs::{
-    Access, Cq, Mr, Pd, QpInit, Qpn, Rkey, SendFlags, SendOp, SendWr, WcStatus, WorkCompletion,
+    Access, AckRequest, Cq, Mr, Pd, QpInit, Qpn, Rkey, SendFlags, SendOp, SendWr, WcStatus,
+    WorkCompletion,
 };
 use hdrhistogram::Histogram;
 
@@ -241,6 +242,7 @@ impl Node {
             max_sge: 1,
             max_inline: 0,
             inline_recv: false,
+            ack_request: AckRequest::Last,
             user: 0,
         }
     }
