@@ -203,6 +203,14 @@ fn configuration_mistakes_name_file_line_and_key() -> Result<()> {
             "[[subsystem]]\nnqn = \"nqn.2026-11.org.example:a\"\n[[subsystem.namespace]]\nbdev = \"tape:0\"\n",
             ["target.toml:4", "bdev"],
         ),
+        (
+            "[[bdev]]\ntype = \"ram\"\nname = \"fast\"\nsizes = \"1G\"\n",
+            ["target.toml:4", "`sizes`"],
+        ),
+        (
+            "[[bdev]]\nname = \"fast\"\ntype = \"tape\"\n",
+            ["target.toml:3", "`tape`"],
+        ),
         ("[target\n", ["target.toml:1", "target"]),
     ] {
         let finished = configured(&setup, text)?;

@@ -6,7 +6,7 @@ mod short;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::{
@@ -60,6 +60,24 @@ pub enum BdevConfig {
 }
 
 impl BdevConfig {
+    /// What `type` may be, without the other names.
+    pub const TYPES: [&str; 5] = ["null", "ram", "file", "fault", "delay"];
+
+    /// Reads the other keys of a device of this type; `None` when there is no such type.
+    pub fn of_type<'de, D: Deserializer<'de>>(
+        kind: &str,
+        keys: D,
+    ) -> Option<Result<Self, D::Error>> {
+        Some(match kind {
+            "null" => NullConfig::deserialize(keys).map(Self::Null),
+            "ram" | "malloc" => RamConfig::deserialize(keys).map(Self::Ram),
+            "file" | "uring" | "aio" => FileConfig::deserialize(keys).map(Self::File),
+            "fault" | "error" => FaultConfig::deserialize(keys).map(Self::Fault),
+            "delay" => DelayConfig::deserialize(keys).map(Self::Delay),
+            _ => return None,
+        })
+    }
+
     /// The device's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -472,6 +490,27 @@ mod tests {
         let message = toml::from_str::<Doc>(text).unwrap_err().to_string();
         assert!(message.contains("unknown field `sizee`"), "{message}");
         assert!(message.contains("line 3"), "{message}");
+    }
+
+    #[test]
+    fn every_type_is_read_alone_as_in_its_table() {
+        for kind in BdevConfig::TYPES
+            .into_iter()
+            .chain(["malloc", "uring", "aio", "error"])
+        {
+            let keys = "name = \"a\"\n".to_owned()
+                + match kind {
+                    "file" | "uring" | "aio" => "filename = \"x\"",
+                    "fault" | "error" | "delay" => "base_bdev_name = \"b\"",
+                    _ => "",
+                };
+            let table = toml::de::Deserializer::parse(&keys).unwrap();
+            let alone = BdevConfig::of_type(kind, table).expect("known").unwrap();
+            let whole: BdevConfig = toml::from_str(&format!("type = \"{kind}\"\n{keys}")).unwrap();
+            assert_eq!(alone, whole, "{kind}");
+        }
+        let table = toml::de::Deserializer::parse("").unwrap();
+        assert!(BdevConfig::of_type("tape", table).is_none());
     }
 
     #[test]

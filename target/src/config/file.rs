@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     AllowedHosts, Config, Digest, Limits, Listener, MAX_ALLOWED_HOSTS, MAX_CORES, MAX_NSID,
-    MAX_SUBSYSTEMS, Namespace, Rx, Subsystem, Tx, size,
+    MAX_SUBSYSTEMS, Namespace, Rx, Subsystem, Tx, bdev_tables, size,
 };
 
 /// Largest configuration file that is read.
@@ -70,7 +70,12 @@ impl Config {
     /// Checks the text of a TOML file; `path` is for the messages only.
     pub fn from_toml(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let at = Place { text, path };
-        let file: File = toml::from_str(text).map_err(|error| at.syntax(&error))?;
+        let file: File = toml::from_str(text).map_err(|error| {
+            bdev_tables::first_mistake(text).map_or_else(
+                || at.syntax(&error),
+                |mistake| at.parser(mistake.span.start, &mistake.message),
+            )
+        })?;
         file.check(&at)
     }
 }
@@ -133,7 +138,10 @@ struct NamespaceTable {
 
 /// A size: a number of bytes, or a text like `"1G"`.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "a size is a number of bytes, or a text such as \"1G\""
+)]
 enum Size {
     Bytes(u64),
     Text(String),
@@ -336,8 +344,11 @@ struct Place<'a> {
 impl Place<'_> {
     /// An error of the TOML parser: its own message, cut to one line, with the key of its line.
     fn syntax(&self, error: &toml::de::Error) -> ConfigError {
-        let offset = error.span().map_or(0, |span| span.start);
-        let message = error.message().trim().replace('\n', ", ");
+        self.parser(error.span().map_or(0, |span| span.start), error.message())
+    }
+
+    fn parser(&self, offset: usize, message: &str) -> ConfigError {
+        let message = message.trim().replace('\n', ", ");
         let key = self.key_at(offset).unwrap_or_else(|| "(none)".to_owned());
         self.line(offset, &key, message)
     }
@@ -462,6 +473,16 @@ mod tests {
         assert_eq!(
             range,
             "t.toml:2: key `udp_port`: 70000 is out of range, give 1 to 65535"
+        );
+        let device = refused("[[bdev]]\ntype = \"ram\"\nname = \"a\"\nsizee = \"1G\"\n");
+        assert!(
+            device.starts_with("t.toml:4: key `sizee`: unknown field"),
+            "{device}"
+        );
+        let neither = refused("[target]\nmemory_budget = true\n");
+        assert!(
+            neither.starts_with("t.toml:2: key `memory_budget`: a size is"),
+            "{neither}"
         );
         let syntax = refused("[listener]\naddress = 127.0.0.1\n");
         assert!(syntax.starts_with("t.toml:2: key `address`:"), "{syntax}");

@@ -1,6 +1,7 @@
 //! What the daemon is told: subsystems, listener, limits. Built from TOML ([`Config::from_file`]) or
 //! from flags; every value is checked when it gets in, so that the rest of the crate need not.
 
+mod bdev_tables;
 mod file;
 pub mod size;
 
