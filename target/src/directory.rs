@@ -327,6 +327,7 @@ mod tests {
             controllers: 2,
             io_queues: 2,
             queue_entries: 64,
+            ..Limits::default()
         };
         let directory = Directory::new(limits, Budget::new(1000));
         let subsystem = Subsystem {

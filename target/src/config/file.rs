@@ -102,6 +102,7 @@ struct TargetTable {
     max_controllers: Option<Spanned<u64>>,
     max_io_queues: Option<Spanned<u64>>,
     max_queue_entries: Option<Spanned<u64>>,
+    longest_silence_s: Option<Spanned<u64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -207,6 +208,10 @@ impl TargetTable {
         }
         if let Some(n) = self.max_queue_entries {
             limits.queue_entries = at.number(&n, "max_queue_entries", 32..=4096)?;
+        }
+        if let Some(seconds) = self.longest_silence_s {
+            let seconds = at.number(&seconds, "longest_silence_s", 5..=86_400)?;
+            limits.longest_silence = Duration::from_secs(seconds);
         }
         config.limits = limits;
         Ok(())

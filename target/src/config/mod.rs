@@ -147,6 +147,9 @@ pub struct Limits {
     pub io_queues: u16,
     /// Entries of a queue (CAP.MQES + 1).
     pub queue_entries: u16,
+    /// How long the transport of a host that turned Keep Alive off may be silent until its controller
+    /// ends. It is asked in time; a host that is there answers without its application.
+    pub longest_silence: Duration,
 }
 
 impl Default for Limits {
@@ -155,6 +158,7 @@ impl Default for Limits {
             controllers: 1024,
             io_queues: 64,
             queue_entries: 1024,
+            longest_silence: Duration::from_secs(300),
         }
     }
 }

@@ -105,6 +105,8 @@ pub enum Action {
 pub enum Reason {
     /// No command within the Keep Alive Timeout.
     KeepAlive,
+    /// Keep Alive is off, and the host's transport has been silent for too long.
+    Silence,
     /// The subsystem, or the host's right to it, is gone.
     NotAllowed,
 }

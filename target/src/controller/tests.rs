@@ -82,6 +82,7 @@ impl World {
             controllers: 4,
             io_queues: 8,
             queue_entries: 256,
+            ..Limits::default()
         };
         let start = Instant::now();
         Self {

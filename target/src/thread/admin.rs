@@ -5,6 +5,7 @@ use flexblk_nvme::command::fabrics::{Command as Fabrics, Connect, ConnectData, C
 use flexblk_nvme::{Status, StatusCode};
 use flexins::engine::Engine;
 
+use super::liveness::Liveness;
 use super::mail::AbortFrom;
 use super::parts::{Parts, Task};
 use super::queue::{Admin, Io, Queue, QueueKey, Role, Slot, What};
@@ -37,7 +38,10 @@ impl Parts {
                 };
                 self.refuse(engine, queue, sqe, status.dnr());
             }
-            Role::Admin(_) => self.admin_command(engine, queue, sqe, data),
+            Role::Admin(ref mut admin) => {
+                admin.liveness.heard(self.now);
+                self.admin_command(engine, queue, sqe, data);
+            }
             Role::Unconnected(_) => self.connect_command(engine, queue, sqe, data),
         }
     }
@@ -236,12 +240,16 @@ impl Parts {
                 let cntlid = association.cntlid;
                 tracing::info!(%cntlid, host = association.hostnqn.as_str(), subsystem = association.subnqn.as_str(), peer = %queue.peer, "controller connected");
                 let controller = Controller::new(association, connect.kato_ms, self.now);
-                queue.timer = controller.next_timeout();
+                let liveness =
+                    Liveness::new(self.shared.directory.limits().longest_silence, self.now);
                 let address = self.shared.address_for(queue.peer);
-                queue.role = Role::Admin(Box::new(Admin {
+                let admin = Admin {
                     controller,
                     address,
-                }));
+                    liveness,
+                };
+                queue.timer = admin.next_timeout();
+                queue.role = Role::Admin(Box::new(admin));
                 cntlid
             }
             Connected::Io {
@@ -364,7 +372,7 @@ impl Parts {
             }
         }
         if let Role::Admin(admin) = &queue.role {
-            queue.timer = admin.controller.next_timeout();
+            queue.timer = admin.next_timeout();
         }
     }
 

@@ -320,6 +320,9 @@ impl Core {
             let association = admin.controller.association();
             let reason = match reason {
                 Reason::KeepAlive => "no command within the keep-alive time-out",
+                Reason::Silence => {
+                    "keep-alive is off, and the host's transport does not answer any more"
+                }
                 Reason::NotAllowed => "the subsystem is gone, or the host is no longer allowed",
             };
             tracing::warn!(cntlid = %association.cntlid, host = association.hostnqn.as_str(), peer = %queue.peer, reason, "controller closed");

@@ -12,6 +12,7 @@ mod devices;
 pub(crate) mod fused;
 mod io;
 mod lifecycle;
+mod liveness;
 pub(crate) mod mail;
 pub(crate) mod parts;
 mod queue;
@@ -30,11 +31,13 @@ use flexblk_reactor::{Completion, Reactor};
 use flexins::engine::{Delivery, DeliveryKind, Engine};
 use flexins::verbs::WorkCompletion;
 
+use crate::controller::Reason;
 use crate::error::StartError;
 use crate::snapshot::Snapshot;
 use buffers::Buffers;
 use devices::Devices;
 use lifecycle::CqPool;
+use liveness::Due;
 use mail::{AbortFrom, Mail};
 use parts::{Parts, Shared, Task};
 use queue::{QueueKey, QueueTable, Role};
@@ -295,6 +298,12 @@ impl Core {
                     self.note_queues_closed(&association);
                 }
                 Task::Terminate(key, reason) => self.terminate(key, reason),
+                Task::Ask(key) => {
+                    if let Some(queue) = self.queues.get_mut(key).filter(|queue| !queue.closing) {
+                        // Refused: then something before it waits for its acknowledgement.
+                        let _ = liveness::ask(engine, queue.qpn);
+                    }
+                }
                 Task::Flush(key) => {
                     if let Some(queue) = self.queues.get_mut(key) {
                         self.parts.begin_flush(engine, queue);
@@ -452,7 +461,18 @@ impl Core {
             if queue.timer.is_some_and(|at| at <= now) {
                 match &mut queue.role {
                     Role::Admin(admin) => {
-                        admin.controller.handle_timeout(now);
+                        if admin.controller.next_timeout().is_some() {
+                            admin.controller.handle_timeout(now);
+                        } else {
+                            match admin.liveness.due(now) {
+                                Due::Nothing => {}
+                                Due::Ask => self.parts.tasks.push_back(Task::Ask(queue.key)),
+                                Due::Dead => {
+                                    let dead = Task::Terminate(queue.key, Reason::Silence);
+                                    self.parts.tasks.push_back(dead);
+                                }
+                            }
+                        }
                         self.parts.after_admin(queue);
                     }
                     Role::Unconnected(_) => {

@@ -64,6 +64,8 @@ impl Shared {
 pub(crate) enum Task {
     /// Close every I/O queue of a controller, on all threads.
     CloseQueues(Arc<Association>),
+    /// Ask whether the host of an Admin queue is still there.
+    Ask(QueueKey),
     /// Close an Admin queue: its controller ends.
     Terminate(QueueKey, Reason),
     /// Begin the flush of a shutdown.

@@ -11,6 +11,7 @@ use flexins::verbs::{Cq, Qpn};
 use super::buffers::{HeldId, Share};
 use super::copy::Copy;
 use super::fused::First;
+use super::liveness::Liveness;
 use crate::association::{Association, QueueShared};
 use crate::budget::Reservation;
 use crate::controller::Controller;
@@ -60,6 +61,17 @@ pub(crate) struct Admin {
     pub(crate) controller: Controller,
     /// Where this host reaches us.
     pub(crate) address: SocketAddr,
+    pub(crate) liveness: Liveness,
+}
+
+impl Admin {
+    /// When the queue has to be looked at. A controller without a timer of its own is one whose host
+    /// turned Keep Alive off.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        self.controller
+            .next_timeout()
+            .or_else(|| Some(self.liveness.deadline()))
+    }
 }
 
 /// What an I/O queue has besides commands.

@@ -7,6 +7,7 @@ use flexins::engine::Engine;
 use flexins::verbs::{PostError, Rkey, SendFlags, SendOp, SendWr, Sge, WcStatus, WorkCompletion};
 
 use super::buffers::MAX_PIECES;
+use super::liveness::PROBE;
 use super::parts::Parts;
 use super::queue::{Place, Queue, Role, Slot, Stage, What};
 use super::transfer::{Kind, Last, Transfer, UNTRACKED};
@@ -214,6 +215,14 @@ impl Parts {
     #[inline]
     pub(crate) fn sent(&mut self, engine: &mut Engine, queue: &mut Queue, wc: &WorkCompletion) {
         if wc.wr_id == UNTRACKED {
+            return;
+        }
+        if wc.wr_id == PROBE {
+            if let Role::Admin(admin) = &mut queue.role
+                && wc.status == WcStatus::Success
+            {
+                admin.liveness.heard(self.now);
+            }
             return;
         }
         let index = wc.wr_id as u16;
