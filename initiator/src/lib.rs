@@ -34,6 +34,7 @@ mod namespace;
 mod options;
 mod queue;
 mod queue_pair;
+pub mod sim;
 mod view;
 
 pub use block_handle::BlockHandle;

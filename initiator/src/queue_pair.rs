@@ -375,7 +375,7 @@ impl QueuePair {
             }
             self.turn(Wait::Until(until), out);
             now = if self.lost.is_some() {
-                Instant::now()
+                self.link.clock()
             } else {
                 self.link.now()
             };
@@ -399,7 +399,8 @@ impl QueuePair {
         // What is already answered is not lost.
         self.turn(Wait::Poll, out);
         if self.lost.is_none() {
-            self.tear_down(LostReason::Closed, Instant::now() + GOODBYE, out);
+            let until = self.link.clock() + GOODBYE;
+            self.tear_down(LostReason::Closed, until, out);
         }
         self.hand_out_rejected(out);
     }
@@ -556,7 +557,10 @@ impl QueuePair {
                 )
             }
         };
-        let now = *self.clock.get_or_insert_with(Instant::now);
+        let now = match self.clock {
+            Some(now) => now,
+            None => *self.clock.insert(self.link.clock()),
+        };
         let Some(cid) = self.slots.take(tag, now, context) else {
             self.put_back(context);
             return Err(Busy);
@@ -666,7 +670,7 @@ impl QueuePair {
         self.lost = Some(reason);
         self.link.close(until);
         // From here on nothing touches the buffers.
-        let now = Instant::now().max(self.link.now());
+        let now = self.link.clock().max(self.link.now());
         while let Some(finished) = self.slots.abandon(error_after(reason), now) {
             self.finish(finished, out);
         }

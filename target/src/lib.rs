@@ -33,6 +33,7 @@ mod draft;
 pub mod error;
 pub mod media;
 pub mod queue;
+pub mod sim;
 pub mod snapshot;
 pub mod stats;
 mod target;

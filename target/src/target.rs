@@ -56,6 +56,13 @@ impl std::fmt::Debug for Target {
 impl Target {
     /// Opens the devices, binds the port, starts the threads. When it returns, hosts can connect.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        let (mut target, buffer_bytes) = Self::without_threads(config)?;
+        target.start_threads(buffer_bytes)?;
+        Ok(target)
+    }
+
+    /// A target whose data threads are still to come, and the bytes of I/O buffers that each gets.
+    pub(crate) fn without_threads(config: Config) -> Result<(Self, u64), StartError> {
         let threads = config.cores.len().max(1);
         let buffer_bytes = buffer_bytes(&config, threads)?;
         let budget = Budget::new(config.memory_budget_bytes - buffer_bytes * threads as u64);
@@ -67,7 +74,7 @@ impl Target {
             claims: Mutex::default(),
             mail: OnceLock::new(),
         });
-        let mut target = Self {
+        let target = Self {
             shared,
             config: Arc::new(config),
             threads: Vec::new(),
@@ -75,8 +82,11 @@ impl Target {
             changing: Mutex::default(),
         };
         target.open_devices()?;
-        target.start_threads(buffer_bytes)?;
-        Ok(target)
+        Ok((target, buffer_bytes))
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Opens every configured device and makes the first snapshot.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flexblk_nvme::command::admin::{self, Cns};
 use flexblk_nvme::command::fabrics;
@@ -46,9 +46,6 @@ pub(crate) struct Facts {
 
 /// Connects to the subsystem `subnqn` and enables the controller.
 pub(crate) fn bring_up(options: &ConnectOptions, subnqn: &Nqn) -> Result<BroughtUp, Error> {
-    let host = options
-        .host
-        .overridden(options.target.hostnqn.as_ref(), options.target.hostid);
     let address = resolve(options)?;
     let link = open(&OpenArgs {
         options,
@@ -60,6 +57,19 @@ pub(crate) fn bring_up(options: &ConnectOptions, subnqn: &Nqn) -> Result<Brought
         engine: EngineMode::Inline,
         shared_engine: &SharedEngine::default(),
     })?;
+    bring_up_over(link, options, address, subnqn)
+}
+
+/// The same over an open link.
+pub(crate) fn bring_up_over(
+    link: Box<dyn Link>,
+    options: &ConnectOptions,
+    address: SocketAddr,
+    subnqn: &Nqn,
+) -> Result<BroughtUp, Error> {
+    let host = options
+        .host
+        .overridden(options.target.hostnqn.as_ref(), options.target.hostid);
     let mut runner = Runner::new(link)?;
     let who = Who {
         options,
@@ -149,6 +159,17 @@ pub(crate) fn connect_io_queue(
         engine: options.engine,
         shared_engine,
     })?;
+    connect_over(link, options, facts, qid, depth)
+}
+
+/// Fabrics Connect of an I/O queue over an open link.
+pub(crate) fn connect_over(
+    link: Box<dyn Link>,
+    options: &ConnectOptions,
+    facts: &Facts,
+    qid: Qid,
+    depth: u16,
+) -> Result<Box<dyn Link>, Error> {
     let mut runner = Runner::new(link)?;
     let who = Who {
         options,
@@ -309,7 +330,7 @@ fn set_property(queue: &mut AdminQueue, property: Property, value: u64) -> Resul
 /// Base 3.5.1: after CC.EN the controller becomes ready within CAP.TO.
 fn wait_ready(queue: &mut AdminQueue, cap: Cap) -> Result<(), Error> {
     let limit = Duration::from_millis(500) * u32::from(cap.to()).max(1);
-    let deadline = Instant::now() + limit;
+    let deadline = queue.runner().clock() + limit;
     let mut pause = Duration::from_micros(200);
     loop {
         let csts = Csts::from_bits(property(queue, Property::Csts)? as u32);
@@ -319,14 +340,15 @@ fn wait_ready(queue: &mut AdminQueue, cap: Cap) -> Result<(), Error> {
         if csts.rdy() {
             return Ok(());
         }
-        if Instant::now() >= deadline {
+        if queue.runner().clock() >= deadline {
             queue.runner().end(LostReason::CommandTimeout);
             return Err(Error::TimedOut {
                 command: "enabling the controller",
                 after: limit,
             });
         }
-        queue.service(Instant::now() + pause)?;
+        let until = queue.runner().clock() + pause;
+        queue.service(until)?;
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }

@@ -86,6 +86,10 @@ impl Runner {
         self.link.now()
     }
 
+    pub(crate) fn clock(&self) -> Instant {
+        self.link.clock()
+    }
+
     pub(crate) fn lost(&self) -> Option<LostReason> {
         self.lost
     }
@@ -100,7 +104,7 @@ impl Runner {
         sqe: impl FnOnce(Cid) -> [u8; 64],
         mut meanwhile: impl FnMut(&mut Runner),
     ) -> Result<Reply, Error> {
-        let deadline = Instant::now() + timeout;
+        let deadline = self.link.clock() + timeout;
         let span = self.span(match payload {
             Payload::None => 0,
             Payload::ToController(bytes) => bytes.len() as u32,
@@ -123,17 +127,17 @@ impl Runner {
             match self.link.post(EXECUTE, &mut sqe, data) {
                 Ok(_) => break,
                 Err(PostRefused::Lost(reason)) => return Err(self.end(reason)),
-                Err(PostRefused::Full) if Instant::now() < deadline => self.turn(Wait::Poll)?,
+                Err(PostRefused::Full) if self.link.clock() < deadline => self.turn(Wait::Poll)?,
                 Err(PostRefused::Full) => return Err(self.time_out(name, timeout)),
             }
         }
         while self.executed.is_none() {
-            if Instant::now() >= deadline {
+            if self.link.clock() >= deadline {
                 return Err(self.time_out(name, timeout));
             }
             // Short enough for whatever `meanwhile` has to keep alive.
             self.turn(Wait::Until(
-                deadline.min(Instant::now() + Duration::from_millis(100)),
+                deadline.min(self.link.clock() + Duration::from_millis(100)),
             ))?;
             meanwhile(self);
         }
@@ -202,7 +206,8 @@ impl Runner {
     pub(crate) fn end(&mut self, reason: LostReason) -> Error {
         if self.lost.is_none() {
             self.lost = Some(reason);
-            self.link.close(Instant::now());
+            let now = self.link.clock();
+            self.link.close(now);
         }
         Error::Lost(reason)
     }
@@ -211,7 +216,8 @@ impl Runner {
     pub(crate) fn close(&mut self, patience: Duration) {
         if self.lost.is_none() {
             self.lost = Some(LostReason::Closed);
-            self.link.close(Instant::now() + patience);
+            let now = self.link.clock();
+            self.link.close(now + patience);
         }
     }
 

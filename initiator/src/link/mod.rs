@@ -6,7 +6,8 @@
 mod home;
 mod inline;
 pub(crate) mod open;
-mod rdma;
+pub(crate) mod rdma;
+pub(crate) mod sim;
 mod thread;
 mod verbs;
 
@@ -83,6 +84,11 @@ pub(crate) enum LinkEvent {
 pub(crate) trait Link {
     /// The clock as of the last turn.
     fn now(&self) -> Instant;
+
+    /// Reads the clock. In a simulation, the simulation's.
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
 
     /// Ends a sleeping turn from another thread, where the link sleeps in this one.
     fn waker(&self) -> Option<Waker>;

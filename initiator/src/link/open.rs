@@ -160,7 +160,7 @@ fn capture_path(path: &Path, qid: Qid) -> PathBuf {
     path.with_extension(format!("q{qid}.{extension}"))
 }
 
-fn agree(args: &OpenArgs<'_>, outcome: Outcome) -> Result<Agreed, Error> {
+pub(crate) fn agree(args: &OpenArgs<'_>, outcome: Outcome) -> Result<Agreed, Error> {
     match outcome {
         Outcome::Established {
             private,

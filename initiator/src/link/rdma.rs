@@ -131,6 +131,10 @@ impl<V: Verbs> Link for RdmaLink<V> {
         self.verbs.now()
     }
 
+    fn clock(&self) -> Instant {
+        self.verbs.clock()
+    }
+
     fn waker(&self) -> Option<Waker> {
         self.verbs.waker()
     }

@@ -19,6 +19,9 @@ pub(crate) enum Registered {
 /// One connected queue pair of an engine.
 pub(crate) trait Verbs {
     fn now(&self) -> Instant;
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
     fn waker(&self) -> Option<Waker>;
     fn register(&mut self, memory: Span) -> Result<Registered, VerbsError>;
     fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Registered, VerbsError>;

@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 use flexblk_reactor::{Completion, Reactor, Wait, affinity, mailbox};
 use flexins::cm::ServiceId;
 use flexins::endpoint::{Endpoint, EndpointConfig, EndpointError, RxMode};
-use flexins::engine::TxMode;
+use flexins::engine::{EngineConfig, TxMode};
 use flexins::port::udp::UdpError;
 use flexins::verbs;
 
 use super::mail::{self, Mail};
 use super::parts::Shared;
 use super::{BDEV_OWNER, Core, PORT_OWNER};
-use crate::config::{Config, Digest, Rx, Tx};
+use crate::config::{Config, Digest, Listener, Rx, Tx};
 use crate::error::StartError;
 use crate::stats::{self, ThreadStats};
 
 /// How long closing may take: DREQs and their answers, I/O that a device still has.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// How long the transport goes on without an answer. A host acknowledges our last responses when its
-/// application comes back to the queue, which may be minutes; whether the host is alive is the
-/// keep-alive's business, and an I/O queue goes with its controller. Only a dead host that turned
-/// keep-alive off is found out by this.
+/// application comes back to the queue, which may be minutes; whether the host is alive is asked on its
+/// Admin queue (Keep Alive, or `liveness`), and an I/O queue goes with its controller. This is for a
+/// connection whose controller is gone or never came.
 const SILENCE: Duration = Duration::from_secs(3600);
 /// Port of the discovery service (IANA `nvme-disc`), served beside the configured one.
 const DISCOVERY_PORT: u16 = 8009;
@@ -91,11 +91,7 @@ impl Thread {
         let bind = endpoint_config.bind;
         let mut endpoint = Endpoint::bind(&mut reactor, PORT_OWNER, endpoint_config)
             .map_err(|source| endpoint_error(bind, source))?;
-        let mut services = vec![ServiceId::from_port(start.config.listener.address.port())];
-        let discovery = ServiceId::from_port(DISCOVERY_PORT);
-        if !services.contains(&discovery) {
-            services.push(discovery);
-        }
+        let services = services(&start.config.listener);
         for service in &services {
             endpoint.engine().listen(*service)?;
         }
@@ -297,19 +293,34 @@ fn endpoint_config(start: &Start) -> EndpointConfig {
             name.into()
         }
     });
-    config.engine.retry_time = SILENCE;
-    config.engine.tx = match listener.tx {
+    configure_engine(&mut config.engine, listener);
+    config
+}
+
+/// What the configuration says about engines.
+pub(crate) fn configure_engine(engine: &mut EngineConfig, listener: &Listener) {
+    engine.retry_time = SILENCE;
+    engine.tx = match listener.tx {
         Tx::HeaderOnly => TxMode::HeaderOnly,
         Tx::Copy => TxMode::Copy,
     };
-    config.engine.digest = match listener.digest {
+    engine.digest = match listener.digest {
         Digest::Crc32c => verbs::Digest::Crc32c,
         Digest::None => verbs::Digest::None,
     };
     if let Some(mtu) = listener.mtu {
-        config.engine.mtu = mtu;
+        engine.mtu = mtu;
     }
-    config
+}
+
+/// Services that a target listens on: its own and discovery.
+pub(crate) fn services(listener: &Listener) -> Vec<ServiceId> {
+    let mut services = vec![ServiceId::from_port(listener.address.port())];
+    let discovery = ServiceId::from_port(DISCOVERY_PORT);
+    if !services.contains(&discovery) {
+        services.push(discovery);
+    }
+    services
 }
 
 /// Names what a user can do something about.
