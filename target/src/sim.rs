@@ -58,15 +58,8 @@ impl SimTarget {
         })
     }
 
-    /// A message for it has arrived.
-    pub fn deliver(
-        &mut self,
-        engine: &mut Engine,
-        now: Instant,
-        delivery: &Delivery,
-        packet: &[u8],
-    ) {
-        self.core.set_now(now);
+    /// A message for it has arrived. A turn follows.
+    pub fn deliver(&mut self, engine: &mut Engine, delivery: &Delivery, packet: &[u8]) {
         self.core.delivery(engine, delivery, packet);
     }
 

@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     /// Seeds of the transport's simulation, run first (the usual test takes 2,000); 0: none.
     #[arg(long, default_value_t = 20_000)]
     simulation_seeds: u64,
+    /// Seeds of the simulation of target and initiator (the usual test takes 300); 0: none.
+    #[arg(long, default_value_t = 5_000)]
+    nvme_seeds: u64,
 }
 
 const LIMIT: Duration = Duration::from_secs(600);
@@ -45,7 +48,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     }
     fs::create_dir_all(&directory)?;
     let mut seed = arguments.seed;
-    let simulations = arguments.simulation_seeds == 0 || simulate(arguments.simulation_seeds)?;
+    let transport = simulate("flexins", "FLEXINS_SIM_SEEDS", arguments.simulation_seeds)?;
+    let nvme = simulate("flexblk-tests", "FLEXBLK_SIM_SEEDS", arguments.nvme_seeds)?;
+    let simulations = transport && nvme;
     let deadline = Instant::now() + Duration::from_secs(arguments.minutes * 60);
     while Instant::now() < deadline {
         println!("== round {seed} (repeat it with --seed {seed})");
@@ -68,19 +73,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     Ok(simulations)
 }
 
-/// The transport's simulation with more seeds than usual; a failing one prints how to repeat it.
-fn simulate(seeds: u64) -> Result<bool> {
-    println!("== simulation of {seeds} seeds");
+/// A package's simulation with more seeds than usual; a failing one prints how to repeat it.
+fn simulate(package: &str, variable: &str, seeds: u64) -> Result<bool> {
+    if seeds == 0 {
+        return Ok(true);
+    }
+    println!("== simulation of {package}, {seeds} seeds");
     let mut test = cargo(&[
         "test",
         "--quiet",
         "--release",
         "-p",
-        "flexins",
+        package,
         "--test",
         "simulation",
     ]);
-    test.env("FLEXINS_SIM_SEEDS", seeds.to_string());
+    test.env(variable, seeds.to_string());
     Ok(test.status().context("cannot run cargo test")?.success())
 }
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use flexblk_reactor::{SharedMemory, Span, Wait, Waker};
 use flexins::engine::Engine;
 use flexins::verbs::{
-    Access, AckRequest, Cq, Lkey, Mr, Pd, PostError, QpInit, Qpn, SendWr, VerbsError, WorkCompletion,
+    Access, AckRequest, Cq, Lkey, Mr, Pd, PostError, QpInit, Qpn, SendWr, VerbsError,
+    WorkCompletion,
 };
 
 use super::home::{self, Place, SharedHome};

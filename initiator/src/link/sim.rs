@@ -45,7 +45,7 @@ impl SimVerbs {
     ) -> Result<(Self, Outcome), Error> {
         let sizes = queue_sizes(args.depth);
         let verbs = |error: VerbsError| Error::Transport(error.to_string());
-        let node = world.borrow_mut().add_node(args.endpoint().engine);
+        let node = world.borrow_mut().add_node(args.endpoint(0).engine);
         let mut connecting = {
             let mut world_now = world.borrow_mut();
             let net = world_now.net();
