@@ -68,7 +68,7 @@ impl Qp {
             addr,
             rkey,
             left: len,
-            segment: segment_of(len, self.path.mtu, self.path.framing),
+            segment: segment_of(len, self.path.mtu, self.path.framing) as u16,
             fresh: true,
         }) {
             env.counters.read_overflows += 1;

@@ -22,11 +22,13 @@ pub(crate) struct ReadJob {
     pub(crate) addr: u64,
     pub(crate) rkey: u32,
     pub(crate) left: u32,
-    /// Payload bytes of each packet but the last.
-    pub(crate) segment: u32,
+    /// Payload bytes of each packet but the last; packets have at most 61440.
+    pub(crate) segment: u16,
     /// Nothing of it has been sent.
     pub(crate) fresh: bool,
 }
+
+const _: () = assert!(size_of::<ReadJob>() == 24);
 
 /// A message that waits for a gap before it to close.
 struct Held {
@@ -448,7 +450,7 @@ impl Qp {
             addr,
             rkey,
             left: len,
-            segment: segment_of(len, self.path.mtu, self.path.framing),
+            segment: segment_of(len, self.path.mtu, self.path.framing) as u16,
             fresh: true,
         };
         if !self.resp.queue_read(job) {

@@ -454,7 +454,7 @@ fn send_read_data<S: TrainSink>(qp: &mut Qp, env: &mut Env, _: u64, sink: &mut S
     let Some(job) = qp.resp.reads.front().copied() else {
         return Step::Nothing;
     };
-    let chunk = job.left.min(job.segment);
+    let chunk = job.left.min(u32::from(job.segment));
     let last = chunk == job.left;
     let opcode = if qp.path.is_flexins() {
         Opcode::ReadResponseOnly
