@@ -210,6 +210,12 @@ impl Association {
         !lock(&self.queues).by_id.is_empty()
     }
 
+    /// How many I/O queues there are.
+    #[must_use]
+    pub fn queue_count(&self) -> usize {
+        lock(&self.queues).by_id.len()
+    }
+
     /// The thread of an I/O queue.
     #[must_use]
     pub fn thread_of(&self, qid: Qid) -> Option<usize> {

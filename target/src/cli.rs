@@ -8,8 +8,8 @@ use clap::Parser;
 use flexblk_nvme::Nqn;
 use flexblk_target::StartError;
 use flexblk_target::config::{
-    AllowedHosts, Config, ConfigError, DEFAULT_SUBNQN, Digest, Namespace, Rx, Subsystem, Tx,
-    parse_cores, parse_listen, parse_nqn, size,
+    AllowedHosts, Config, ConfigError, DEFAULT_SUBNQN, Digest, Namespace, RpcSocket, Rx, Subsystem,
+    Tx, parse_cores, parse_listen, parse_nqn, size,
 };
 use flexins::middleware::FaultConfig;
 
@@ -130,6 +130,9 @@ pub(crate) struct Args {
     /// Memory for I/O buffers and queues; namespaces in memory come on top [default: 256M]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     memory_budget: Option<u64>,
+    /// Unix socket for JSON-RPC, or `off` [default: /var/tmp/flexblk.sock if it can be had]
+    #[arg(short, long, value_name = "PATH", value_parser = |text: &str| Ok::<_, String>(RpcSocket::from(text)))]
+    rpc_socket: Option<RpcSocket>,
     /// Append counters (a line of JSON) to this file instead of standard output
     #[arg(long, value_name = "FILE")]
     pub(crate) stats_file: Option<PathBuf>,
@@ -178,10 +181,14 @@ impl Args {
             config.poll_budget = Duration::from_micros(micros);
         }
         config.memory_budget_bytes = self.memory_budget.unwrap_or(config.memory_budget_bytes);
+        if let Some(socket) = &self.rpc_socket {
+            config.management.rpc_socket = socket.clone();
+        }
         self.add_devices(&mut config)?;
-        if config.subsystems.is_empty() {
-            let message =
-                "nothing to export: give --ram 1G, --file disk.img or -c target.toml (see --help)";
+        // With an RPC socket of its own it may be waiting for calls that fill it.
+        let is_managed = matches!(config.management.rpc_socket, RpcSocket::Path(_));
+        if config.subsystems.is_empty() && !is_managed {
+            let message = "nothing to export: give --ram 1G, --file disk.img or -c target.toml (see --help), or --rpc-socket to add subsystems later";
             return Err(Failure::usage(message));
         }
         Ok(config)

@@ -31,6 +31,7 @@ pub mod counters;
 pub mod directory;
 mod draft;
 pub mod error;
+pub mod manage;
 pub mod media;
 pub mod queue;
 pub mod sim;

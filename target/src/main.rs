@@ -6,11 +6,15 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use clap::Parser;
 use flexblk_target::Target;
+use flexblk_target::config::RpcSocket;
+use flexblk_target::manage::{
+    DEFAULT_RPC_SOCKET, LogControl, LogLevel, Management, ManagementError, Options,
+};
 use flexblk_target::stats::TargetStats;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
@@ -22,8 +26,8 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    init_log(&args);
-    match serve(&args) {
+    let log = init_log(&args);
+    match serve(&args, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("flexblk-target: {}", failure.message);
@@ -32,30 +36,44 @@ fn main() -> ExitCode {
     }
 }
 
-fn init_log(args: &Args) {
+fn init_log(args: &Args) -> Arc<LogControl> {
     use tracing_subscriber::EnvFilter;
-    let fallback = if args.verbose { "debug" } else { "info" };
+    let (level, fallback) = match args.verbose {
+        true => (LogLevel::Debug, "debug"),
+        false => (LogLevel::Info, "info"),
+    };
     let filter =
         EnvFilter::try_from_env("FLEXBLK_LOG").unwrap_or_else(|_| EnvFilter::new(fallback));
-    tracing_subscriber::fmt()
+    let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        .init();
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
+    builder.init();
+    Arc::new(LogControl::new(level, move |filter| {
+        let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+        handle.reload(filter).map_err(|error| error.to_string())
+    }))
 }
 
-fn serve(args: &Args) -> Result<(), Failure> {
+fn serve(args: &Args, log: Arc<LogControl>) -> Result<(), Failure> {
+    raise_file_limit();
     let config = args.config()?;
     let listener = config.listener.clone();
     // Before the first thread, so that a signal during the start ends us cleanly too.
     let signals = watch_signals().map_err(|error| Failure::runtime(format!("signals: {error}")))?;
-    let target = Target::start(config).map_err(|error| Failure::start(&error))?;
+    let target = Arc::new(Target::start(config).map_err(|error| Failure::start(&error))?);
+    let management = manage(&target, log)?;
     println!(
         "listening on {} service {}, UDP port {}",
         listener.address.ip(),
         listener.address.port(),
         listener.udp_port
     );
+    if let Some(path) = management.rpc_socket() {
+        println!("rpc: {}", path.display());
+    }
     for uri in target.uris() {
         println!("ready: {uri}");
     }
@@ -83,8 +101,9 @@ fn serve(args: &Args) -> Result<(), Failure> {
             report(&target.stats(), args.stats_file.as_deref());
         }
     };
+    drop(management);
     let stats = target.stats();
-    let clean = target.shutdown();
+    let clean = target.stop();
     report(&stats, args.stats_file.as_deref());
     match (failed, clean) {
         (false, true) => Ok(()),
@@ -92,6 +111,50 @@ fn serve(args: &Args) -> Result<(), Failure> {
             "a data thread failed; its last words are above".to_owned(),
         )),
     }
+}
+
+/// Management clients each take a descriptor, and the usual limit of 1024 leaves room for few.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    // Without it clients are turned away earlier.
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Starts management. The usual socket is done without when another process has it, one that was
+/// asked for is not.
+fn manage(target: &Arc<Target>, log: Arc<LogControl>) -> Result<Management, Failure> {
+    let options = |rpc_socket| Options {
+        rpc_socket,
+        log: Some(Arc::clone(&log)),
+        signal: Some(Box::new(|signal| {
+            if let Err(error) = signal_hook::low_level::raise(signal) {
+                tracing::error!(%error, signal, "a signal could not be sent");
+            }
+        })),
+    };
+    let (path, is_usual) = match &target.config().management.rpc_socket {
+        RpcSocket::Default => (Some(DEFAULT_RPC_SOCKET.into()), true),
+        RpcSocket::Path(path) => (Some(path.clone()), false),
+        RpcSocket::Off => (None, false),
+    };
+    let started = match Management::start(target, options(path)) {
+        Err(ManagementError::Socket(error)) if is_usual => {
+            tracing::warn!(%error, "no management; --rpc-socket gives it a place of its own");
+            Management::start(target, options(None))
+        }
+        started => started,
+    };
+    started.map_err(|error| Failure {
+        kind: ExitKind::Start,
+        message: error.to_string(),
+    })
 }
 
 /// Signals arrive in a channel; a thread of its own waits for them.

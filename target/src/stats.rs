@@ -1,8 +1,10 @@
 //! What threads report: counters of transport and I/O, CPU time, what is open.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use flexblk_nvme::{Cntlid, Nqn, Qid};
 use serde::Serialize;
 
 use crate::counters::IoTotals;
@@ -14,8 +16,18 @@ pub struct ThreadStats {
     pub thread: usize,
     /// CPU time of the thread, user and system, in microseconds.
     pub cpu_us: u64,
+    /// The core it ran on when it answered.
+    pub core: usize,
+    /// Its number in the system.
+    pub tid: i32,
     /// Queue pairs.
     pub queues: usize,
+    /// Those of them that have not sent Connect.
+    pub unconnected_queues: usize,
+    /// Admin queues and I/O queues that were ever connected.
+    pub connects: (u64, u64),
+    /// I/Os with block devices.
+    pub pending_bdev_io: usize,
     /// Controllers whose Admin queue is here.
     pub controllers: usize,
     /// Block devices open.
@@ -32,6 +44,25 @@ pub struct ThreadStats {
     pub port: BTreeMap<&'static str, u64>,
     /// Counters of the reactor, by name.
     pub reactor: BTreeMap<&'static str, u64>,
+}
+
+/// A queue pair.
+#[derive(Clone, Debug)]
+pub struct QueueReport {
+    /// Thread it lives on.
+    pub thread: usize,
+    /// Its controller.
+    pub cntlid: Cntlid,
+    /// Its identifier.
+    pub qid: Qid,
+    /// Name of its subsystem.
+    pub subnqn: Nqn,
+    /// Name of its host.
+    pub hostnqn: Nqn,
+    /// Where its host sends from.
+    pub peer: SocketAddr,
+    /// Commands under way end, then it is gone.
+    pub closing: bool,
 }
 
 /// The whole target.

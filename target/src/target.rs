@@ -9,7 +9,7 @@ use flexblk_blockdev::BdevConfig;
 use flexblk_nvme::{Nqn, Nsid};
 use flexblk_reactor::mailbox;
 
-use crate::association::lock;
+use crate::association::{Association, lock};
 use crate::bdevs::Bdev;
 use crate::budget::Budget;
 use crate::config::{self, AllowedHosts, Config};
@@ -18,7 +18,7 @@ use crate::directory::Directory;
 use crate::draft::{self, Draft};
 use crate::error::{NamespaceError, StartError};
 use crate::snapshot::Snapshot;
-use crate::stats::{self, TargetStats, ThreadStats};
+use crate::stats::{self, QueueReport, TargetStats, ThreadStats};
 use crate::thread::mail::Mail;
 use crate::thread::parts::Shared;
 use crate::thread::run::{Start, endpoint_error, run};
@@ -39,7 +39,7 @@ const STOP_TIME: Duration = Duration::from_secs(5);
 pub struct Target {
     shared: Arc<Shared>,
     config: Arc<Config>,
-    threads: Vec<JoinHandle<Result<(), flexblk_reactor::Error>>>,
+    threads: Mutex<Vec<JoinHandle<Result<(), flexblk_reactor::Error>>>>,
     bdevs: Mutex<Vec<Bdev>>,
     /// Held while something is changed; the number that the next device gets.
     changing: Mutex<u64>,
@@ -77,7 +77,7 @@ impl Target {
         let target = Self {
             shared,
             config: Arc::new(config),
-            threads: Vec::new(),
+            threads: Mutex::default(),
             bdevs: Mutex::default(),
             changing: Mutex::default(),
         };
@@ -112,7 +112,7 @@ impl Target {
         })
     }
 
-    fn start_threads(&mut self, buffer_bytes: u64) -> Result<(), StartError> {
+    fn start_threads(&self, buffer_bytes: u64) -> Result<(), StartError> {
         let threads = self.shared.threads;
         let udp = SocketAddr::new(self.shared.address.ip(), self.config.listener.udp_port);
         let reuse_port = threads > 1;
@@ -144,7 +144,7 @@ impl Target {
             let handle = builder
                 .spawn(move || run(start))
                 .map_err(StartError::Thread)?;
-            self.threads.push(handle);
+            lock(&self.threads).push(handle);
             match started.recv() {
                 Ok(Ok(sender)) => senders.push(sender),
                 Ok(Err(error)) => {
@@ -313,23 +313,7 @@ impl Target {
     /// Counters of everything. A thread that does not answer within a second is left out.
     #[must_use]
     pub fn stats(&self) -> TargetStats {
-        let mut threads: Vec<ThreadStats> = Vec::new();
-        let mailboxes = self
-            .shared
-            .mail
-            .get()
-            .map_or(&[][..], |mailboxes| mailboxes);
-        let (reply, reports) = mpsc::sync_channel(mailboxes.len().max(1));
-        for mailbox in mailboxes {
-            send(mailbox, || Mail::Stats(reply.clone()));
-        }
-        drop(reply);
-        let deadline = Instant::now() + STATS_TIME;
-        while let Ok(report) =
-            reports.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        {
-            threads.push(report);
-        }
+        let mut threads: Vec<ThreadStats> = self.ask(Mail::Stats);
         threads.sort_by_key(|report| report.thread);
         let snapshot = self.shared.directory.snapshot();
         let subsystems = snapshot.subsystems.iter().flatten();
@@ -353,25 +337,61 @@ impl Target {
         stats
     }
 
+    /// The queue pairs that belong to a controller. A thread that does not answer within a second is
+    /// left out.
+    #[must_use]
+    pub fn queues(&self) -> Vec<QueueReport> {
+        let mut queues: Vec<QueueReport> = self.ask(Mail::Queues).into_iter().flatten().collect();
+        queues.sort_by_key(|queue| (queue.cntlid, queue.qid));
+        queues
+    }
+
+    /// Asks every thread something; gives the answers that come in time.
+    fn ask<T>(&self, question: impl Fn(mpsc::SyncSender<T>) -> Mail) -> Vec<T> {
+        let mailboxes = self.shared.mail.get().map_or(&[][..], |all| all);
+        let (reply, reports) = mpsc::sync_channel(mailboxes.len().max(1));
+        for mailbox in mailboxes {
+            send(mailbox, || question(reply.clone()));
+        }
+        drop(reply);
+        let deadline = Instant::now() + STATS_TIME;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        std::iter::from_fn(|| reports.recv_timeout(left()).ok()).collect()
+    }
+
+    /// What the target was started with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The controllers there are.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<Arc<Association>> {
+        self.shared.directory.controllers()
+    }
+
     /// Has a data thread ended by itself? Then the target is of no use any more.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.threads.iter().any(JoinHandle::is_finished)
+        lock(&self.threads).iter().any(JoinHandle::is_finished)
     }
 
     /// Closes every connection and ends the threads, within a few seconds whatever hosts do. False
     /// when a thread had failed or did not end.
-    pub fn shutdown(mut self) -> bool {
-        self.stop_threads()
+    pub fn shutdown(self) -> bool {
+        self.stop()
     }
 
-    fn stop_threads(&mut self) -> bool {
+    /// [`Target::shutdown`] for a target that others hold too: to them it then has no threads.
+    pub fn stop(&self) -> bool {
         if let Some(mailboxes) = self.shared.mail.get() {
             stop(mailboxes);
         }
         let deadline = Instant::now() + STOP_TIME;
         let mut clean = true;
-        for thread in self.threads.drain(..) {
+        let threads = core::mem::take(&mut *lock(&self.threads));
+        for thread in threads {
             while !thread.is_finished() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -383,7 +403,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        self.stop_threads();
+        self.stop();
     }
 }
 

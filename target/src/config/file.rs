@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     AllowedHosts, Config, Digest, Limits, Listener, MAX_ALLOWED_HOSTS, MAX_CORES, MAX_NSID,
-    MAX_SUBSYSTEMS, Namespace, Rx, Subsystem, Tx, bdev_tables, size,
+    MAX_SUBSYSTEMS, Management, Namespace, RpcSocket, Rx, Subsystem, Tx, bdev_tables, size,
 };
 
 /// Largest configuration file that is read.
@@ -88,6 +88,8 @@ struct File {
     #[serde(default)]
     listener: ListenerTable,
     #[serde(default)]
+    management: ManagementTable,
+    #[serde(default)]
     bdev: Vec<BdevConfig>,
     #[serde(default)]
     subsystem: Vec<SubsystemTable>,
@@ -116,6 +118,12 @@ struct ListenerTable {
     digest: Option<Digest>,
     fault: Option<Spanned<String>>,
     capture: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ManagementTable {
+    rpc_socket: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -153,6 +161,7 @@ impl File {
         let mut config = Config::default();
         self.target.check(at, &mut config)?;
         config.listener = self.listener.check(at)?;
+        config.management = self.management.check();
         if self.subsystem.len() > MAX_SUBSYSTEMS {
             let what = format!(
                 "{} subsystems, at most {MAX_SUBSYSTEMS} are possible",
@@ -243,6 +252,18 @@ impl ListenerTable {
         }
         listener.capture = self.capture;
         Ok(listener)
+    }
+}
+
+impl ManagementTable {
+    fn check(self) -> Management {
+        Management {
+            rpc_socket: self
+                .rpc_socket
+                .as_deref()
+                .map(RpcSocket::from)
+                .unwrap_or_default(),
+        }
     }
 }
 

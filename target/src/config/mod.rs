@@ -49,6 +49,8 @@ pub struct Config {
     pub poll_budget: Duration,
     /// What hosts can get.
     pub limits: Limits,
+    /// How the daemon is managed while it runs.
+    pub management: Management,
     /// Block devices that namespaces name.
     pub bdevs: Vec<BdevConfig>,
     /// What is exported.
@@ -63,6 +65,7 @@ impl Default for Config {
             memory_budget_bytes: DEFAULT_MEMORY_BUDGET_BYTES,
             poll_budget: Duration::from_micros(100),
             limits: Limits::default(),
+            management: Management::default(),
             bdevs: Vec::new(),
             subsystems: Vec::new(),
         }
@@ -163,6 +166,34 @@ impl Default for Limits {
     }
 }
 
+/// How the daemon is managed while it runs; a [`crate::Target`] by itself ignores it.
+#[derive(Clone, Debug, Default)]
+pub struct Management {
+    /// Where the RPC socket is.
+    pub rpc_socket: RpcSocket,
+}
+
+/// Where the RPC socket is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RpcSocket {
+    /// At [`crate::manage::DEFAULT_RPC_SOCKET`], or nowhere when that cannot be had.
+    #[default]
+    Default,
+    /// At this path.
+    Path(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
+impl From<&str> for RpcSocket {
+    fn from(text: &str) -> Self {
+        match text {
+            "off" => Self::Off,
+            path => Self::Path(path.into()),
+        }
+    }
+}
+
 /// One NVM subsystem.
 #[derive(Clone, Debug)]
 pub struct Subsystem {
@@ -198,6 +229,8 @@ pub enum AllowedHosts {
     /// Any host.
     #[default]
     Any,
+    /// Any host; the list is kept for when that ends.
+    AnyAnd(Vec<Nqn>),
     /// Hosts with these names.
     Only(Vec<Nqn>),
 }
@@ -207,8 +240,33 @@ impl AllowedHosts {
     #[must_use]
     pub fn allows(&self, host: &Nqn) -> bool {
         match self {
-            Self::Any => true,
+            Self::Any | Self::AnyAnd(_) => true,
             Self::Only(names) => names.contains(host),
+        }
+    }
+
+    /// The names listed.
+    #[must_use]
+    pub fn names(&self) -> &[Nqn] {
+        match self {
+            Self::Any => &[],
+            Self::AnyAnd(names) | Self::Only(names) => names,
+        }
+    }
+
+    /// May any host connect?
+    #[must_use]
+    pub fn any(&self) -> bool {
+        !matches!(self, Self::Only(_))
+    }
+
+    /// A list, and whether it matters.
+    #[must_use]
+    pub fn new(any: bool, names: Vec<Nqn>) -> Self {
+        match any {
+            true if names.is_empty() => Self::Any,
+            true => Self::AnyAnd(names),
+            false => Self::Only(names),
         }
     }
 }

@@ -243,6 +243,7 @@ impl Parts {
                 let liveness =
                     Liveness::new(self.shared.directory.limits().longest_silence, self.now);
                 let address = self.shared.address_for(queue.peer);
+                self.connects.0 += 1;
                 let admin = Admin {
                     controller,
                     address,
@@ -260,6 +261,7 @@ impl Parts {
                 tracing::debug!(%cntlid, qid = %connect.qid, thread = self.id, "I/O queue connected");
                 queue.timer = None;
                 let subsystem = association.subsystem.unwrap_or(usize::MAX);
+                self.connects.1 += 1;
                 queue.role = Role::Io(Io {
                     qid: connect.qid,
                     subsystem,

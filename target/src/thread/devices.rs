@@ -268,6 +268,12 @@ impl Devices {
         self.slots.iter().flatten().count()
     }
 
+    /// I/Os that are with devices' channels.
+    pub(crate) fn in_flight(&self) -> usize {
+        let devices = self.slots.iter().flatten();
+        devices.map(|device| device.channel.in_flight()).sum()
+    }
+
     /// Is anything with a device's channel?
     pub(crate) fn is_busy(&self) -> bool {
         self.slots

@@ -20,7 +20,7 @@ use crate::directory::Announced;
 use crate::queue::ADMIN_ENTRIES;
 
 /// Most bytes of data in a command capsule.
-const MAX_IN_CAPSULE_BYTES: u32 = 8192;
+pub(crate) const MAX_IN_CAPSULE_BYTES: u32 = 8192;
 /// Completions of one completion queue: several queue pairs share one, so that a turn looks at few.
 const CQ_CAPACITY: u32 = 16_384;
 

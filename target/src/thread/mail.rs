@@ -9,7 +9,7 @@ use super::fused::Claim;
 use super::queue::QueueKey;
 use crate::association::Association;
 use crate::snapshot::Snapshot;
-use crate::stats::ThreadStats;
+use crate::stats::{QueueReport, ThreadStats};
 
 /// Messages that may wait for a thread. Beyond it the sender keeps them and tries again.
 pub(crate) const CAPACITY: usize = 1024;
@@ -53,6 +53,8 @@ pub(crate) enum Mail {
     Unfence(u64),
     /// Report counters.
     Stats(SyncSender<ThreadStats>),
+    /// Report queue pairs.
+    Queues(SyncSender<Vec<QueueReport>>),
     /// Close everything and end.
     Shutdown,
 }

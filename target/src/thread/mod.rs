@@ -34,6 +34,7 @@ use flexins::verbs::WorkCompletion;
 use crate::controller::Reason;
 use crate::error::StartError;
 use crate::snapshot::Snapshot;
+use crate::stats::QueueReport;
 use buffers::Buffers;
 use devices::Devices;
 use lifecycle::CqPool;
@@ -43,6 +44,7 @@ use parts::{Parts, Shared, Task};
 use queue::{QueueKey, QueueTable, Role};
 
 pub(crate) use buffers::MIN_BYTES as MIN_BUFFER_BYTES;
+pub(crate) use lifecycle::MAX_IN_CAPSULE_BYTES;
 pub(crate) use queue::queue_bytes;
 
 /// Owner number of block devices in the reactor's tokens.
@@ -104,6 +106,7 @@ impl Core {
             late: VecDeque::new(),
             to_close: VecDeque::new(),
             tasks: VecDeque::new(),
+            connects: (0, 0),
         };
         let mut core = Self {
             parts,
@@ -387,6 +390,10 @@ impl Core {
             Mail::Fence { claim, from } => self.put_fence(claim, from),
             Mail::Fenced(id) => self.fence_drained(id),
             Mail::Unfence(id) => self.remove_fence(id),
+            Mail::Queues(reply) => {
+                // Whoever asked may have stopped waiting.
+                let _ = reply.try_send(self.queue_reports());
+            }
             // The loop's own.
             Mail::Stats(_) | Mail::Shutdown => {}
         }
@@ -494,22 +501,56 @@ impl Core {
 
     /// Queues, controllers, open devices, free buffers, waits for buffers.
     pub(crate) fn figures(&mut self) -> Figures {
-        let admin = |queue: &&mut queue::Queue| matches!(queue.role, Role::Admin(_));
+        let (mut controllers, mut unconnected) = (0, 0);
+        for queue in self.queues.iter_mut() {
+            match queue.role {
+                Role::Admin(_) => controllers += 1,
+                Role::Unconnected(_) => unconnected += 1,
+                Role::Io(_) => {}
+            }
+        }
         Figures {
             queues: self.queues.len(),
-            controllers: self.queues.iter_mut().filter(admin).count(),
+            unconnected_queues: unconnected,
+            connects: self.parts.connects,
+            controllers,
             devices: self.parts.devices.len(),
+            pending_bdev_io: self.parts.devices.in_flight(),
             free_buffers: self.parts.buffers.available(),
             buffer_waits: self.parts.buffers.waits,
         }
+    }
+
+    fn queue_reports(&mut self) -> Vec<QueueReport> {
+        let thread = self.parts.id;
+        let report = |queue: &mut queue::Queue| {
+            let (association, qid) = match &queue.role {
+                Role::Admin(admin) => (admin.controller.association(), flexblk_nvme::Qid::ADMIN),
+                Role::Io(io) => (&io.association, io.qid),
+                Role::Unconnected(_) => return None,
+            };
+            Some(QueueReport {
+                thread,
+                cntlid: association.cntlid,
+                qid,
+                subnqn: association.subnqn.clone(),
+                hostnqn: association.hostnqn.clone(),
+                peer: queue.peer,
+                closing: queue.closing,
+            })
+        };
+        self.queues.iter_mut().filter_map(report).collect()
     }
 }
 
 /// Numbers of a thread, for statistics.
 pub(crate) struct Figures {
     pub(crate) queues: usize,
+    pub(crate) unconnected_queues: usize,
+    pub(crate) connects: (u64, u64),
     pub(crate) controllers: usize,
     pub(crate) devices: usize,
+    pub(crate) pending_bdev_io: usize,
     pub(crate) free_buffers: (u32, u32),
     pub(crate) buffer_waits: u64,
 }

@@ -147,6 +147,8 @@ pub(crate) struct Parts {
     pub(crate) to_close: VecDeque<QueueKey>,
     /// Work that concerns more than one queue.
     pub(crate) tasks: VecDeque<Task>,
+    /// Admin queues and I/O queues that were ever connected.
+    pub(crate) connects: (u64, u64),
 }
 
 impl Parts {

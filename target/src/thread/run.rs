@@ -225,7 +225,12 @@ impl Thread {
         ThreadStats {
             thread: self.id,
             cpu_us: stats::micros(stats::cpu_time(false)),
+            core: rustix::thread::sched_getcpu(),
+            tid: rustix::thread::gettid().as_raw_nonzero().get(),
             queues: figures.queues,
+            unconnected_queues: figures.unconnected_queues,
+            connects: figures.connects,
+            pending_bdev_io: figures.pending_bdev_io,
             controllers: figures.controllers,
             devices: figures.devices,
             memory_regions: endpoint.engine().memory_regions(),

@@ -1,0 +1,410 @@
+//! `nvmf_*`: subsystems, namespaces, hosts, listeners, controllers.
+
+use flexblk_nvme::{Nqn, Nsid};
+use serde_json::{Value, json};
+
+use super::super::params::Params;
+use super::{Context, Method, Result, RpcError, change, listeners, query};
+use crate::config::{self, AllowedHosts, MAX_ALLOWED_HOSTS, MAX_NSID};
+use crate::draft::find;
+use crate::snapshot::Subsystem;
+
+pub(super) const METHODS: &[Method] = &[
+    change("nvmf_create_transport", create_transport),
+    query("nvmf_get_transports", get_transports),
+    change("nvmf_create_subsystem", create_subsystem),
+    change("nvmf_delete_subsystem", delete_subsystem),
+    query("nvmf_get_subsystems", get_subsystems),
+    change("nvmf_subsystem_add_ns", add_ns),
+    change("nvmf_subsystem_remove_ns", remove_ns),
+    change("nvmf_subsystem_add_host", add_host),
+    change("nvmf_subsystem_remove_host", remove_host),
+    change("nvmf_subsystem_allow_any_host", allow_any_host),
+    change("nvmf_subsystem_add_listener", add_listener),
+    change("nvmf_subsystem_remove_listener", remove_listener),
+    query("nvmf_subsystem_get_listeners", get_listeners),
+    query("nvmf_subsystem_get_controllers", get_controllers),
+    query("nvmf_subsystem_get_qpairs", get_qpairs),
+];
+
+/// The subsystem that `nqn` names.
+fn subsystem_name(params: &mut Params) -> Result<Nqn> {
+    let nqn: Nqn = params.required("nqn")?;
+    params.target_name()?;
+    Ok(nqn)
+}
+
+fn not_found(nqn: &Nqn) -> RpcError {
+    RpcError::params(format!("Subsystem with NQN '{}' not found", nqn.as_str()))
+}
+
+/// A transport is there from the start: this says whether it is the one that is meant.
+fn create_transport(context: &Context, mut params: Params) -> Result {
+    let trtype: String = params.required("trtype")?;
+    params.target_name()?;
+    let transports = listeners::transports(&context.target);
+    let named = |transport: &&Value| {
+        let name = transport.get("trtype").and_then(Value::as_str);
+        name.is_some_and(|name| name.eq_ignore_ascii_case(&trtype))
+    };
+    let Some(transport) = transports.iter().find(named) else {
+        let known: Vec<&str> = transports
+            .iter()
+            .filter_map(|transport| transport.get("trtype")?.as_str())
+            .collect();
+        return Err(RpcError::params(format!(
+            "there is no transport `{trtype}`, only {}",
+            known.join(", ")
+        )));
+    };
+    for key in [
+        "max_queue_depth",
+        "max_io_qpairs_per_ctrlr",
+        "in_capsule_data_size",
+        "max_aq_depth",
+    ] {
+        let ours = transport.get(key).cloned().unwrap_or_default();
+        let why = format!("it is {ours} and settled when the target starts");
+        params.only(&[(key, ours)], &why)?;
+    }
+    // What rpc.py sends with every call, and is so here.
+    params.only(
+        &[
+            ("zcopy", false.into()),
+            ("no_srq", false.into()),
+            ("c2h_success", true.into()),
+            ("dif_insert_or_strip", false.into()),
+            ("no_wr_batching", false.into()),
+            ("disable_mappable_bar0", false.into()),
+            ("disable_adaptive_irq", false.into()),
+            ("disable_shadow_doorbells", false.into()),
+            ("disable_command_passthru", false.into()),
+        ],
+        "this target has no such thing",
+    )?;
+    params.end()?;
+    Ok(true.into())
+}
+
+fn get_transports(context: &Context, mut params: Params) -> Result {
+    let trtype: Option<String> = params.optional("trtype")?;
+    params.target_name()?;
+    params.end()?;
+    let mut transports = listeners::transports(&context.target);
+    if let Some(trtype) = trtype {
+        transports.retain(|transport| {
+            let name = transport.get("trtype").and_then(Value::as_str);
+            name.is_some_and(|name| name.eq_ignore_ascii_case(&trtype))
+        });
+        if transports.is_empty() {
+            return Err(RpcError::params(format!(
+                "there is no transport `{trtype}`"
+            )));
+        }
+    }
+    Ok(transports.into())
+}
+
+fn create_subsystem(context: &Context, mut params: Params) -> Result {
+    let text: String = params.required("nqn")?;
+    let nqn =
+        config::parse_nqn(&text).map_err(|what| RpcError::params(format!("`nqn`: {what}")))?;
+    params.target_name()?;
+    let mut subsystem = config::Subsystem::new(nqn);
+    subsystem.serial = ascii(&mut params, "serial_number", 20)?;
+    subsystem.model = ascii(&mut params, "model_number", 40)?;
+    let any: Option<bool> = params.optional("allow_any_host")?;
+    subsystem.hosts = AllowedHosts::new(any.unwrap_or(false), Vec::new());
+    if let Some(most) = params.optional::<u32>("max_namespaces")?
+        && most > MAX_NSID
+    {
+        let what = format!("`max_namespaces` = {most}: at most {MAX_NSID} are possible");
+        return Err(RpcError::params(what));
+    }
+    params.only(
+        &[
+            ("ana_reporting", false.into()),
+            ("passthrough", false.into()),
+            ("enable_nssr", false.into()),
+            ("min_cntlid", 1.into()),
+            ("max_cntlid", 0xFFEF.into()),
+            ("dmrsl", 0.into()),
+            ("wzsl", 0.into()),
+        ],
+        "this target does not have it",
+    )?;
+    params.end()?;
+    let added = context.target.add_subsystem(&subsystem);
+    added.map_err(|error| RpcError::nvmf(&error))?;
+    Ok(true.into())
+}
+
+fn ascii(params: &mut Params, key: &'static str, most: usize) -> Result<Option<String>> {
+    let Some(text) = params.optional::<String>(key)? else {
+        return Ok(None);
+    };
+    let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if text.trim().is_empty() || text.len() > most || !printable {
+        let what = format!("`{key}` must be 1 to {most} characters of ASCII");
+        return Err(RpcError::params(what));
+    }
+    Ok(Some(text))
+}
+
+fn delete_subsystem(context: &Context, mut params: Params) -> Result {
+    let nqn = subsystem_name(&mut params)?;
+    params.end()?;
+    let removed = context.target.remove_subsystem(&nqn);
+    removed.map_err(|error| RpcError::nvmf(&error))?;
+    Ok(true.into())
+}
+
+fn get_subsystems(context: &Context, mut params: Params) -> Result {
+    let nqn: Option<Nqn> = params.optional("nqn")?;
+    params.target_name()?;
+    params.end()?;
+    let snapshot = context.target.snapshot();
+    let addresses: Vec<Value> = listeners::addresses(&context.target)
+        .iter()
+        .map(listeners::Address::to_json)
+        .collect();
+    let discovery = || {
+        json!({
+            "nqn": Nqn::discovery().as_str(),
+            "subtype": "Discovery",
+            "listen_addresses": addresses,
+            "allow_any_host": true,
+            "hosts": [],
+        })
+    };
+    let shown = |subsystem: &Subsystem| show(subsystem, &addresses);
+    match nqn {
+        Some(nqn) if nqn.is_discovery() => Ok(json!([discovery()])),
+        Some(nqn) => {
+            let found = snapshot.find(&nqn).ok_or_else(|| not_found(&nqn))?;
+            Ok(json!([shown(found)]))
+        }
+        None => {
+            let all = snapshot.subsystems.iter().flatten();
+            let mut list = vec![discovery()];
+            list.extend(all.map(|subsystem| shown(subsystem)));
+            Ok(list.into())
+        }
+    }
+}
+
+fn show(subsystem: &Subsystem, addresses: &[Value]) -> Value {
+    let hosts = subsystem.hosts.names().iter();
+    let namespaces = subsystem.active().map(|namespace| {
+        json!({
+            "nsid": namespace.nsid.get(),
+            "bdev_name": &*namespace.info.name,
+            // SPDK keeps the old key beside the new one.
+            "name": &*namespace.info.name,
+            "uuid": namespace.uuid,
+        })
+    });
+    json!({
+        "nqn": subsystem.nqn.as_str(),
+        "subtype": "NVMe",
+        "listen_addresses": addresses,
+        "allow_any_host": subsystem.hosts.any(),
+        "hosts": hosts.map(|host| json!({ "nqn": host.as_str() })).collect::<Vec<_>>(),
+        "serial_number": &*subsystem.serial,
+        "model_number": &*subsystem.model,
+        "max_namespaces": MAX_NSID,
+        "min_cntlid": 1,
+        "max_cntlid": 0xFFEF,
+        "namespaces": namespaces.collect::<Vec<_>>(),
+    })
+}
+
+fn add_ns(context: &Context, mut params: Params) -> Result {
+    let nqn = subsystem_name(&mut params)?;
+    let mut inner = params
+        .object("namespace")?
+        .ok_or_else(|| RpcError::params("`namespace` is missing"))?;
+    let bdev: String = inner.required("bdev_name")?;
+    let mut namespace = config::Namespace::new(bdev);
+    namespace.nsid = inner.optional("nsid")?;
+    namespace.uuid = inner.optional("uuid")?;
+    inner.only(
+        &[
+            ("no_auto_visible", false.into()),
+            ("hide_metadata", false.into()),
+        ],
+        "this target does not have it",
+    )?;
+    inner.end()?;
+    params.end()?;
+    // SPDK opens no device here: neither do we, so that a misspelt name is not taken for a new one.
+    if !context
+        .target
+        .bdevs()
+        .iter()
+        .any(|bdev| bdev.name() == namespace.bdev)
+    {
+        let what = format!("no block device is named `{}`", namespace.bdev);
+        return Err(RpcError::params(what));
+    }
+    let added = context.target.add_namespace(&nqn, &namespace);
+    Ok(added.map_err(|error| RpcError::nvmf(&error))?.get().into())
+}
+
+fn remove_ns(context: &Context, mut params: Params) -> Result {
+    let nqn = subsystem_name(&mut params)?;
+    let nsid: Nsid = params.required("nsid")?;
+    params.end()?;
+    let removed = context.target.remove_namespace(&nqn, nsid);
+    removed.map_err(|error| RpcError::nvmf(&error))?;
+    Ok(true.into())
+}
+
+/// Changes the list of hosts, or whether it matters, in one step.
+fn edit_hosts(
+    context: &Context,
+    nqn: &Nqn,
+    edit: impl FnOnce(&mut bool, &mut Vec<Nqn>) -> Result<()>,
+) -> Result {
+    context.target.change(|draft| {
+        let subsystem = find(&draft.snapshot, nqn).map_err(|error| RpcError::nvmf(&error))?;
+        let mut any = subsystem.hosts.any();
+        let mut names = subsystem.hosts.names().to_vec();
+        edit(&mut any, &mut names)?;
+        draft
+            .set_allowed_hosts(nqn, AllowedHosts::new(any, names))
+            .map_err(|error| RpcError::nvmf(&error))
+    })?;
+    Ok(true.into())
+}
+
+fn add_host(context: &Context, mut params: Params) -> Result {
+    let nqn = subsystem_name(&mut params)?;
+    let host: Nqn = params.required("host")?;
+    params.end()?;
+    edit_hosts(context, &nqn, |_, names| {
+        if names.contains(&host) {
+            return Ok(());
+        }
+        if names.len() >= MAX_ALLOWED_HOSTS {
+            let what = format!("at most {MAX_ALLOWED_HOSTS} hosts can be listed");
+            return Err(RpcError::internal(what));
+        }
+        names.push(host);
+        Ok(())
+    })
+}
+
+fn remove_host(context: &Context, mut params: Params) -> Result {
+    let nqn = subsystem_name(&mut params)?;
+    let host: Nqn = params.required("host")?;
+    // Commands that have begun end by themselves here, whatever the limit.
+    params.optional::<u64>("timeout_ms")?;
+    params.end()?;
+    edit_hosts(context, &nqn, |_, names| {
+        let before = names.len();
+        names.retain(|name| *name != host);
+        if names.len() == before {
+            let what = format!("{} is not on the list of {}", host.as_str(), nqn.as_str());
+            return Err(RpcError::params(what));
+        }
+        Ok(())
+    })
+}
+
+fn allow_any_host(context: &Context, mut params: Params) -> Result {
+    let nqn = subsystem_name(&mut params)?;
+    let allow: bool = params.required("allow_any_host")?;
+    params.end()?;
+    edit_hosts(context, &nqn, |any, _| {
+        *any = allow;
+        Ok(())
+    })
+}
+
+fn listener_of(context: &Context, params: &mut Params) -> Result<listeners::Address> {
+    let nqn = subsystem_name(params)?;
+    let address = params
+        .object("listen_address")?
+        .ok_or_else(|| RpcError::params("`listen_address` is missing"))?;
+    if !nqn.is_discovery() && context.target.snapshot().find(&nqn).is_none() {
+        return Err(not_found(&nqn));
+    }
+    listeners::find(&context.target, address)
+}
+
+/// Every subsystem is reached at every address of the target: one that exists is there already.
+fn add_listener(context: &Context, mut params: Params) -> Result {
+    listener_of(context, &mut params)?;
+    params.only(
+        &[("secure_channel", false.into())],
+        "connections are not encrypted",
+    )?;
+    params.end()?;
+    Ok(true.into())
+}
+
+fn remove_listener(context: &Context, mut params: Params) -> Result {
+    let address = listener_of(context, &mut params)?;
+    params.end()?;
+    Err(RpcError::internal(format!(
+        "{} {} serves every subsystem; take hosts off the subsystem's list instead",
+        address.trtype, address.address
+    )))
+}
+
+fn get_listeners(context: &Context, mut params: Params) -> Result {
+    let nqn = subsystem_name(&mut params)?;
+    params.end()?;
+    if !nqn.is_discovery() && context.target.snapshot().find(&nqn).is_none() {
+        return Err(not_found(&nqn));
+    }
+    let all = listeners::addresses(&context.target);
+    let shown = all
+        .iter()
+        .map(|address| json!({ "address": address.to_json() }));
+    Ok(shown.collect::<Vec<_>>().into())
+}
+
+fn get_controllers(context: &Context, mut params: Params) -> Result {
+    let nqn = subsystem_name(&mut params)?;
+    params.end()?;
+    if !nqn.is_discovery() && context.target.snapshot().find(&nqn).is_none() {
+        return Err(not_found(&nqn));
+    }
+    let all = context.target.controllers();
+    let its = all.iter().filter(|controller| controller.subnqn == nqn);
+    let shown = its.map(|controller| {
+        json!({
+            "cntlid": controller.cntlid.get(),
+            "cntrltype": if nqn.is_discovery() { "discovery" } else { "io" },
+            "hostnqn": controller.hostnqn.as_str(),
+            "hostid": controller.hostid.0,
+            "num_io_qpairs": controller.queue_count(),
+        })
+    });
+    Ok(shown.collect::<Vec<_>>().into())
+}
+
+fn get_qpairs(context: &Context, mut params: Params) -> Result {
+    let nqn = subsystem_name(&mut params)?;
+    params.end()?;
+    if !nqn.is_discovery() && context.target.snapshot().find(&nqn).is_none() {
+        return Err(not_found(&nqn));
+    }
+    let all = context.target.queues();
+    let addresses = listeners::addresses(&context.target);
+    let its = all.iter().filter(|queue| queue.subnqn == nqn);
+    let shown = its.map(|queue| {
+        json!({
+            "cntlid": queue.cntlid.get(),
+            "qid": queue.qid.get(),
+            "state": if queue.closing { "deactivating" } else { "enabled" },
+            "thread": format!("data-{}", queue.thread),
+            "hostnqn": queue.hostnqn.as_str(),
+            "listen_address": addresses.first().map(listeners::Address::to_json),
+            "peer_address": listeners::peer("FLEXINS", queue.peer),
+        })
+    });
+    Ok(shown.collect::<Vec<_>>().into())
+}

@@ -1,0 +1,132 @@
+//! Management while the target runs: JSON-RPC 2.0 on a Unix socket, with the names, parameters and
+//! results of SPDK's methods where they mean the same, so that its `rpc.py` drives this target too.
+//!
+//! It has threads of its own, off the data threads' cores if there are others. What it changes goes
+//! through [`Target`], which puts a new snapshot in force; no request ever waits on a data thread
+//! other than for its counters.
+
+mod framing;
+mod jsonrpc;
+mod log;
+mod methods;
+mod params;
+mod place;
+mod rpc;
+mod save;
+mod server;
+mod socket;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use log::{LogControl, LogLevel};
+pub use socket::SocketError;
+
+use crate::target::Target;
+use methods::Context;
+use rpc::Rpc;
+use server::{Limits, Server};
+use socket::RpcSocket;
+
+/// Where the RPC socket is unless told otherwise.
+pub const DEFAULT_RPC_SOCKET: &str = "/var/tmp/flexblk.sock";
+
+/// RPC clients at a time; one more takes the place of the one that was idle for longest.
+const MAX_CLIENTS: usize = 1024;
+/// Longest request.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// Bytes of all requests that have not arrived whole.
+const MAX_PENDING_BYTES: usize = 64 << 20;
+/// How long a request may take until its client is told that it takes longer.
+const RUN_TIME: Duration = Duration::from_secs(30);
+/// How long a client may take for the rest of a request, or for reading an answer.
+const TRANSFER_TIME: Duration = Duration::from_secs(30);
+
+/// What management needs of the program around it.
+#[derive(Default)]
+pub struct Options {
+    /// Path of the RPC socket.
+    pub rpc_socket: Option<PathBuf>,
+    /// Changes what is logged.
+    pub log: Option<Arc<LogControl>>,
+    /// Sends the program a signal, for `spdk_kill_instance`.
+    pub signal: Option<Box<dyn Fn(i32) + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("rpc_socket", &self.rpc_socket)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why management does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagementError {
+    /// The RPC socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A thread, or what it needs.
+    #[error("the management server cannot be started: {0}")]
+    Server(#[source] std::io::Error),
+}
+
+/// The running servers. Dropping it stops them and removes the socket.
+pub struct Management {
+    rpc: Option<(Server, RpcSocket)>,
+}
+
+impl std::fmt::Debug for Management {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Management")
+            .field("rpc_socket", &self.rpc_socket())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Management {
+    /// Starts what `options` ask for.
+    pub fn start(target: &Arc<Target>, options: Options) -> Result<Self, ManagementError> {
+        let cores = target.config().cores.clone();
+        let mut rpc = None;
+        if let Some(path) = &options.rpc_socket {
+            let (socket, listener) = RpcSocket::bind(path)?;
+            let context = Context {
+                target: Arc::clone(target),
+                log: options.log,
+                signal: options.signal,
+            };
+            let limits = Limits {
+                clients: MAX_CLIENTS,
+                request_bytes: MAX_REQUEST_BYTES,
+                pending_bytes: MAX_PENDING_BYTES,
+                run_time: RUN_TIME,
+                transfer_time: TRANSFER_TIME,
+                idle_time: None,
+            };
+            let protocol = Arc::new(Rpc::new(context, limits.request_bytes));
+            let server = Server::start("rpc", listener, protocol, limits, &cores)
+                .map_err(ManagementError::Server)?;
+            rpc = Some((server, socket));
+        }
+        Ok(Self { rpc })
+    }
+
+    /// Path of the RPC socket.
+    #[must_use]
+    pub fn rpc_socket(&self) -> Option<&Path> {
+        self.rpc.as_ref().map(|(_, socket)| socket.path())
+    }
+}
+
+impl Drop for Management {
+    fn drop(&mut self) {
+        if let Some((mut server, socket)) = self.rpc.take() {
+            // Nobody finds it any more while the last requests end.
+            drop(socket);
+            server.stop();
+        }
+    }
+}
