@@ -70,7 +70,6 @@ fn options(
             Ok(())
         }))),
         signal: Some(Box::new(move |signal| signals.lock().unwrap().push(signal))),
-        ..Options::default()
     }
 }
 

@@ -7,6 +7,7 @@ pub mod fio;
 pub mod ports;
 pub mod proc;
 pub mod process;
+pub mod rpc;
 pub mod setup;
 pub mod skip;
 pub mod target;

@@ -33,6 +33,8 @@ pub struct TargetOptions {
     pub core: Option<usize>,
     /// Host NQNs that may connect; anybody when `None`.
     pub allow_hosts: Option<Vec<String>>,
+    /// Exports nothing, to be filled over its RPC socket.
+    pub no_subsystem: bool,
     /// More lines for the `[target]` table.
     pub extra: String,
 }
@@ -60,6 +62,9 @@ impl TargetOptions {
             if let Some(value) = value {
                 text += &format!("{key} = \"{value}\"\n");
             }
+        }
+        if self.no_subsystem {
+            return text;
         }
         text += &format!("[[subsystem]]\nnqn = \"{SUBNQN}\"\n");
         if let Some(hosts) = &self.allow_hosts {
@@ -100,7 +105,8 @@ impl Target {
             }
             None => Command::new(&binaries.target),
         };
-        command.arg("-c").arg(&config);
+        let socket = directory.join(format!("target-{udp_port}.sock"));
+        command.arg("-c").arg(&config).arg("-r").arg(&socket);
         let process = Process::spawn(&mut command, &format!("target-{udp_port}"), directory)?;
         let mut target = Target {
             process,
@@ -135,6 +141,12 @@ impl Target {
     /// Its UDP port.
     pub fn udp_port(&self) -> u16 {
         self.udp_port
+    }
+
+    /// Its RPC socket.
+    pub fn rpc_socket(&self) -> PathBuf {
+        self.directory
+            .join(format!("target-{}.sock", self.udp_port))
     }
 
     /// Its process id.
