@@ -62,8 +62,11 @@ fn commands_with_the_device_are_aborted_when_that_is_safe() {
     assert_eq!(code(&beyond), StatusCode::LbaOutOfRange);
     std::thread::sleep(Duration::from_millis(50));
 
-    assert_eq!(abort(&mut host, admin, reading), Abort::ABORTED.into());
-    assert_eq!(abort(&mut host, admin, writing), Abort::NOT_ABORTED.into());
+    assert_eq!(abort(&mut host, admin, reading), u64::from(Abort::ABORTED));
+    assert_eq!(
+        abort(&mut host, admin, writing),
+        u64::from(Abort::NOT_ABORTED)
+    );
     let answer = host.answer(io, reading);
     assert_eq!(code(&answer), StatusCode::AbortRequested);
     assert!(
@@ -72,7 +75,7 @@ fn commands_with_the_device_are_aborted_when_that_is_safe() {
     );
     assert_eq!(
         abort(&mut host, admin, reading),
-        Abort::NOT_ABORTED.into(),
+        u64::from(Abort::NOT_ABORTED),
         "it is over"
     );
     assert!(host.answer(io, writing).status().is_success());

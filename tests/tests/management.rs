@@ -176,7 +176,10 @@ fn requests_are_answered_while_io_saturates_the_core() -> Result<()> {
         let setup = Setup::new()?;
         let options = TargetOptions {
             core: shares.then_some(0),
-            extra: "cores = \"0\"".to_owned(),
+            extra: match shares {
+                true => String::new(),
+                false => "cores = \"0\"".to_owned(),
+            },
             ..TargetOptions::with_devices(&["ram:16M"])
         };
         let target = setup.target_with(options)?;
@@ -189,6 +192,12 @@ fn requests_are_answered_while_io_saturates_the_core() -> Result<()> {
         eventually("the load runs", Duration::from_secs(20), || {
             reads(&mut rpc).is_ok_and(|reads| reads > before + 1000)
         })?;
+        // What is measured is the target: this client must not be what waits. Only root may, and
+        // only now, since children inherit it.
+        let priority = |nice| rustix::process::setpriority_process(None, nice);
+        if priority(-15).is_err() {
+            println!("the client keeps its priority, and may itself wait for a core");
+        }
         let mut best = Duration::MAX;
         for _ in 0..10 {
             let before = reads(&mut rpc)?;
