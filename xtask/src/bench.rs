@@ -24,8 +24,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     yes: bool,
     /// Seconds for each run.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 1)]
     seconds: u32,
+    /// Rounds of all runs, raw sockets between them; the median of each counts.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+    rounds: u32,
     /// Cores of target and fio.
     #[arg(long, default_value = "0,1", value_parser = two_cores)]
     cores: (usize, usize),
@@ -48,6 +51,8 @@ const GOAL_OF_STREAM: f64 = 0.5;
 const GOAL_OF_ROUND_TRIP: f64 = 2.5;
 /// Memory of an idle queue pair.
 const GOAL_IDLE_BYTES: u64 = 64 << 10;
+/// Queue depths of the runs.
+const DEPTHS: [u32; 3] = [1, 32, 128];
 /// Queue pairs of the memory measurement.
 const IDLE_QUEUES: u64 = 32;
 
@@ -76,7 +81,7 @@ struct Row {
     depth: u32,
     ram_mib: u32,
     run: Run,
-    /// Raw UDP trains just before and after, in blocks per second.
+    /// Raw UDP trains before, between and after, in blocks per second.
     stream: f64,
     /// The same with payload from as much memory as the namespace has.
     stream_from_memory: f64,
@@ -137,34 +142,43 @@ fn measure(arguments: &Arguments, binaries: &Binaries, directory: &Path) -> Resu
                 "{mode}: rand{direction}, target on core {}, fio on core {}",
                 arguments.cores.0, arguments.cores.1
             ));
-            let mut runs = Vec::new();
-            for namespace in 0..devices.len() {
-                for depth in [1, 32, 128] {
-                    runs.push((
-                        namespace,
-                        depth,
-                        one(&load, arguments, direction, namespace as u32 + 1, depth)?,
-                    ));
+            // A machine is not always as fast: what is compared is measured in turns.
+            let first = ceilings.len() - 1;
+            let mut rounds: Vec<Vec<Run>> = Vec::new();
+            for round in 1..=arguments.rounds {
+                let mut runs = Vec::new();
+                for namespace in 0..devices.len() {
+                    for depth in DEPTHS {
+                        let nsid = namespace as u32 + 1;
+                        runs.push(one(&load, arguments, direction, nsid, depth)?);
+                    }
                 }
+                rounds.push(runs);
+                say(&format!(
+                    "raw UDP sockets, round {round} of {}",
+                    arguments.rounds
+                ));
+                ceilings.push(ceiling(arguments, binaries)?);
             }
-            // A machine is not always as fast: what is compared is measured next to each other.
-            say("raw UDP sockets");
-            let after = ceiling(arguments, binaries)?;
-            let before = ceilings.last().unwrap_or(&after);
-            for (namespace, depth, run) in runs {
-                let memory =
-                    |ceiling: &Ceiling| ceiling.from_memory.get(namespace).copied().unwrap_or(0.0);
+            let around = ceilings.get(first..).unwrap_or_default();
+            let cells =
+                (0..devices.len()).flat_map(|namespace| DEPTHS.map(|depth| (namespace, depth)));
+            for (cell, (namespace, depth)) in cells.enumerate() {
+                let iops = |run: &Run| run.result.measured(direction).iops;
+                let runs = rounds.iter().filter_map(|runs| runs.get(cell).cloned());
+                let memory = |ceiling: &Ceiling| ceiling.from_memory.get(namespace).copied();
                 rows.push(Row {
                     mode,
                     direction,
                     depth,
                     ram_mib: arguments.ram.get(namespace).copied().unwrap_or(0),
-                    run,
-                    stream: (before.blocks_per_second + after.blocks_per_second) / 2.0,
-                    stream_from_memory: (memory(before) + memory(&after)) / 2.0,
+                    run: median(runs, iops).context("at least one round")?,
+                    stream: median(around.iter().map(|at| at.blocks_per_second), |at| *at)
+                        .unwrap_or(0.0),
+                    stream_from_memory: median(around.iter().filter_map(memory), |at| *at)
+                        .unwrap_or(0.0),
                 });
             }
-            ceilings.push(after);
         }
         let initiator = load.initiator_counters()?;
         counted.push((mode, initiator, load.finish()?));
@@ -283,6 +297,14 @@ fn idle_bytes(binaries: &Binaries, directory: &Path) -> Result<Idle> {
         target: many_target.saturating_sub(one_target) / (IDLE_QUEUES + 1),
         initiator: many_initiator.saturating_sub(one_initiator) / IDLE_QUEUES,
     })
+}
+
+/// The value in the middle, by `key`.
+fn median<T>(values: impl Iterator<Item = T>, key: impl Fn(&T) -> f64) -> Option<T> {
+    let mut values: Vec<T> = values.collect();
+    values.sort_by(|a, b| key(a).total_cmp(&key(b)));
+    let middle = values.len() / 2;
+    (middle < values.len()).then(|| values.swap_remove(middle))
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
