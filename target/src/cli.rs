@@ -4,14 +4,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use flexblk_nvme::Nqn;
 use flexblk_target::StartError;
 use flexblk_target::config::{
     AllowedHosts, Config, ConfigError, DEFAULT_SUBNQN, Digest, Namespace, RpcSocket, Rx, Subsystem,
     Tx, parse_cores, parse_listen, parse_nqn, size,
 };
+use flexblk_target::manage::{DEFAULT_RPC_SOCKET, client};
 use flexins::middleware::FaultConfig;
+use serde_json::{Value, json};
 
 /// What the process ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +66,10 @@ Examples:
 A host then connects with, for instance
   flexblk info nvme+flexins://127.0.0.1:4420/nqn.2026-11.dev.flexblk:target
 
+A running target is changed over its RPC socket: by SPDK's rpc.py, or with
+  flexblk-target apply --dry-run target.toml
+  flexblk-target apply --yes target.toml
+
 When hosts can connect, `listening on ...` and one line `ready: URI` for each subsystem are written to
 standard output. Signals: SIGTERM and SIGINT close every connection and end; SIGUSR1 writes counters.
 At the end a line of JSON with all counters is written to --stats-file, or to standard output.
@@ -77,8 +83,10 @@ Exit codes:
 
 /// NVMe-oF target: exports memory, files and block devices over FlexiNS (RDMA verbs on UDP).
 #[derive(Debug, Parser)]
-#[command(version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
     /// Read the configuration from a TOML file
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -133,6 +141,9 @@ pub(crate) struct Args {
     /// Unix socket for JSON-RPC, or `off` [default: /var/tmp/flexblk.sock if it can be had]
     #[arg(short, long, value_name = "PATH", value_parser = |text: &str| Ok::<_, String>(RpcSocket::from(text)))]
     rpc_socket: Option<RpcSocket>,
+    /// Keep what runs in this file, and start with what it holds if it exists
+    #[arg(long, value_name = "FILE")]
+    state_file: Option<PathBuf>,
     /// Append counters (a line of JSON) to this file instead of standard output
     #[arg(long, value_name = "FILE")]
     pub(crate) stats_file: Option<PathBuf>,
@@ -142,6 +153,82 @@ pub(crate) struct Args {
     /// Show debug messages
     #[arg(short, long)]
     pub(crate) verbose: bool,
+}
+
+/// What else than serving.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a running target what a TOML file says, all of it or nothing
+    Apply(Apply),
+}
+
+/// Make a running target what a TOML file says, all of it or nothing.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub(crate) struct Apply {
+    /// Only show what would change
+    #[arg(long, group = "what")]
+    dry_run: bool,
+    /// Show it and do it
+    #[arg(long, group = "what")]
+    yes: bool,
+    /// RPC socket of the target
+    #[arg(short, long, value_name = "PATH", default_value = DEFAULT_RPC_SOCKET)]
+    rpc_socket: PathBuf,
+    /// The configuration
+    file: PathBuf,
+}
+
+impl Apply {
+    /// Does it; the differences go to standard output.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let text = std::fs::read_to_string(&self.file)
+            .map_err(|error| Failure::usage(format!("{}: {error}", self.file.display())))?;
+        // Mistakes are told without a target.
+        Config::from_toml(&text, &self.file).map_err(Failure::usage)?;
+        let ask = |dry_run: bool, epoch: Option<u64>| {
+            let params = json!({
+                "toml": text, "path": self.file.display().to_string(), "dry_run": dry_run,
+                "epoch": epoch,
+            });
+            let answer = client::call(&self.rpc_socket, "flexblk_apply", params);
+            answer.map_err(|message| Failure {
+                kind: ExitKind::Runtime,
+                message,
+            })
+        };
+        let plan = ask(true, None)?;
+        let lines = |key: &str| -> Vec<String> {
+            let list = plan
+                .get(key)
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten();
+            list.filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let (changes, impossible) = (lines("changes"), lines("impossible"));
+        for line in &impossible {
+            println!("! {line}");
+        }
+        for line in &changes {
+            println!("{line}");
+        }
+        if !impossible.is_empty() {
+            return Err(Failure {
+                kind: ExitKind::Runtime,
+                message: "not everything can be changed while the target runs (lines with !): \
+                          nothing was done"
+                    .to_owned(),
+            });
+        }
+        if changes.is_empty() {
+            println!("nothing to change");
+        } else if self.yes {
+            ask(false, plan.get("epoch").and_then(Value::as_u64))?;
+            println!("done");
+        }
+        Ok(())
+    }
 }
 
 impl Args {
@@ -184,7 +271,23 @@ impl Args {
         if let Some(socket) = &self.rpc_socket {
             config.management.rpc_socket = socket.clone();
         }
+        if self.state_file.is_some() {
+            config.management.state_file.clone_from(&self.state_file);
+        }
         self.add_devices(&mut config)?;
+        if let Some(path) = config
+            .management
+            .state_file
+            .as_deref()
+            .filter(|path| path.exists())
+        {
+            if !(config.subsystems.is_empty() && config.bdevs.is_empty()) {
+                tracing::info!(path = %path.display(), "exporting what the state file holds, not what the configuration does");
+            }
+            config.subsystems.clear();
+            config.bdevs.clear();
+            return Ok(config);
+        }
         // With an RPC socket of its own it may be waiting for calls that fill it.
         let is_managed = matches!(config.management.rpc_socket, RpcSocket::Path(_));
         if config.subsystems.is_empty() && !is_managed {

@@ -19,7 +19,7 @@ use flexblk_target::stats::TargetStats;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use cli::{Args, ExitKind, Failure};
+use cli::{Args, Command, ExitKind, Failure};
 
 /// How often the daemon looks whether its threads still run.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -27,7 +27,11 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 fn main() -> ExitCode {
     let args = Args::parse();
     let log = init_log(&args);
-    match serve(&args, log) {
+    let result = match &args.command {
+        Some(Command::Apply(apply)) => apply.run(),
+        None => serve(&args, log),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("flexblk-target: {}", failure.message);
@@ -133,6 +137,7 @@ fn manage(target: &Arc<Target>, log: Arc<LogControl>) -> Result<Management, Fail
     let options = |rpc_socket| Options {
         rpc_socket,
         log: Some(Arc::clone(&log)),
+        state_file: target.config().management.state_file.clone(),
         signal: Some(Box::new(|signal| {
             if let Err(error) = signal_hook::low_level::raise(signal) {
                 tracing::error!(%error, signal, "a signal could not be sent");

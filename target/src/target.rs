@@ -56,7 +56,7 @@ impl std::fmt::Debug for Target {
 impl Target {
     /// Opens the devices, binds the port, starts the threads. When it returns, hosts can connect.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let (mut target, buffer_bytes) = Self::without_threads(config)?;
+        let (target, buffer_bytes) = Self::without_threads(config)?;
         target.start_threads(buffer_bytes)?;
         Ok(target)
     }
@@ -285,6 +285,21 @@ impl Target {
         })
     }
 
+    /// Looks at what is exported, as a change would find it.
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&Draft) -> R) -> R {
+        let next_device = lock(&self.changing);
+        look(&self.draft(*next_device))
+    }
+
+    fn draft(&self, next_device: u64) -> Draft {
+        Draft {
+            snapshot: Snapshot::clone(&self.shared.directory.snapshot()),
+            bdevs: lock(&self.bdevs).clone(),
+            threads: self.shared.threads,
+            next_device,
+        }
+    }
+
     /// Makes a change on a copy of what is exported, puts the copy in force when all of it has
     /// succeeded, and sends it to the threads, which swap to it between two I/Os. One change at a
     /// time.
@@ -293,12 +308,7 @@ impl Target {
         change: impl FnOnce(&mut Draft) -> Result<R, E>,
     ) -> Result<R, E> {
         let mut next_device = lock(&self.changing);
-        let mut draft = Draft {
-            snapshot: Snapshot::clone(&self.shared.directory.snapshot()),
-            bdevs: lock(&self.bdevs).clone(),
-            threads: self.shared.threads,
-            next_device: *next_device,
-        };
+        let mut draft = self.draft(*next_device);
         let result = change(&mut draft)?;
         *next_device = draft.next_device;
         let snapshot = self.shared.directory.replace(draft.snapshot);

@@ -124,6 +124,7 @@ struct ListenerTable {
 #[serde(deny_unknown_fields)]
 struct ManagementTable {
     rpc_socket: Option<String>,
+    state_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -263,6 +264,7 @@ impl ManagementTable {
                 .as_deref()
                 .map(RpcSocket::from)
                 .unwrap_or_default(),
+            state_file: self.state_file,
         }
     }
 }

@@ -171,6 +171,8 @@ impl Default for Limits {
 pub struct Management {
     /// Where the RPC socket is.
     pub rpc_socket: RpcSocket,
+    /// What runs is kept in this file, and restored from it.
+    pub state_file: Option<PathBuf>,
 }
 
 /// Where the RPC socket is.

@@ -5,6 +5,8 @@
 //! through [`Target`], which puts a new snapshot in force; no request ever waits on a data thread
 //! other than for its counters.
 
+mod apply;
+pub mod client;
 mod framing;
 mod jsonrpc;
 mod log;
@@ -15,6 +17,7 @@ mod rpc;
 mod save;
 mod server;
 mod socket;
+mod state_file;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +25,7 @@ use std::time::Duration;
 
 pub use log::{LogControl, LogLevel};
 pub use socket::SocketError;
+pub use state_file::StateError;
 
 use crate::target::Target;
 use methods::Context;
@@ -50,6 +54,9 @@ pub struct Options {
     pub rpc_socket: Option<PathBuf>,
     /// Changes what is logged.
     pub log: Option<Arc<LogControl>>,
+    /// Keeps what runs in this file, and restores it from there when it exists: start the target
+    /// without anything then.
+    pub state_file: Option<PathBuf>,
     /// Sends the program a signal, for `spdk_kill_instance`.
     pub signal: Option<Box<dyn Fn(i32) + Send + Sync>>,
 }
@@ -68,6 +75,9 @@ pub enum ManagementError {
     /// The RPC socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The state file.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// A thread, or what it needs.
     #[error("the management server cannot be started: {0}")]
     Server(#[source] std::io::Error),
@@ -90,14 +100,21 @@ impl Management {
     /// Starts what `options` ask for.
     pub fn start(target: &Arc<Target>, options: Options) -> Result<Self, ManagementError> {
         let cores = target.config().cores.clone();
+        let context = Context {
+            target: Arc::clone(target),
+            log: options.log,
+            signal: options.signal,
+            state_file: options.state_file,
+        };
+        if let Some(path) = &context.state_file
+            && path.exists()
+        {
+            state_file::restore(&context, path)?;
+            tracing::info!(path = %path.display(), "what ran before is restored");
+        }
         let mut rpc = None;
         if let Some(path) = &options.rpc_socket {
             let (socket, listener) = RpcSocket::bind(path)?;
-            let context = Context {
-                target: Arc::clone(target),
-                log: options.log,
-                signal: options.signal,
-            };
             let limits = Limits {
                 clients: MAX_CLIENTS,
                 request_bytes: MAX_REQUEST_BYTES,

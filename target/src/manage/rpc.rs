@@ -7,6 +7,7 @@ use super::jsonrpc::{Call, Calls, RpcError, answer, to_bytes};
 use super::methods::{self, Context};
 use super::params::Params;
 use super::server::{Lane, Next, Protocol, Ready, Reply};
+use super::state_file;
 
 /// The protocol.
 pub(crate) struct Rpc {
@@ -30,7 +31,26 @@ impl Rpc {
             Ok(_) => tracing::debug!(method, "rpc"),
             Err(error) => tracing::info!(method, error = error.message, "rpc refused"),
         }
+        if result.is_ok() && found.lane == Lane::Change {
+            self.save_state()?;
+        }
         result
+    }
+
+    /// Keeps what runs now. Whoever asked for the change must know when it would not survive.
+    fn save_state(&self) -> Result<(), RpcError> {
+        let Some(path) = &self.context.state_file else {
+            return Ok(());
+        };
+        state_file::save(&self.context.target, path).map_err(|error| {
+            let what = format!(
+                "it is done, but the state file {} could not be written, so it will not survive a \
+                 restart: {error}",
+                path.display()
+            );
+            tracing::error!("{what}");
+            RpcError::errno(libc::EIO, what)
+        })
     }
 }
 

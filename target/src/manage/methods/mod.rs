@@ -7,7 +7,9 @@ pub(crate) mod listeners;
 mod log;
 mod nvmf;
 mod reports;
+mod state;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -25,6 +27,8 @@ pub(crate) struct Context {
     pub(crate) target: Arc<Target>,
     pub(crate) log: Option<Arc<LogControl>>,
     pub(crate) signal: Option<Box<dyn Fn(i32) + Send + Sync>>,
+    /// Where to keep what runs.
+    pub(crate) state_file: Option<PathBuf>,
 }
 
 type Result<T = Value> = core::result::Result<T, RpcError>;
@@ -59,6 +63,7 @@ fn all() -> impl Iterator<Item = &'static Method> {
         bdev::METHODS,
         nvmf::METHODS,
         reports::METHODS,
+        state::METHODS,
     ];
     groups.into_iter().flatten()
 }

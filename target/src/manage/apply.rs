@@ -1,0 +1,380 @@
+//! From what runs to what a configuration file says: the differences in plain words, and all of them
+//! at once or none.
+
+use flexblk_blockdev::{BdevConfig, ByteSize};
+use flexblk_nvme::{Nqn, Nsid};
+
+use crate::bdevs::Bdev;
+use crate::config::{self, AllowedHosts, Config};
+use crate::draft::Draft;
+use crate::error::NamespaceError;
+use crate::snapshot::Subsystem;
+
+/// One difference.
+#[derive(Clone, Debug)]
+enum Step {
+    RemoveNamespace(Nqn, Nsid, String),
+    RemoveSubsystem(Nqn),
+    DeleteBdev(String),
+    CreateBdev(Box<BdevConfig>),
+    AddSubsystem(Box<config::Subsystem>),
+    SetHosts(Nqn, AllowedHosts, AllowedHosts),
+    AddNamespace(Nqn, config::Namespace),
+    Resize {
+        name: String,
+        from_bytes: u64,
+        to_bytes: u64,
+    },
+}
+
+/// What has to be done, and what cannot be while the target runs.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    steps: Vec<Step>,
+    /// In plain words, one line each.
+    pub(crate) impossible: Vec<String>,
+}
+
+impl Plan {
+    /// The differences between a draft and a configuration. `running` is what the target was
+    /// started with.
+    pub(crate) fn new(draft: &Draft, running: &Config, wanted: &Config) -> Self {
+        let mut plan = Self {
+            steps: Vec::new(),
+            impossible: fixed(running, wanted),
+        };
+        plan.bdevs(draft, wanted);
+        plan.subsystems(draft, wanted);
+        // What goes makes room for what comes; a device is there before its namespace.
+        plan.steps.sort_by_key(|step| match step {
+            Step::RemoveNamespace(..) => 0,
+            Step::RemoveSubsystem(_) => 1,
+            Step::DeleteBdev(_) => 2,
+            Step::CreateBdev(_) => 3,
+            Step::AddSubsystem(_) => 4,
+            Step::SetHosts(..) => 5,
+            Step::AddNamespace(..) => 6,
+            Step::Resize { .. } => 7,
+        });
+        plan
+    }
+
+    /// In plain words, one line each, in the order in which they are done.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.steps.iter().map(Step::line).collect()
+    }
+
+    /// Makes the changes on the draft. Sizes come last; when one cannot be changed, those before it
+    /// are as they were.
+    pub(crate) fn carry_out(&self, draft: &mut Draft) -> Result<(), NamespaceError> {
+        let mut resized: Vec<(String, u64)> = Vec::new();
+        for step in &self.steps {
+            if let Err(error) = step.carry_out(draft) {
+                for (name, bytes) in resized.into_iter().rev() {
+                    if let Err(error) = resize(draft, &name, bytes) {
+                        tracing::error!(%error, name, "a size could not be taken back");
+                    }
+                }
+                return Err(error);
+            }
+            if let Step::Resize {
+                name, from_bytes, ..
+            } = step
+            {
+                resized.push((name.clone(), *from_bytes));
+            }
+        }
+        Ok(())
+    }
+
+    fn bdevs(&mut self, draft: &Draft, wanted: &Config) {
+        let gone = draft.bdevs.iter().rev().filter(|bdev| {
+            let name = bdev.name();
+            !bdev.implicit && wanted.bdevs.iter().all(|wanted| wanted.name() != name)
+        });
+        let gone: Vec<Step> = gone
+            .map(|bdev| Step::DeleteBdev(bdev.name().to_owned()))
+            .collect();
+        self.steps.extend(gone);
+        for config in &wanted.bdevs {
+            let name = config.name();
+            match draft.bdevs.iter().find(|bdev| bdev.name() == name) {
+                None => self.steps.push(Step::CreateBdev(Box::new(config.clone()))),
+                Some(bdev) => match compare(bdev, config) {
+                    Same::Yes => {}
+                    Same::Size(to_bytes) => self.resize(bdev, to_bytes),
+                    Same::No => self.impossible.push(format!(
+                        "block device {name} cannot be changed into another; give the new one \
+                         another name"
+                    )),
+                },
+            }
+        }
+    }
+
+    fn resize(&mut self, bdev: &Bdev, to_bytes: u64) {
+        self.steps.push(Step::Resize {
+            name: bdev.name().to_owned(),
+            from_bytes: bdev.device.info().size_bytes(),
+            to_bytes,
+        });
+    }
+
+    fn subsystems(&mut self, draft: &Draft, wanted: &Config) {
+        for subsystem in draft.snapshot.subsystems.iter().flatten() {
+            if wanted
+                .subsystems
+                .iter()
+                .all(|wanted| wanted.nqn != subsystem.nqn)
+            {
+                self.steps
+                    .push(Step::RemoveSubsystem(subsystem.nqn.clone()));
+            }
+        }
+        for subsystem in &wanted.subsystems {
+            match draft.snapshot.find(&subsystem.nqn) {
+                Some(current) => self.subsystem(draft, current, subsystem),
+                None => {
+                    self.steps
+                        .push(Step::AddSubsystem(Box::new(subsystem.clone())));
+                    let namespaces = numbered(&subsystem.namespaces).into_iter();
+                    self.steps.extend(
+                        namespaces
+                            .map(|namespace| Step::AddNamespace(subsystem.nqn.clone(), namespace)),
+                    );
+                }
+            }
+        }
+    }
+
+    fn subsystem(&mut self, draft: &Draft, current: &Subsystem, wanted: &config::Subsystem) {
+        let nqn = &wanted.nqn;
+        for (what, is, wanted) in [
+            ("serial", &current.serial, &wanted.serial),
+            ("model", &current.model, &wanted.model),
+        ] {
+            if let Some(wanted) = wanted
+                && **is != **wanted
+            {
+                self.impossible.push(format!(
+                    "{what} of {} is \"{is}\" and stays while the subsystem exists, not \"{wanted}\"",
+                    nqn.as_str()
+                ));
+            }
+        }
+        if current.hosts != wanted.hosts {
+            let (from, to) = (current.hosts.clone(), wanted.hosts.clone());
+            self.steps.push(Step::SetHosts(nqn.clone(), from, to));
+        }
+        let namespaces = numbered(&wanted.namespaces);
+        for namespace in current.active() {
+            let nsid = namespace.nsid;
+            if namespaces.iter().all(|wanted| wanted.nsid != Some(nsid)) {
+                let name = namespace.info.name.to_string();
+                self.steps
+                    .push(Step::RemoveNamespace(nqn.clone(), nsid, name));
+            }
+        }
+        for wanted in namespaces {
+            let nsid = wanted.nsid.unwrap_or(Nsid::NONE);
+            let Some(is) = current.namespace(nsid) else {
+                self.steps.push(Step::AddNamespace(nqn.clone(), wanted));
+                continue;
+            };
+            let bdev = draft.bdevs.iter().find(|bdev| bdev.id == is.device_id);
+            let same = match bdev {
+                Some(_) if wanted.uuid.is_some_and(|uuid| uuid != is.uuid) => Same::No,
+                Some(bdev) if bdev.name() == wanted.bdev => Same::Yes,
+                Some(bdev) if bdev.implicit => match wanted.bdev.parse::<BdevConfig>() {
+                    Ok(config) => compare(bdev, &config),
+                    Err(_) => Same::No,
+                },
+                _ => Same::No,
+            };
+            match (same, bdev) {
+                (Same::Yes, _) => {}
+                (Same::Size(to_bytes), Some(bdev)) => self.resize(bdev, to_bytes),
+                _ => {
+                    let name = is.info.name.to_string();
+                    self.steps
+                        .push(Step::RemoveNamespace(nqn.clone(), nsid, name));
+                    self.steps.push(Step::AddNamespace(nqn.clone(), wanted));
+                }
+            }
+        }
+    }
+}
+
+impl Step {
+    fn line(&self) -> String {
+        match self {
+            Self::RemoveNamespace(nqn, nsid, bdev) => {
+                format!("- namespace {} of {} (on {bdev})", nsid.get(), nqn.as_str())
+            }
+            Self::RemoveSubsystem(nqn) => {
+                format!("- subsystem {} with its namespaces", nqn.as_str())
+            }
+            Self::DeleteBdev(name) => format!("- block device {name}"),
+            Self::CreateBdev(config) => format!("+ block device {}", config.name()),
+            Self::AddSubsystem(subsystem) => {
+                let hosts = hosts(&subsystem.hosts);
+                format!("+ subsystem {} for {hosts}", subsystem.nqn.as_str())
+            }
+            Self::SetHosts(nqn, from, to) => {
+                let (from, to) = (hosts(from), hosts(to));
+                format!("~ hosts of {}: {from} -> {to}", nqn.as_str())
+            }
+            Self::AddNamespace(nqn, namespace) => {
+                let nsid = namespace.nsid.map_or(0, Nsid::get);
+                format!(
+                    "+ namespace {nsid} of {} on {}",
+                    nqn.as_str(),
+                    namespace.bdev
+                )
+            }
+            Self::Resize {
+                name,
+                from_bytes,
+                to_bytes,
+            } => {
+                let (from, to) = (ByteSize(*from_bytes), ByteSize(*to_bytes));
+                format!("~ size of block device {name}: {from} -> {to}")
+            }
+        }
+    }
+
+    fn carry_out(&self, draft: &mut Draft) -> Result<(), NamespaceError> {
+        match self {
+            Self::RemoveNamespace(nqn, nsid, _) => draft.remove_namespace(nqn, *nsid),
+            Self::RemoveSubsystem(nqn) => draft.remove_subsystem(nqn),
+            Self::DeleteBdev(name) => draft.delete_bdev(name),
+            Self::CreateBdev(config) => draft
+                .create_bdev(BdevConfig::clone(config), false)
+                .map(|_| ()),
+            Self::AddSubsystem(subsystem) => draft.add_subsystem(subsystem),
+            Self::SetHosts(nqn, _, to) => draft.set_allowed_hosts(nqn, to.clone()),
+            Self::AddNamespace(nqn, namespace) => draft.add_namespace(nqn, namespace).map(|_| ()),
+            Self::Resize { name, to_bytes, .. } => resize(draft, name, *to_bytes),
+        }
+    }
+}
+
+fn resize(draft: &mut Draft, name: &str, bytes: u64) -> Result<(), NamespaceError> {
+    let bdev = draft.bdevs.iter().find(|bdev| bdev.name() == name);
+    let bdev = bdev.ok_or_else(|| NamespaceError::NoBdev(name.to_owned()))?;
+    bdev.device.resize(bytes)?;
+    let id = bdev.id;
+    draft.refresh(id);
+    Ok(())
+}
+
+/// Is a device the one that a configuration describes?
+enum Same {
+    Yes,
+    /// It is, but for its size.
+    Size(u64),
+    No,
+}
+
+fn compare(bdev: &Bdev, wanted: &BdevConfig) -> Same {
+    let info = bdev.device.info();
+    let mut is = bdev.config.clone();
+    let mut wanted = wanted.clone();
+    // A name that was made up may have got a number; an identity that is not asked for may be any.
+    is.rename(wanted.name());
+    let bytes = |size: Option<ByteSize>, blocks: Option<u64>, block_size: u32| {
+        let counted = blocks.and_then(|blocks| blocks.checked_mul(block_size.into()));
+        size.map(ByteSize::bytes).or(counted)
+    };
+    let wanted_bytes = match (&mut is, &mut wanted) {
+        (BdevConfig::Ram(is), BdevConfig::Ram(wanted)) => {
+            (is.size, is.num_blocks) = (None, None);
+            is.uuid = wanted.uuid.map(|_| info.uuid);
+            bytes(
+                wanted.size.take(),
+                wanted.num_blocks.take(),
+                wanted.block_size,
+            )
+        }
+        (BdevConfig::Null(is), BdevConfig::Null(wanted)) => {
+            (is.size, is.num_blocks) = (None, None);
+            is.uuid = wanted.uuid.map(|_| info.uuid);
+            bytes(
+                wanted.size.take(),
+                wanted.num_blocks.take(),
+                wanted.block_size,
+            )
+        }
+        (BdevConfig::File(is), BdevConfig::File(wanted)) => {
+            is.uuid = wanted.uuid.map(|_| info.uuid);
+            is.block_size = wanted.block_size.map(|_| info.block_size);
+            None
+        }
+        _ => None,
+    };
+    match wanted_bytes {
+        _ if is != wanted => Same::No,
+        Some(bytes) if bytes != info.size_bytes() => Same::Size(bytes),
+        _ => Same::Yes,
+    }
+}
+
+/// The namespaces with the identifiers that a start would give them.
+fn numbered(namespaces: &[config::Namespace]) -> Vec<config::Namespace> {
+    let mut numbered: Vec<config::Namespace> = Vec::with_capacity(namespaces.len());
+    for namespace in namespaces {
+        let mut namespace = namespace.clone();
+        if namespace.nsid.is_none() {
+            namespace.nsid = (1..=config::MAX_NSID)
+                .map(Nsid::new)
+                .find(|nsid| numbered.iter().all(|other| other.nsid != Some(*nsid)));
+        }
+        numbered.push(namespace);
+    }
+    numbered
+}
+
+/// What is settled when the target starts.
+fn fixed(running: &Config, wanted: &Config) -> Vec<String> {
+    let shown = |config: &Config| {
+        let listener = &config.listener;
+        [
+            ("[target] cores", format!("{:?}", config.cores)),
+            (
+                "[target] memory_budget",
+                ByteSize(config.memory_budget_bytes).to_string(),
+            ),
+            (
+                "[target] poll_budget_us",
+                config.poll_budget.as_micros().to_string(),
+            ),
+            ("[target] limits", format!("{:?}", config.limits)),
+            ("[listener] address", listener.address.to_string()),
+            ("[listener] udp_port", listener.udp_port.to_string()),
+            ("[listener] mtu", format!("{:?}", listener.mtu)),
+            ("[listener] tx", format!("{:?}", listener.tx)),
+            ("[listener] rx", format!("{:?}", listener.rx)),
+            ("[listener] digest", format!("{:?}", listener.digest)),
+            ("[listener] fault", format!("{:?}", listener.fault)),
+            ("[listener] capture", format!("{:?}", listener.capture)),
+        ]
+    };
+    let pairs = shown(running).into_iter().zip(shown(wanted));
+    pairs
+        .filter(|((_, is), (_, wanted))| is != wanted)
+        .map(|((key, is), (_, wanted))| {
+            format!("{key} is {is} and settled when the target starts, not {wanted}")
+        })
+        .collect()
+}
+
+fn hosts(hosts: &AllowedHosts) -> String {
+    match hosts {
+        AllowedHosts::Any | AllowedHosts::AnyAnd(_) => "any host".to_owned(),
+        AllowedHosts::Only(names) if names.is_empty() => "no host".to_owned(),
+        AllowedHosts::Only(names) => {
+            let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+            names.join(", ")
+        }
+    }
+}
