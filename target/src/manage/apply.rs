@@ -359,10 +359,13 @@ fn fixed(running: &Config, wanted: &Config) -> Vec<String> {
             ("[listener] capture", format!("{:?}", listener.capture)),
         ]
     };
+    // What the file does not say may have come from a flag.
+    let unsaid = shown(&Config::default());
     let pairs = shown(running).into_iter().zip(shown(wanted));
     pairs
-        .filter(|((_, is), (_, wanted))| is != wanted)
-        .map(|((key, is), (_, wanted))| {
+        .zip(unsaid)
+        .filter(|(((_, is), (_, wanted)), (_, unsaid))| is != wanted && wanted != unsaid)
+        .map(|(((key, is), (_, wanted)), _)| {
             format!("{key} is {is} and settled when the target starts, not {wanted}")
         })
         .collect()
