@@ -73,6 +73,17 @@ pub enum Op {
         /// `MSG_*`.
         flags: i32,
     },
+    /// `recv(2)` into a buffer that the kernel takes from a ring of provided ones when there is
+    /// something to receive: a thousand idle connections need no buffer. `ENOBUFS` when the ring is
+    /// empty. Needs [`crate::Features::buffer_rings`].
+    RecvProvided {
+        /// Socket.
+        fd: RawFd,
+        /// At most; 0 is as much as the buffer holds.
+        len: u32,
+        /// Group of the buffer ring.
+        group: u16,
+    },
     /// `pread(2)`; for streams give `offset` = `u64::MAX`.
     Read {
         /// File.
@@ -221,6 +232,12 @@ impl Op {
             } => opcode::Recv::new(types::Fd(fd), ptr, len)
                 .flags(flags)
                 .build(),
+            Op::RecvProvided { fd, len, group } => {
+                opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), len)
+                    .buf_group(group)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
+            }
             Op::Read {
                 fd,
                 ptr,

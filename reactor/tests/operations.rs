@@ -3,7 +3,8 @@
 
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use flexblk_reactor::{
@@ -380,6 +381,47 @@ fn multishot_receive_fills_provided_buffers_and_says_when_they_are_out() {
     }
     let last = collect(&mut reactor, 1);
     assert_eq!(last[0].flags.buffer_id(), Some(1));
+    reactor.unregister_buffer_ring(ring);
+    drop(reactor);
+}
+
+/// A stream: idle sockets hold no buffer, the one with data takes it, and who finds none is told.
+#[test]
+fn receive_takes_a_provided_buffer_when_there_is_data() {
+    let mut reactor = Reactor::new(&Config::default()).unwrap();
+    if !reactor.features().buffer_rings {
+        return;
+    }
+    let (mut a, b) = UnixStream::pair().unwrap();
+    let (_silent, c) = UnixStream::pair().unwrap();
+    let memory = SharedMemory::create("rx", 4096, HugePages::No).unwrap();
+    let mut ring = reactor.register_buffer_ring(9, 1).unwrap();
+    // SAFETY: `memory` outlives the reactor's use (declared before, and the test drains).
+    unsafe { ring.push(0, memory.span(0, 4096).unwrap()) };
+    ring.publish();
+    let receive = |fd: RawFd| Op::RecvProvided {
+        fd,
+        len: 0,
+        group: 9,
+    };
+    // SAFETY: the buffer and both sockets live until the end of the test.
+    unsafe {
+        reactor.submit(receive(c.as_raw_fd()), Token::new(3, 0));
+        reactor.submit(receive(b.as_raw_fd()), Token::new(3, 1));
+    }
+    reactor.turn(Wait::Poll, &mut Vec::new()).unwrap();
+    a.write_all(b"capsule").unwrap();
+    let done = collect(&mut reactor, 1);
+    assert_eq!(done[0].token, Token::new(3, 1));
+    assert_eq!((done[0].result, done[0].flags.buffer_id()), (7, Some(0)));
+    let mut bytes = [0; 7];
+    memory.span(0, 7).unwrap().copy_to_slice(&mut bytes);
+    assert_eq!(&bytes, b"capsule");
+    a.write_all(b"more").unwrap();
+    // SAFETY: as above.
+    unsafe { reactor.submit(receive(b.as_raw_fd()), Token::new(3, 2)) };
+    let done = collect(&mut reactor, 1);
+    assert_eq!(done[0].result, -libc::ENOBUFS);
     reactor.unregister_buffer_ring(ring);
     drop(reactor);
 }
