@@ -9,7 +9,7 @@ use flexblk_nvme::Nqn;
 use flexblk_target::StartError;
 use flexblk_target::config::{
     AllowedHosts, Config, ConfigError, DEFAULT_SUBNQN, Digest, Namespace, RpcSocket, Rx, Subsystem,
-    Tx, parse_cores, parse_listen, parse_nqn, size,
+    TcpDigest, Tx, parse_cores, parse_listen, parse_nqn, size,
 };
 use flexblk_target::manage::{DEFAULT_RPC_SOCKET, client};
 use flexins::middleware::FaultConfig;
@@ -62,6 +62,8 @@ Examples:
       a disk image for one host on the network
   flexblk-target -c target.toml
       everything from a file; flags given besides it win
+  flexblk-target --ram 1G --tcp 192.0.2.1:4420
+      for hosts with NVMe/TCP, such as the kernel's, besides FlexiNS
 
 A host then connects with, for instance
   flexblk info nvme+flexins://127.0.0.1:4420/nqn.2026-11.dev.flexblk:target
@@ -81,7 +83,7 @@ Exit codes:
   2  wrong flag or configuration (the line and key are named)
   3  cannot start: port in use, image missing or unusable, no permission, memory budget too small";
 
-/// NVMe-oF target: exports memory, files and block devices over FlexiNS (RDMA verbs on UDP).
+/// NVMe-oF target: exports memory, files and block devices over FlexiNS (RDMA verbs on UDP) and NVMe/TCP.
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER_HELP, max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
@@ -102,6 +104,15 @@ pub(crate) struct Args {
     /// Address and service id to listen on [default: 127.0.0.1:4420, this machine only]
     #[arg(short, long, value_name = "TRADDR:TRSVCID", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
+    /// Listen for NVMe/TCP too, at 127.0.0.1:4420 unless an address is given
+    #[arg(long, value_name = "TRADDR:TRSVCID", value_parser = parse_listen, num_args = 0..=1, default_missing_value = "127.0.0.1:4420")]
+    tcp: Option<SocketAddr>,
+    /// NVMe/TCP: digest over the header of every PDU [default: allow]
+    #[arg(long)]
+    tcp_header_digest: Option<TcpDigest>,
+    /// NVMe/TCP: digest over the data of every PDU [default: allow]
+    #[arg(long)]
+    tcp_data_digest: Option<TcpDigest>,
     /// UDP port that FlexiNS rides on [default: 4791]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     udp_port: Option<u16>,
@@ -260,6 +271,7 @@ impl Args {
         if self.capture.is_some() {
             listener.capture.clone_from(&self.capture);
         }
+        self.tcp(&mut config)?;
         if let Some(cores) = &self.cores {
             config.cores =
                 parse_cores(cores).map_err(|error| Failure::usage(format!("--cores: {error}")))?;
@@ -295,6 +307,25 @@ impl Args {
             return Err(Failure::usage(message));
         }
         Ok(config)
+    }
+
+    /// The NVMe/TCP listener.
+    fn tcp(&self, config: &mut Config) -> Result<(), Failure> {
+        if let Some(address) = self.tcp {
+            config.tcp.get_or_insert_default().address = address;
+        }
+        match &mut config.tcp {
+            Some(tcp) => {
+                tcp.header_digest = self.tcp_header_digest.unwrap_or(tcp.header_digest);
+                tcp.data_digest = self.tcp_data_digest.unwrap_or(tcp.data_digest);
+            }
+            None if self.tcp_header_digest.is_some() || self.tcp_data_digest.is_some() => {
+                let message = "--tcp-header-digest and --tcp-data-digest go with --tcp, or with [tcp] in the file";
+                return Err(Failure::usage(message));
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     /// The devices of flags, in the subsystem of --subnqn.

@@ -40,6 +40,19 @@ pub enum StartError {
         /// Why.
         source: flexins::endpoint::EndpointError,
     },
+    /// NVMe/TCP.
+    #[error("NVMe/TCP on {address}: {source}")]
+    Tcp {
+        /// Where it was to listen.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The TCP port is taken.
+    #[error(
+        "TCP {0} is in use by another process (a running flexblk-target?); stop it, or give another address with --tcp"
+    )]
+    TcpPortInUse(SocketAddr),
     /// Too little memory.
     #[error(
         "a memory budget of {} is too small for {threads} data thread(s): give at least {} with --memory-budget, or use fewer --cores", Bytes(*.budget_bytes), Bytes(*.needed_bytes)

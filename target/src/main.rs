@@ -75,6 +75,9 @@ fn serve(args: &Args, log: Arc<LogControl>) -> Result<(), Failure> {
         listener.address.port(),
         listener.udp_port
     );
+    if let Some(address) = target.tcp_address() {
+        println!("listening on {address} with NVMe/TCP");
+    }
     if let Some(path) = management.rpc_socket() {
         println!("rpc: {}", path.display());
     }

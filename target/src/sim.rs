@@ -48,7 +48,7 @@ impl SimTarget {
             engine.listen(service)?;
         }
         let shared = std::sync::Arc::clone(target.shared());
-        let mut core = Core::new(0, shared, buffer_bytes, engine, &mut reactor)?;
+        let mut core = Core::new(0, shared, buffer_bytes, None, engine, &mut reactor)?;
         core.set_now(now);
         Ok(Self {
             core,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use flexblk_nvme::log::discovery::TransportType;
 use flexblk_nvme::{Cntlid, Nqn, Qid};
 use serde::Serialize;
 
@@ -42,6 +43,8 @@ pub struct ThreadStats {
     pub engine: BTreeMap<&'static str, u64>,
     /// Counters of the transport's port, by name.
     pub port: BTreeMap<&'static str, u64>,
+    /// Counters of NVMe/TCP, by name; empty when it is not listened on.
+    pub tcp: BTreeMap<&'static str, u64>,
     /// Counters of the reactor, by name.
     pub reactor: BTreeMap<&'static str, u64>,
 }
@@ -59,6 +62,8 @@ pub struct QueueReport {
     pub subnqn: Nqn,
     /// Name of its host.
     pub hostnqn: Nqn,
+    /// What carries it.
+    pub transport: TransportType,
     /// Where its host sends from.
     pub peer: SocketAddr,
     /// Commands under way end, then it is gone.
@@ -78,7 +83,7 @@ pub struct TargetStats {
     pub budget_free_bytes: u64,
     /// I/O by subsystem name.
     pub subsystems: BTreeMap<String, IoTotals>,
-    /// Sums over the threads of the transport's counters (engine and port), by name.
+    /// Sums over the threads of the transports' counters (engine, port, NVMe/TCP), by name.
     pub counters: BTreeMap<&'static str, u64>,
     /// Each thread.
     pub threads: Vec<ThreadStats>,
@@ -88,7 +93,7 @@ impl TargetStats {
     /// Sums the threads' transport counters.
     pub(crate) fn sum_transport(&mut self) {
         for thread in &self.threads {
-            for (name, value) in thread.engine.iter().chain(&thread.port) {
+            for (name, value) in thread.engine.iter().chain(&thread.port).chain(&thread.tcp) {
                 *self.counters.entry(name).or_default() += value;
             }
         }

@@ -1,6 +1,7 @@
 //! The target as a library: start, change what is exported, look at numbers, stop.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use crate::association::{Association, lock};
 use crate::bdevs::Bdev;
 use crate::budget::Budget;
 use crate::config::{self, AllowedHosts, Config};
+use crate::controller::Addresses;
 use crate::counters;
 use crate::directory::Directory;
 use crate::draft::{self, Draft};
@@ -22,6 +24,7 @@ use crate::stats::{self, QueueReport, TargetStats, ThreadStats};
 use crate::thread::mail::Mail;
 use crate::thread::parts::Shared;
 use crate::thread::run::{Start, endpoint_error, run};
+use crate::thread::tcp::{TcpConfig, listen};
 use crate::thread::{MIN_BUFFER_BYTES, queue_bytes};
 
 /// Share of the memory budget that goes to I/O buffers, and at most so much for each thread.
@@ -40,6 +43,8 @@ pub struct Target {
     shared: Arc<Shared>,
     config: Arc<Config>,
     threads: Mutex<Vec<JoinHandle<Result<(), flexblk_reactor::Error>>>>,
+    /// NVMe/TCP's listening sockets, until the threads have them.
+    listeners: Mutex<Vec<OwnedFd>>,
     bdevs: Mutex<Vec<Bdev>>,
     /// Held while something is changed; the number that the next device gets.
     changing: Mutex<u64>,
@@ -48,7 +53,7 @@ pub struct Target {
 impl std::fmt::Debug for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Target")
-            .field("address", &self.shared.address)
+            .field("addresses", &self.shared.addresses)
             .finish_non_exhaustive()
     }
 }
@@ -66,10 +71,14 @@ impl Target {
         let threads = config.cores.len().max(1);
         let buffer_bytes = buffer_bytes(&config, threads)?;
         let budget = Budget::new(config.memory_budget_bytes - buffer_bytes * threads as u64);
+        let (tcp, listeners) = tcp_listeners(&config, threads)?.unzip();
         let shared = Arc::new(Shared {
             directory: Directory::new(config.limits, budget),
             started: Instant::now(),
-            address: config.listener.address,
+            addresses: Addresses {
+                flexins: config.listener.address,
+                tcp,
+            },
             threads,
             claims: Mutex::default(),
             mail: OnceLock::new(),
@@ -78,6 +87,7 @@ impl Target {
             shared,
             config: Arc::new(config),
             threads: Mutex::default(),
+            listeners: Mutex::new(listeners.unwrap_or_default()),
             bdevs: Mutex::default(),
             changing: Mutex::default(),
         };
@@ -113,8 +123,12 @@ impl Target {
     }
 
     fn start_threads(&self, buffer_bytes: u64) -> Result<(), StartError> {
+        let mut listeners = core::mem::take(&mut *lock(&self.listeners)).into_iter();
         let threads = self.shared.threads;
-        let udp = SocketAddr::new(self.shared.address.ip(), self.config.listener.udp_port);
+        let udp = SocketAddr::new(
+            self.shared.addresses.flexins.ip(),
+            self.config.listener.udp_port,
+        );
         let reuse_port = threads > 1;
         if reuse_port {
             // With SO_REUSEPORT the kernel lets a second target take part of the packets: find out
@@ -138,6 +152,16 @@ impl Target {
                 config: Arc::clone(&self.config),
                 buffer_bytes,
                 reuse_port,
+                tcp: self
+                    .config
+                    .tcp
+                    .zip(listeners.next())
+                    .map(|(tcp, listener)| TcpConfig {
+                        listener,
+                        header_digest: tcp.header_digest,
+                        data_digest: tcp.data_digest,
+                        longest_silence: self.config.limits.longest_silence,
+                    }),
                 ready,
             };
             let builder = std::thread::Builder::new().name(format!("data-{id}"));
@@ -162,7 +186,14 @@ impl Target {
         Ok(())
     }
 
-    /// Where hosts connect to: `nvme+flexins://address:service/subnqn`, one for each subsystem.
+    /// Where NVMe/TCP is listened on.
+    #[must_use]
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.shared.addresses.tcp
+    }
+
+    /// Where hosts connect to: for each subsystem `nvme+flexins://address:service/subnqn`, and with
+    /// NVMe/TCP `nvme+tcp://address:port/subnqn`.
     #[must_use]
     pub fn uris(&self) -> Vec<String> {
         let port = self.config.listener.udp_port;
@@ -173,9 +204,13 @@ impl Target {
         };
         let snapshot = self.shared.directory.snapshot();
         let subsystems = snapshot.subsystems.iter().flatten();
-        let address = self.shared.address;
+        let Addresses { flexins, tcp } = self.shared.addresses;
         subsystems
-            .map(|subsystem| format!("nvme+flexins://{address}/{}{query}", subsystem.nqn.as_str()))
+            .flat_map(|subsystem| {
+                let nqn = subsystem.nqn.as_str();
+                let tcp = tcp.map(|address| format!("nvme+tcp://{address}/{nqn}"));
+                std::iter::once(format!("nvme+flexins://{flexins}/{nqn}{query}")).chain(tcp)
+            })
             .collect()
     }
 
@@ -433,6 +468,37 @@ fn stop(mailboxes: &[mailbox::Sender<Mail>]) {
     for mailbox in mailboxes {
         send(mailbox, || Mail::Shutdown);
     }
+}
+
+/// A listening socket for each thread, and the address on which they listen.
+fn tcp_listeners(
+    config: &Config,
+    threads: usize,
+) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, StartError> {
+    let Some(tcp) = config.tcp else {
+        return Ok(None);
+    };
+    let mut address = tcp.address;
+    let failed = |address, source: std::io::Error| match source.raw_os_error() {
+        Some(libc::EADDRINUSE) => StartError::TcpPortInUse(address),
+        Some(libc::EADDRNOTAVAIL) => StartError::NoSuchAddress(address),
+        _ => StartError::Tcp { address, source },
+    };
+    let reuse_port = threads > 1;
+    if reuse_port && address.port() != 0 {
+        // As for UDP: with SO_REUSEPORT a second target would get part of the connections.
+        drop(listen(address, false).map_err(|source| failed(address, source))?);
+    }
+    let mut listeners = Vec::with_capacity(threads);
+    for _ in 0..threads {
+        let listener = listen(address, reuse_port).map_err(|source| failed(address, source))?;
+        // The port that the kernel has chosen for the first is the others' too.
+        address = rustix::net::getsockname(&listener)
+            .and_then(SocketAddr::try_from)
+            .map_err(|errno| failed(address, errno.into()))?;
+        listeners.push(listener);
+    }
+    Ok(Some((address, listeners)))
 }
 
 /// The memory for I/O buffers of each thread; an error when the budget is too small for the longest

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use super::{
     AllowedHosts, Config, Digest, Limits, Listener, MAX_ALLOWED_HOSTS, MAX_CORES, MAX_NSID,
-    MAX_SUBSYSTEMS, Management, Namespace, RpcSocket, Rx, Subsystem, Tx, bdev_tables, size,
+    MAX_SUBSYSTEMS, Management, Namespace, RpcSocket, Rx, Subsystem, TcpDigest, TcpListener, Tx,
+    bdev_tables, size,
 };
 
 /// Largest configuration file that is read.
@@ -87,6 +88,7 @@ struct File {
     target: TargetTable,
     #[serde(default)]
     listener: ListenerTable,
+    tcp: Option<TcpTable>,
     #[serde(default)]
     management: ManagementTable,
     #[serde(default)]
@@ -129,6 +131,14 @@ struct ManagementTable {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct TcpTable {
+    address: Option<Spanned<String>>,
+    header_digest: Option<TcpDigest>,
+    data_digest: Option<TcpDigest>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct SubsystemTable {
     nqn: Spanned<String>,
     serial: Option<Spanned<String>>,
@@ -163,6 +173,7 @@ impl File {
         self.target.check(at, &mut config)?;
         config.listener = self.listener.check(at)?;
         config.management = self.management.check();
+        config.tcp = self.tcp.map(|table| table.check(at)).transpose()?;
         if self.subsystem.len() > MAX_SUBSYSTEMS {
             let what = format!(
                 "{} subsystems, at most {MAX_SUBSYSTEMS} are possible",
@@ -266,6 +277,19 @@ impl ManagementTable {
                 .unwrap_or_default(),
             state_file: self.state_file,
         }
+    }
+}
+
+impl TcpTable {
+    fn check(self, at: &Place<'_>) -> Result<TcpListener, ConfigError> {
+        let mut tcp = TcpListener::default();
+        if let Some(address) = self.address {
+            tcp.address = parse_listen(address.as_ref())
+                .map_err(|what| at.value(&address.span(), "address", what))?;
+        }
+        tcp.header_digest = self.header_digest.unwrap_or_default();
+        tcp.data_digest = self.data_digest.unwrap_or_default();
+        Ok(tcp)
     }
 }
 
@@ -579,6 +603,25 @@ mod tests {
                 "{message}\n  should have: {wanted}"
             );
         }
+    }
+
+    #[test]
+    fn tcp_is_listened_on_when_there_is_a_table() {
+        assert_eq!(parse("").unwrap().tcp, None);
+        assert_eq!(parse("[tcp]\n").unwrap().tcp, Some(TcpListener::default()));
+        let text =
+            "[tcp]\naddress = \"[::1]:4421\"\ndata_digest = \"require\"\nheader_digest = \"off\"\n";
+        let tcp = parse(text).unwrap().tcp.unwrap();
+        assert_eq!(tcp.address, "[::1]:4421".parse().unwrap());
+        assert_eq!(
+            (tcp.header_digest, tcp.data_digest),
+            (TcpDigest::Off, TcpDigest::Require)
+        );
+        let message = refused("[tcp]\nheader_digest = \"maybe\"\n");
+        assert!(
+            message.starts_with("t.toml:2: key `header_digest`: unknown variant"),
+            "{message}"
+        );
     }
 
     #[test]

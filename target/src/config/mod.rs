@@ -39,8 +39,10 @@ pub const MAX_CORES: usize = 64;
 /// Everything the target is told.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where and how to listen.
+    /// Where and how to listen for FlexiNS.
     pub listener: Listener,
+    /// Where and how to listen for NVMe/TCP; `None` is not at all.
+    pub tcp: Option<TcpListener>,
     /// Cores of the data threads, one thread each; empty is one thread on any core.
     pub cores: Vec<usize>,
     /// Bytes for I/O buffers and queues, over all threads. Namespaces in memory are not part of it.
@@ -61,6 +63,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listener: Listener::default(),
+            tcp: None,
             cores: Vec::new(),
             memory_budget_bytes: DEFAULT_MEMORY_BUDGET_BYTES,
             poll_budget: Duration::from_micros(100),
@@ -106,6 +109,41 @@ impl Default for Listener {
             capture: None,
         }
     }
+}
+
+/// The NVMe/TCP listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpListener {
+    /// `traddr` and `trsvcid`. Port 0 lets the kernel choose one
+    /// ([`Target::tcp_address`](crate::Target::tcp_address)).
+    pub address: SocketAddr,
+    /// CRC32C over the header of every PDU.
+    pub header_digest: TcpDigest,
+    /// CRC32C over the data of every PDU.
+    pub data_digest: TcpDigest,
+}
+
+impl Default for TcpListener {
+    fn default() -> Self {
+        Self {
+            address: DEFAULT_LISTEN,
+            header_digest: TcpDigest::default(),
+            data_digest: TcpDigest::default(),
+        }
+    }
+}
+
+/// A digest of NVMe/TCP, on which both ends have to agree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum TcpDigest {
+    /// If the host asks for it.
+    #[default]
+    Allow,
+    /// A host that does not ask for it is refused.
+    Require,
+    /// Never.
+    Off,
 }
 
 /// How payload is sent.

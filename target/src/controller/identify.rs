@@ -7,6 +7,7 @@ use flexblk_nvme::identify::{
     self, CommandSetVectors, ControllerType, IndependentNamespace, NamespaceList, Nmic, Nsfeat,
     NvmController, NvmNamespace, Oaes, Oncs, PowerState, Sgls, Vwc,
 };
+use flexblk_nvme::log::discovery::TransportType;
 use flexblk_nvme::{Nsid, Status, StatusCode, U16, U32, U64, U128};
 
 use super::keep_alive::GRANULARITY_100MS;
@@ -115,7 +116,11 @@ impl Controller {
         id.lpa = identify::Lpa::EXTENDED.bits();
         id.kas = U16::new(GRANULARITY_100MS);
         id.maxcmd = U16::new(environment.directory.limits().queue_entries);
-        id.sgls = U32::new((Sgls::SUPPORTED | Sgls::KEYED | Sgls::OFFSET).bits());
+        let remote = match environment.transport {
+            TransportType::Tcp => Sgls::TRANSPORT,
+            _ => Sgls::KEYED,
+        };
+        id.sgls = U32::new((Sgls::SUPPORTED | Sgls::OFFSET | remote).bits());
         id.subnqn = self.association.subnqn.to_field();
         id
     }

@@ -6,7 +6,7 @@ use flexblk_nvme::command::admin::{Csi, GetLogPage, opcode as admin};
 use flexblk_nvme::command::nvm::opcode as nvm;
 use flexblk_nvme::identify::NamespaceList;
 use flexblk_nvme::log::discovery::{
-    self, AddressFamily, EntryFlags, Record, SubsystemType, TransportType, Treq, TsasRdma,
+    self, AddressFamily, EntryFlags, Record, SubsystemType, TransportType, Treq, TsasRdma, TsasTcp,
 };
 use flexblk_nvme::log::{
     self, ChangedNamespaces, CommandEffects, CriticalWarning, Effects, ErrorEntry, FirmwareSlot,
@@ -16,7 +16,7 @@ use flexblk_nvme::{Cntlid, Nqn, Nsid, Status, StatusCode, U128};
 
 use super::events::Event;
 use super::features::IO_FEATURES;
-use super::{Controller, Environment, Kind, identify};
+use super::{Addresses, Controller, Environment, Kind, identify};
 use crate::counters;
 use crate::queue::request::MAX_TRANSFER_BYTES;
 use crate::snapshot::Snapshot;
@@ -77,7 +77,7 @@ impl Controller {
         }
         Ok(match get.lid {
             LogPageId::Supported => SupportedLogPages::with(pages).bytes().to_vec(),
-            LogPageId::Error => self.error_page(),
+            LogPageId::Error => self.error_page(environment.transport),
             LogPageId::Smart => self.smart(get.nsid, environment)?.bytes().to_vec(),
             LogPageId::FirmwareSlot => FirmwareSlot::single(identify::FIRMWARE).bytes().to_vec(),
             LogPageId::ChangedNamespaces => self.changed_page().bytes().to_vec(),
@@ -85,13 +85,13 @@ impl Controller {
             LogPageId::FeatureEffects => feature_effects(),
             LogPageId::Discovery => {
                 let host = &self.association.hostnqn;
-                discovery_log(environment.snapshot, environment.address, host)
+                discovery_log(environment.snapshot, environment.addresses, host)
             }
             _ => return Err(StatusCode::InvalidLogPage.dnr()),
         })
     }
 
-    fn error_page(&self) -> Vec<u8> {
+    fn error_page(&self, transport: TransportType) -> Vec<u8> {
         let (_, entries) = self.association.errors();
         let mut page = Vec::with_capacity(crate::association::ERROR_LOG_ENTRIES * ErrorEntry::SIZE);
         for (count, error) in &entries {
@@ -100,7 +100,10 @@ impl Controller {
                     .at(error.nsid, error.lba);
             // Transport type of the connection; the specification has no number for FlexiNS, whose
             // binding is NVMe/RDMA's.
-            entry.trtype = TransportType::Rdma.raw();
+            entry.trtype = match transport {
+                TransportType::Flexins => TransportType::Rdma.raw(),
+                other => other.raw(),
+            };
             page.extend_from_slice(entry.bytes());
         }
         page.resize(crate::association::ERROR_LOG_ENTRIES * ErrorEntry::SIZE, 0);
@@ -189,30 +192,50 @@ fn feature_effects() -> Vec<u8> {
 }
 
 /// The discovery log as `host` may see it: the discovery service itself, and every subsystem that
-/// lets the host in.
+/// lets the host in, over each transport.
 #[must_use]
-pub fn discovery_log(snapshot: &Snapshot, address: SocketAddr, host: &Nqn) -> Vec<u8> {
-    let allowed = snapshot
-        .subsystems
-        .iter()
-        .flatten()
-        .filter(|subsystem| subsystem.hosts.allows(host));
-    let own = record(SubsystemType::CurrentDiscovery, Nqn::discovery(), address);
-    let records: Vec<Record> = std::iter::once(own)
-        .chain(allowed.map(|subsystem| record(SubsystemType::Nvm, subsystem.nqn.clone(), address)))
-        .collect();
+pub fn discovery_log(snapshot: &Snapshot, addresses: Addresses, host: &Nqn) -> Vec<u8> {
+    let subsystems = snapshot.subsystems.iter().flatten();
+    let allowed = subsystems.filter(|subsystem| subsystem.hosts.allows(host));
+    let names: Vec<(SubsystemType, Nqn)> =
+        std::iter::once((SubsystemType::CurrentDiscovery, Nqn::discovery()))
+            .chain(allowed.map(|subsystem| (SubsystemType::Nvm, subsystem.nqn.clone())))
+            .collect();
+    let ports = [
+        Some((TransportType::Flexins, addresses.flexins)),
+        addresses.tcp.map(|address| (TransportType::Tcp, address)),
+    ];
+    let mut records = Vec::new();
+    for (portid, port) in (1..).zip(ports) {
+        let Some((transport, address)) = port else {
+            continue;
+        };
+        for (subtype, subnqn) in &names {
+            records.push(record(*subtype, subnqn.clone(), portid, transport, address));
+        }
+    }
     discovery::emit(snapshot.generation, &records)
 }
 
-fn record(subtype: SubsystemType, subnqn: Nqn, address: SocketAddr) -> Record {
+fn record(
+    subtype: SubsystemType,
+    subnqn: Nqn,
+    portid: u16,
+    transport: TransportType,
+    address: SocketAddr,
+) -> Record {
     let persistent = match subtype {
         SubsystemType::CurrentDiscovery => EntryFlags::PERSISTENT_DISCOVERY,
         _ => EntryFlags::empty(),
     };
     let mut tsas = [0; 256];
-    tsas.copy_from_slice(TsasRdma::roce_v2().bytes());
+    match transport {
+        // SECTYPE 0: no security (TCP 3.6.1.1).
+        TransportType::Tcp => tsas.copy_from_slice(TsasTcp::zeroed().bytes()),
+        _ => tsas.copy_from_slice(TsasRdma::roce_v2().bytes()),
+    }
     Record {
-        trtype: TransportType::Flexins,
+        trtype: transport,
         adrfam: match address.ip() {
             IpAddr::V4(_) => AddressFamily::Ipv4,
             IpAddr::V6(_) => AddressFamily::Ipv6,
@@ -221,7 +244,7 @@ fn record(subtype: SubsystemType, subnqn: Nqn, address: SocketAddr) -> Record {
         treq: Treq::new()
             .with_secure_channel(2)
             .with_sq_flow_control_disable(true),
-        portid: 1,
+        portid,
         cntlid: Cntlid::DYNAMIC,
         asqsz: crate::queue::ADMIN_ENTRIES,
         eflags: persistent,

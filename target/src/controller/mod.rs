@@ -25,6 +25,7 @@ use flexblk_nvme::aer::AsyncEvent;
 use flexblk_nvme::command::Sqe;
 use flexblk_nvme::command::admin::{Abort, Command};
 use flexblk_nvme::features::FeatureId;
+use flexblk_nvme::log::discovery::TransportType;
 use flexblk_nvme::property::{Cc, Csts};
 use flexblk_nvme::{Cid, Nsid, Qid, Status, StatusCode};
 
@@ -55,6 +56,15 @@ pub enum Kind {
     Discovery,
 }
 
+/// Where hosts reach a target: `traddr` and, as the port, `trsvcid`, by transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// FlexiNS; the port is the RDMA-CM service id.
+    pub flexins: SocketAddr,
+    /// NVMe/TCP, if it is listened on.
+    pub tcp: Option<SocketAddr>,
+}
+
 /// What a controller can see of its surroundings while it handles a command.
 #[derive(Clone, Copy, Debug)]
 pub struct Environment<'a> {
@@ -63,7 +73,9 @@ pub struct Environment<'a> {
     /// Limits and memory.
     pub directory: &'a Directory,
     /// Where hosts reach us; what the discovery log says.
-    pub address: SocketAddr,
+    pub addresses: Addresses,
+    /// What carries the controller's Admin queue.
+    pub transport: TransportType,
     /// When the target was started.
     pub started: Instant,
     /// What an I/O queue of usual size costs.

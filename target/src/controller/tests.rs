@@ -101,7 +101,11 @@ impl World {
         Environment {
             snapshot: &self.snapshot,
             directory: &self.directory,
-            address: SocketAddr::from(([192, 0, 2, 1], 4420)),
+            addresses: Addresses {
+                flexins: SocketAddr::from(([192, 0, 2, 1], 4420)),
+                tcp: None,
+            },
+            transport: TransportType::Flexins,
             started: self.start,
             queue_bytes: 100_000,
             in_capsule_bytes: 8192,

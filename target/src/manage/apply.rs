@@ -334,6 +334,21 @@ fn numbered(namespaces: &[config::Namespace]) -> Vec<config::Namespace> {
     numbered
 }
 
+/// The NVMe/TCP listener, in the file's words.
+fn tcp(config: &Config) -> String {
+    let word = |digest| format!("{digest:?}").to_lowercase();
+    config.tcp.map_or_else(
+        || "off".to_owned(),
+        |tcp| {
+            let (header, data) = (word(tcp.header_digest), word(tcp.data_digest));
+            format!(
+                "{} (header digest {header}, data digest {data})",
+                tcp.address
+            )
+        },
+    )
+}
+
 /// What is settled when the target starts.
 fn fixed(running: &Config, wanted: &Config) -> Vec<String> {
     let shown = |config: &Config| {
@@ -357,6 +372,7 @@ fn fixed(running: &Config, wanted: &Config) -> Vec<String> {
             ("[listener] digest", format!("{:?}", listener.digest)),
             ("[listener] fault", format!("{:?}", listener.fault)),
             ("[listener] capture", format!("{:?}", listener.capture)),
+            ("[tcp]", tcp(config)),
         ]
     };
     // What the file does not say may have come from a flag.

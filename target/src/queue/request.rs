@@ -49,6 +49,51 @@ pub struct Remote {
     pub invalidate: bool,
 }
 
+impl Remote {
+    /// Memory that only the host can name.
+    pub const NONE: Self = Self {
+        address: 0,
+        key: 0,
+        invalidate: false,
+    };
+}
+
+/// How the commands of a transport name memory of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addressing {
+    /// By keyed data blocks (NVMe/RDMA and so FlexiNS; RDMA 3.2).
+    Keyed,
+    /// By transport data blocks: the host knows by the command's identifier (TCP 3.3.2).
+    Transport,
+}
+
+impl Addressing {
+    /// The memory that a descriptor names, and its length; `None` for one of another kind.
+    #[inline]
+    fn remote(self, sgl: Sgl) -> Option<(Remote, u32)> {
+        match (sgl, self) {
+            (
+                Sgl::Keyed {
+                    address,
+                    length,
+                    key,
+                    invalidate,
+                },
+                Self::Keyed,
+            ) => {
+                let remote = Remote {
+                    address,
+                    key,
+                    invalidate,
+                };
+                Some((remote, length))
+            }
+            (Sgl::Transport { length }, Self::Transport) => Some((Remote::NONE, length)),
+            _ => None,
+        }
+    }
+}
+
 /// Where a command's data comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -170,6 +215,7 @@ impl Request {
     pub fn parse<'a>(
         sqe: &Sqe,
         data_len: usize,
+        addressing: Addressing,
         view: impl FnOnce(Nsid) -> Option<&'a View>,
     ) -> Result<Self, Status> {
         sqe.check_flags()?;
@@ -187,14 +233,14 @@ impl Request {
                 let length = transfer_len(&range)?;
                 Ok(Self::Read {
                     range,
-                    to: remote(sqe, length)?,
+                    to: remote(sqe, addressing, length, Exactly::This)?,
                 })
             }
             nvm::Command::Write(write) => {
                 let range = block_range(write.slba.get(), write.blocks, view)?;
                 check_control(write.control)?;
                 let length = transfer_len(&range)?;
-                let from = source(sqe, data_len, length, Exactly::This)?;
+                let from = source(sqe, data_len, addressing, length, Exactly::This)?;
                 check_writable(view)?;
                 Ok(Self::Write {
                     range,
@@ -208,7 +254,7 @@ impl Request {
                 let length = transfer_len(&range)?;
                 Ok(Self::Compare {
                     range,
-                    from: source(sqe, data_len, length, Exactly::This)?,
+                    from: source(sqe, data_len, addressing, length, Exactly::This)?,
                 })
             }
             nvm::Command::Flush(_) => Ok(Self::Flush {
@@ -241,7 +287,7 @@ impl Request {
                 check_writable(view)?;
                 let length = u32::from(dsm.ranges) * DSM_RANGE_BYTES;
                 // Hosts send whole pages of ranges: more than NR names is allowed.
-                let from = source(sqe, data_len, length, Exactly::AtLeast)?;
+                let from = source(sqe, data_len, addressing, length, Exactly::AtLeast)?;
                 Ok(Self::Deallocate {
                     from,
                     ranges: dsm.ranges,
@@ -269,7 +315,7 @@ impl Request {
                 let destination = block_range(copy.sdlba.get(), 1, view)?;
                 let length = u32::from(copy.ranges) * COPY_RANGE_BYTES;
                 Ok(Self::Copy {
-                    from: source(sqe, data_len, length, Exactly::AtLeast)?,
+                    from: source(sqe, data_len, addressing, length, Exactly::AtLeast)?,
                     destination,
                     ranges: copy.ranges,
                     format: copy.format,
@@ -400,82 +446,63 @@ impl Exactly {
     }
 }
 
-/// The descriptor of data that goes to the host: a keyed block (RDMA 3.2).
+/// The descriptor of data that goes to the host.
 #[inline]
-fn remote(sqe: &Sqe, length: u32) -> Result<Remote, Status> {
-    match sqe.sgl()? {
-        Sgl::Keyed {
-            address,
-            length: actual,
-            key,
-            invalidate,
-        } => {
-            Exactly::This.check(actual, length)?;
-            Ok(Remote {
-                address,
-                key,
-                invalidate,
-            })
-        }
-        _ => Err(StatusCode::SglDescriptorTypeInvalid.dnr()),
-    }
+fn remote(
+    sqe: &Sqe,
+    addressing: Addressing,
+    length: u32,
+    exactly: Exactly,
+) -> Result<Remote, Status> {
+    let Some((remote, actual)) = addressing.remote(sqe.sgl()?) else {
+        return Err(StatusCode::SglDescriptorTypeInvalid.dnr());
+    };
+    exactly.check(actual, length)?;
+    Ok(remote)
 }
 
 /// Where at least `length` bytes of data for an Admin or Fabrics command come from.
-pub fn data_from_host(sqe: &Sqe, data_len: usize, length: u32) -> Result<Source, Status> {
-    source(sqe, data_len, length, Exactly::AtLeast)
+pub fn data_from_host(
+    sqe: &Sqe,
+    data_len: usize,
+    addressing: Addressing,
+    length: u32,
+) -> Result<Source, Status> {
+    source(sqe, data_len, addressing, length, Exactly::AtLeast)
 }
 
 /// Where `length` bytes of data of an Admin command go; the host may have room for more.
-pub fn data_to_host(sqe: &Sqe, length: u32) -> Result<Remote, Status> {
-    match sqe.sgl()? {
-        Sgl::Keyed {
-            address,
-            length: actual,
-            key,
-            invalidate,
-        } => {
-            Exactly::AtLeast.check(actual, length)?;
-            Ok(Remote {
-                address,
-                key,
-                invalidate,
-            })
-        }
-        _ => Err(StatusCode::SglDescriptorTypeInvalid.dnr()),
-    }
+pub fn data_to_host(sqe: &Sqe, addressing: Addressing, length: u32) -> Result<Remote, Status> {
+    remote(sqe, addressing, length, Exactly::AtLeast)
 }
 
-/// The descriptor of data that comes from the host: a keyed block, or an offset into the capsule.
+/// The descriptor of data that comes from the host: its memory, or an offset into the capsule.
 #[inline]
-fn source(sqe: &Sqe, data_len: usize, length: u32, exactly: Exactly) -> Result<Source, Status> {
-    match sqe.sgl()? {
-        Sgl::Keyed {
-            address,
-            length: actual,
-            key,
-            invalidate,
-        } => {
-            exactly.check(actual, length)?;
-            Ok(Source::Remote(Remote {
-                address,
-                key,
-                invalidate,
-            }))
-        }
-        Sgl::InCapsule {
-            offset,
-            length: actual,
-        } => {
-            exactly.check(actual, length)?;
-            // Base 4.3.2: beyond the capsule's data is SGL Offset Invalid.
-            match offset.checked_add(u64::from(actual)) {
-                Some(end) if end <= data_len as u64 => Ok(Source::InCapsule(offset as u32)),
-                _ => Err(StatusCode::SglOffsetInvalid.dnr()),
-            }
-        }
-        _ => Err(StatusCode::SglDescriptorTypeInvalid.dnr()),
+fn source(
+    sqe: &Sqe,
+    data_len: usize,
+    addressing: Addressing,
+    length: u32,
+    exactly: Exactly,
+) -> Result<Source, Status> {
+    let sgl = sqe.sgl()?;
+    if let Sgl::InCapsule {
+        offset,
+        length: actual,
+    } = sgl
+    {
+        exactly.check(actual, length)?;
+        // Base 4.3.2: beyond the capsule's data is SGL Offset Invalid.
+        return match offset.checked_add(u64::from(actual)) {
+            Some(end) if end <= data_len as u64 => Ok(Source::InCapsule(offset as u32)),
+            _ => Err(StatusCode::SglOffsetInvalid.dnr()),
+        };
     }
+    let Some((remote, actual)) = addressing.remote(sgl) else {
+        return Err(StatusCode::SglDescriptorTypeInvalid.dnr());
+    };
+    exactly.check(actual, length)?;
+    Ok(Source::Remote(remote))
 }
 
 #[cfg(test)]
@@ -494,7 +521,7 @@ mod tests {
     const NSID: Nsid = Nsid::new(7);
 
     fn parse_with(view: &View, bytes: [u8; 64], data_len: usize) -> Result<Request, Status> {
-        Request::parse(Sqe::cast(&bytes), data_len, |nsid| {
+        Request::parse(Sqe::cast(&bytes), data_len, Addressing::Keyed, |nsid| {
             (nsid == NSID).then_some(view)
         })
     }
@@ -596,6 +623,40 @@ mod tests {
         );
         let longer = read(0, blocks + 1).emit(Cid::new(1), &keyed(MAX_TRANSFER_BYTES + 4096));
         assert_eq!(parse(longer, 0), Err(StatusCode::InvalidField.dnr()));
+    }
+
+    /// TCP 3.3.2: in-capsule data and the Command Data Buffer descriptor are the only ones.
+    #[test]
+    fn each_transport_has_descriptors_of_its_own() {
+        let parse = |bytes: [u8; 64], addressing| {
+            Request::parse(Sqe::cast(&bytes), 0, addressing, |_| Some(&VIEW))
+        };
+        let transport = Sgl::Transport { length: 4096 };
+        let kind = Err(StatusCode::SglDescriptorTypeInvalid.dnr());
+        let read = |sgl: &Sgl| read(0, 1).emit(Cid::new(1), sgl);
+        let write = |sgl: &Sgl| write(0, 1).emit(Cid::new(1), sgl);
+        let (keyed, tcp) = (Addressing::Keyed, Addressing::Transport);
+        assert_eq!(parse(read(&self::keyed(4096)), tcp), kind);
+        assert_eq!(parse(write(&self::keyed(4096)), tcp), kind);
+        assert_eq!(parse(read(&transport), keyed), kind);
+        assert!(matches!(
+            parse(read(&transport), tcp),
+            Ok(Request::Read {
+                to: Remote::NONE,
+                ..
+            })
+        ));
+        assert!(matches!(
+            parse(write(&transport), tcp),
+            Ok(Request::Write {
+                from: Source::Remote(Remote::NONE),
+                ..
+            })
+        ));
+        assert_eq!(
+            parse(read(&Sgl::Transport { length: 4095 }), tcp),
+            Err(StatusCode::DataSglLengthInvalid.dnr())
+        );
     }
 
     #[test]

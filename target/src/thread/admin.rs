@@ -8,7 +8,7 @@ use flexins::engine::Engine;
 use super::liveness::Liveness;
 use super::mail::AbortFrom;
 use super::parts::{Parts, Task};
-use super::queue::{Admin, Io, Queue, QueueKey, Role, Slot, What};
+use super::queue::{Admin, Fabric, Io, Queue, QueueKey, Role, Slot, What};
 use super::respond::refusal;
 use super::{NO_DEVICE, queue};
 use crate::controller::{Action, Controller, Environment, Reply};
@@ -27,6 +27,18 @@ impl Parts {
             self.to_close.push_back(queue.key);
             return;
         };
+        self.command(engine, queue, sqe, data);
+    }
+
+    /// A command and its in-capsule data.
+    #[inline]
+    pub(crate) fn command(
+        &mut self,
+        engine: &mut Engine,
+        queue: &mut Queue,
+        sqe: &Sqe,
+        data: &[u8],
+    ) {
         queue.advance_head();
         match queue.role {
             Role::Io(_) if !sqe.is_fabrics() => self.io_command(engine, queue, sqe, data),
@@ -46,7 +58,13 @@ impl Parts {
         }
     }
 
-    fn refuse(&mut self, engine: &mut Engine, queue: &mut Queue, sqe: &Sqe, status: Status) {
+    pub(crate) fn refuse(
+        &mut self,
+        engine: &mut Engine,
+        queue: &mut Queue,
+        sqe: &Sqe,
+        status: Status,
+    ) {
         let nsid = if sqe.is_fabrics() {
             flexblk_nvme::Nsid::NONE
         } else {
@@ -93,7 +111,7 @@ impl Parts {
             &self.shared,
             &self.snapshot,
             admin,
-            queue.in_capsule_bytes,
+            (queue.fabric, queue.in_capsule_bytes),
             self.now,
         );
         let result = match command {
@@ -121,7 +139,7 @@ impl Parts {
         data: &[u8],
         length: u32,
     ) {
-        match request::data_from_host(sqe, data.len(), length) {
+        match request::data_from_host(sqe, data.len(), queue.fabric.addressing(), length) {
             Ok(Source::InCapsule(offset)) => {
                 let start = offset as usize;
                 let data = data.get(start..start + length as usize).unwrap_or_default();
@@ -242,11 +260,11 @@ impl Parts {
                 let controller = Controller::new(association, connect.kato_ms, self.now);
                 let liveness =
                     Liveness::new(self.shared.directory.limits().longest_silence, self.now);
-                let address = self.shared.address_for(queue.peer);
+                let addresses = self.shared.addresses_for(queue.peer);
                 self.connects.0 += 1;
                 let admin = Admin {
                     controller,
-                    address,
+                    addresses,
                     liveness,
                 };
                 queue.timer = admin.next_timeout();
@@ -289,7 +307,7 @@ impl Parts {
             &self.shared,
             &self.snapshot,
             admin,
-            queue.in_capsule_bytes,
+            (queue.fabric, queue.in_capsule_bytes),
             self.now,
         );
         let reply = admin.controller.handle(sqe, data, &environment);
@@ -328,7 +346,7 @@ impl Parts {
         bytes: &[u8],
     ) {
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let remote = match request::data_to_host(sqe, length) {
+        let remote = match request::data_to_host(sqe, queue.fabric.addressing(), length) {
             Ok(remote) => remote,
             Err(status) => return self.complete(engine, queue, sqe, index, status, 0),
         };
@@ -480,13 +498,14 @@ fn environment<'a>(
     shared: &'a super::parts::Shared,
     snapshot: &'a crate::snapshot::Snapshot,
     admin: &Admin,
-    in_capsule_bytes: u32,
+    (fabric, in_capsule_bytes): (Fabric, u32),
     now: std::time::Instant,
 ) -> Environment<'a> {
     Environment {
         snapshot,
         directory: &shared.directory,
-        address: admin.address,
+        addresses: admin.addresses,
+        transport: fabric.transport(),
         started: shared.started,
         queue_bytes: queue::queue_bytes(USUAL_ENTRIES.min(shared.directory.limits().queue_entries)),
         in_capsule_bytes,

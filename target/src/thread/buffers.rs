@@ -193,6 +193,20 @@ impl Buffers {
         io
     }
 
+    /// `len` bytes from `offset` on, piece by piece.
+    pub(crate) fn spans(&self, id: HeldId, offset: u32, len: u32) -> ArrayVec<Span, MAX_PIECES> {
+        let mut skip = offset;
+        let pieces = self.pieces(id, offset.saturating_add(len));
+        pieces
+            .filter_map(|(_, span)| {
+                let skipped = skip.min(span.len());
+                skip -= skipped;
+                span.sub(skipped, span.len() - skipped)
+                    .filter(|span| !span.is_empty())
+            })
+            .collect()
+    }
+
     /// Copies `bytes` into lent buffers.
     pub(crate) fn copy_in(&self, id: HeldId, bytes: &[u8]) {
         let mut rest = bytes;
@@ -286,6 +300,27 @@ mod tests {
             "the longest transfer passes when there is just enough"
         );
         assert!(!allows(0, 9, 8));
+    }
+
+    #[test]
+    fn ranges_of_held_buffers() {
+        let mut engine = Engine::new(flexins::engine::EngineConfig::default(), 1);
+        let pd = engine.alloc_pd();
+        let mut reactor = Reactor::new(&flexblk_reactor::Config::default()).unwrap();
+        let mut buffers = Buffers::new(4, 8, &mut engine, pd, &mut reactor).unwrap();
+        let id = buffers
+            .take(2 * LARGE_BYTES + 4, &mut Share::default())
+            .unwrap();
+        let lens = |offset, len| -> Vec<u32> {
+            let spans = buffers.spans(id, offset, len);
+            spans.iter().map(Span::len).collect()
+        };
+        assert_eq!(lens(0, 2 * LARGE_BYTES + 4), [LARGE_BYTES, LARGE_BYTES, 4]);
+        assert_eq!(lens(LARGE_BYTES - 4, 8), [4, 4]);
+        assert_eq!(lens(LARGE_BYTES, LARGE_BYTES), [LARGE_BYTES]);
+        let whole = buffers.spans(id, 0, 2 * LARGE_BYTES);
+        let inner = buffers.spans(id, LARGE_BYTES + 12, 4);
+        assert_eq!(inner[0].as_ptr(), whole[1].as_ptr().wrapping_add(12));
     }
 
     #[test]

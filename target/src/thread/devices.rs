@@ -201,6 +201,14 @@ impl Devices {
         Some(mr.sge(range.offset_bytes(), u32::try_from(range.len_bytes()).ok()?))
     }
 
+    /// The range in the device's own memory, for a transport that takes memory as it is.
+    #[inline]
+    pub(crate) fn span(&self, range: &Range) -> Option<Span> {
+        let device = self.slots.get(range.device as usize)?.as_ref()?;
+        let (memory, _) = device.memory.as_ref()?;
+        memory.span(range.offset_bytes(), u32::try_from(range.len_bytes()).ok()?)
+    }
+
     /// Copies data that came with a command straight into the device's memory; false when that must
     /// not be done (see [`Devices::direct`]).
     #[inline]

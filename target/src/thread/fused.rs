@@ -183,7 +183,9 @@ impl Parts {
         let views = self.subsystems.get(io.subsystem).and_then(Option::as_ref);
         let mut single = *sqe;
         single.set_fuse(Fuse::Normal);
-        Request::parse(&single, data_len, |nsid| views?.view(nsid))
+        Request::parse(&single, data_len, queue.fabric.addressing(), |nsid| {
+            views?.view(nsid)
+        })
     }
 
     fn refuse_half(&mut self, engine: &mut Engine, queue: &mut Queue, sqe: &Sqe, status: Status) {

@@ -11,7 +11,7 @@ use flexblk_nvme::{Status, StatusCode};
 use flexins::engine::Engine;
 
 use super::parts::Parts;
-use super::queue::{Place, Queue, Role, Slot, Spill, Stage, What};
+use super::queue::{Fabric, Place, Queue, Role, Slot, Spill, Stage, What};
 use super::respond::RETRY_SOON;
 use super::transfer::{Kind, Last, Transfer};
 use crate::queue::request::{self, Range, Request, Source};
@@ -39,7 +39,9 @@ impl Parts {
         let Role::Io(io) = &queue.role else { return };
         let views = self.subsystems.get(io.subsystem).and_then(Option::as_ref);
         let write_through = io.association.write_through();
-        let request = Request::parse(sqe, data.len(), |nsid| views?.view(nsid));
+        let request = Request::parse(sqe, data.len(), queue.fabric.addressing(), |nsid| {
+            views?.view(nsid)
+        });
         let mut slot = Slot::new(What::Respond, sqe.opcode, sqe.cid());
         slot.nsid = sqe.nsid();
         match request {
@@ -158,7 +160,9 @@ impl Parts {
                     return;
                 }
             }
-            Source::Remote(remote) if self.devices.direct(&range).is_some() => {
+            Source::Remote(remote)
+                if self.may_fetch_in_place(queue) && self.devices.direct(&range).is_some() =>
+            {
                 slot.place = Place::Device;
                 slot.remote = remote;
                 if let Some(index) = self.admit(engine, queue, slot) {
@@ -336,7 +340,10 @@ impl Parts {
 
     /// Reads a command's data from the host.
     pub(super) fn fetch(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
-        let qpn = queue.qpn;
+        let qpn = match queue.fabric {
+            Fabric::Flexins { qpn, .. } => qpn,
+            Fabric::Tcp(conn) => return self.fetch_tcp(engine, queue, conn, index),
+        };
         let Some(slot) = queue.slot(index) else {
             return;
         };

@@ -12,7 +12,9 @@ use flexins::verbs::{AckRequest, Cq, QpInit};
 
 use super::mail::Mail;
 use super::parts::Task;
-use super::queue::{Queue, QueueKey, QueueTable, Role, queue_bytes, send_requests_for, slots_for};
+use super::queue::{
+    Fabric, Queue, QueueKey, QueueTable, Role, queue_bytes, send_requests_for, slots_for,
+};
 use super::{CONNECT_TIMEOUT, Core};
 use crate::association::Association;
 use crate::controller::Reason;
@@ -182,13 +184,12 @@ impl Core {
         let immediate =
             agreed.is_some_and(|agreed| agreed.flags.contains(ParamFlags::IMMEDIATE_COMPLETIONS));
         let timer = now + CONNECT_TIMEOUT;
+        let fabric = Fabric::Flexins { qpn, cq, immediate };
         self.queues.insert(Queue::new(
             key,
-            qpn,
-            cq,
+            fabric,
             announced,
             from,
-            immediate,
             in_capsule_bytes,
             memory,
             timer,
@@ -234,8 +235,13 @@ impl Core {
             if !queue.closing {
                 queue.closing = true;
                 queue.timer = None;
-                // Fails when the connection is gone already; the queue pair is flushed then.
-                let _ = engine.disconnect(queue.qpn, self.parts.now);
+                match queue.fabric {
+                    // Fails when the connection is gone already; the queue pair is flushed then.
+                    Fabric::Flexins { qpn, .. } => {
+                        let _ = engine.disconnect(qpn, self.parts.now);
+                    }
+                    Fabric::Tcp(conn) => self.parts.tcp.close(conn),
+                }
                 if let Role::Admin(admin) = &queue.role {
                     // The controller ends with its Admin queue (Base 3.3.1).
                     let association = Arc::clone(admin.controller.association());
@@ -251,6 +257,9 @@ impl Core {
             let Some(queue) = self.queues.get_mut(key) else {
                 continue;
             };
+            if let Fabric::Tcp(conn) = queue.fabric {
+                self.parts.end_with_connection(engine, queue, conn);
+            }
             if !queue.is_busy() {
                 self.free_queue(engine, key);
             }
@@ -273,11 +282,15 @@ impl Core {
         let Some(queue) = self.queues.remove(key) else {
             return;
         };
-        if let Err(error) = engine.destroy_qp(queue.qpn, self.parts.now) {
-            tracing::warn!(%error, "removing a queue pair");
+        match queue.fabric {
+            Fabric::Flexins { qpn, cq, .. } => {
+                if let Err(error) = engine.destroy_qp(qpn, self.parts.now) {
+                    tracing::warn!(%error, "removing a queue pair");
+                }
+                self.cqs.put(cq, send_requests_for(queue.entries), engine);
+            }
+            Fabric::Tcp(conn) => self.parts.tcp.queue_freed(conn),
         }
-        self.cqs
-            .put(queue.cq, send_requests_for(queue.entries), engine);
         if let Role::Io(io) = &queue.role {
             io.association.remove_queue(io.qid);
             let association = Arc::clone(&io.association);
@@ -337,11 +350,15 @@ impl Core {
         for queue in queues.iter_mut() {
             self.parts.to_close.push_back(queue.key);
         }
+        self.parts.tcp.drain();
     }
 
     /// Is everything closed, and nothing with a device any more?
     pub(crate) fn is_drained(&self) -> bool {
-        self.queues.len() == 0 && !self.parts.devices.is_busy() && self.outbox.is_empty()
+        self.queues.len() == 0
+            && !self.parts.devices.is_busy()
+            && self.outbox.is_empty()
+            && self.parts.tcp.is_empty()
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) mod parts;
 mod queue;
 mod respond;
 pub(crate) mod run;
+pub(crate) mod tcp;
 mod transfer;
 
 use std::collections::VecDeque;
@@ -41,7 +42,8 @@ use lifecycle::CqPool;
 use liveness::Due;
 use mail::{AbortFrom, Mail};
 use parts::{Parts, Shared, Task};
-use queue::{QueueKey, QueueTable, Role};
+use queue::{Fabric, QueueKey, QueueTable, Role};
+use tcp::{Tcp, TcpConfig};
 
 pub(crate) use buffers::MIN_BYTES as MIN_BUFFER_BYTES;
 pub(crate) use lifecycle::MAX_IN_CAPSULE_BYTES;
@@ -81,6 +83,7 @@ impl Core {
         id: usize,
         shared: Arc<Shared>,
         buffer_bytes: u64,
+        tcp: Option<TcpConfig>,
         engine: &mut Engine,
         reactor: &mut Reactor,
     ) -> Result<Self, StartError> {
@@ -95,6 +98,7 @@ impl Core {
             pd,
             buffers,
             devices: Devices::default(),
+            tcp: Tcp::new(tcp, reactor)?,
             snapshot: Arc::default(),
             subsystems: Vec::new(),
             device_work: VecDeque::new(),
@@ -195,6 +199,8 @@ impl Core {
             self.run_fused(engine);
             self.run_devices(engine, reactor);
             self.run_tasks(engine);
+            self.resume_tcp(engine);
+            self.close_touched();
             self.close_queues(engine);
             if !self.has_work() {
                 break;
@@ -303,8 +309,18 @@ impl Core {
                 Task::Terminate(key, reason) => self.terminate(key, reason),
                 Task::Ask(key) => {
                     if let Some(queue) = self.queues.get_mut(key).filter(|queue| !queue.closing) {
-                        // Refused: then something before it waits for its acknowledgement.
-                        let _ = liveness::ask(engine, queue.qpn);
+                        match queue.fabric {
+                            // Refused: then something before it waits for its acknowledgement.
+                            Fabric::Flexins { qpn, .. } => {
+                                let _ = liveness::ask(engine, qpn);
+                            }
+                            // The kernel asks, and ends the connection of a host that is dead.
+                            Fabric::Tcp(_) => {
+                                if let Role::Admin(admin) = &mut queue.role {
+                                    admin.liveness.heard(self.parts.now);
+                                }
+                            }
+                        }
                     }
                 }
                 Task::Flush(key) => {
@@ -451,12 +467,14 @@ impl Core {
     /// When [`Core::handle_timeout`] is due.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         let buried = self.parts.devices.next_timeout();
-        self.next_timer.into_iter().chain(buried).min()
+        let tcp = self.parts.tcp.next_timeout();
+        self.next_timer.into_iter().chain(buried).chain(tcp).min()
     }
 
     /// Keep-alive, connections that never sent Connect, memory whose time of grace is over.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.parts.devices.bury(now);
+        self.parts.tcp.handle_timeout(now);
         if self.next_timer.is_none_or(|at| at > now) {
             return;
         }
@@ -518,6 +536,7 @@ impl Core {
             pending_bdev_io: self.parts.devices.in_flight(),
             free_buffers: self.parts.buffers.available(),
             buffer_waits: self.parts.buffers.waits,
+            tcp: self.parts.tcp.counters(),
         }
     }
 
@@ -535,6 +554,7 @@ impl Core {
                 qid,
                 subnqn: association.subnqn.clone(),
                 hostnqn: association.hostnqn.clone(),
+                transport: queue.fabric.transport(),
                 peer: queue.peer,
                 closing: queue.closing,
             })
@@ -553,4 +573,5 @@ pub(crate) struct Figures {
     pub(crate) pending_bdev_io: usize,
     pub(crate) free_buffers: (u32, u32),
     pub(crate) buffer_waits: u64,
+    pub(crate) tcp: std::collections::BTreeMap<&'static str, u64>,
 }

@@ -15,9 +15,10 @@ use super::devices::Devices;
 use super::fused::{Claim, Pair};
 use super::mail::{AbortFrom, Mail};
 use super::queue::QueueKey;
+use super::tcp::Tcp;
 use super::{BDEV_OWNER, NO_DEVICE};
 use crate::association::Association;
-use crate::controller::Reason;
+use crate::controller::{Addresses, Reason};
 use crate::counters::IoCounters;
 use crate::directory::Directory;
 use crate::queue::request::View;
@@ -27,8 +28,8 @@ use crate::snapshot::{Namespace, Snapshot, Subsystem};
 pub(crate) struct Shared {
     pub(crate) directory: Directory,
     pub(crate) started: Instant,
-    /// `traddr` and, as the port, `trsvcid`.
-    pub(crate) address: SocketAddr,
+    /// Where we listen: `traddr` and, as the port, `trsvcid`.
+    pub(crate) addresses: Addresses,
     /// Data threads.
     pub(crate) threads: usize,
     /// Blocks that fused operations have to themselves.
@@ -38,25 +39,32 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The address by which `peer` reaches us: what we listen on, or, when that is any address, the
-    /// one from which this machine talks to it.
-    pub(crate) fn address_for(&self, peer: SocketAddr) -> SocketAddr {
-        if !self.address.ip().is_unspecified() {
-            return self.address;
+    /// The addresses by which `peer` reaches us.
+    pub(crate) fn addresses_for(&self, peer: SocketAddr) -> Addresses {
+        Addresses {
+            flexins: address_for(self.addresses.flexins, peer),
+            tcp: self.addresses.tcp.map(|address| address_for(address, peer)),
         }
-        let any: SocketAddr = match peer.ip() {
-            IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
-            IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        // Connecting a UDP socket sends nothing; it asks the routing table.
-        let local = UdpSocket::bind(any).and_then(|socket| {
-            socket.connect(peer)?;
-            socket.local_addr()
-        });
-        match local {
-            Ok(local) => SocketAddr::new(local.ip(), self.address.port()),
-            Err(_) => self.address,
-        }
+    }
+}
+
+/// `own`, or, when that is any address, the one from which this machine talks to `peer`.
+fn address_for(own: SocketAddr, peer: SocketAddr) -> SocketAddr {
+    if !own.ip().is_unspecified() {
+        return own;
+    }
+    let any: SocketAddr = match peer.ip() {
+        IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    // Connecting a UDP socket sends nothing; it asks the routing table.
+    let local = UdpSocket::bind(any).and_then(|socket| {
+        socket.connect(peer)?;
+        socket.local_addr()
+    });
+    match local {
+        Ok(local) => SocketAddr::new(local.ip(), own.port()),
+        Err(_) => own,
     }
 }
 
@@ -128,6 +136,8 @@ pub(crate) struct Parts {
     pub(crate) pd: Pd,
     pub(crate) buffers: Buffers,
     pub(crate) devices: Devices,
+    /// NVMe/TCP connections.
+    pub(crate) tcp: Tcp,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) subsystems: Vec<Option<LocalSubsystem>>,
     /// Commands for their devices.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use flexblk_nvme::command::Fuse;
+use flexblk_nvme::log::discovery::TransportType;
 use flexblk_nvme::{Cid, Lba, Nsid, Qid, Status};
 use flexins::verbs::{Cq, Qpn};
 
@@ -12,11 +13,12 @@ use super::buffers::{HeldId, Share};
 use super::copy::Copy;
 use super::fused::First;
 use super::liveness::Liveness;
+use super::tcp::ConnKey;
 use crate::association::{Association, QueueShared};
 use crate::budget::Reservation;
-use crate::controller::Controller;
+use crate::controller::{Addresses, Controller};
 use crate::directory::Announced;
-use crate::queue::request::{Range, Remote};
+use crate::queue::request::{Addressing, Range, Remote};
 
 /// Names a queue of a thread; a later queue in the same place has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +62,7 @@ pub(crate) enum Role {
 pub(crate) struct Admin {
     pub(crate) controller: Controller,
     /// Where this host reaches us.
-    pub(crate) address: SocketAddr,
+    pub(crate) addresses: Addresses,
     pub(crate) liveness: Liveness,
 }
 
@@ -172,6 +174,8 @@ pub(crate) struct Slot {
     pub(crate) data_moved: bool,
     /// Pieces of its data whose transfer has been posted.
     pub(crate) posted: u8,
+    /// On NVMe/TCP: bytes of its data that H2CData PDUs have announced.
+    pub(crate) fetched: u32,
     /// In stage Post: what waits is the request for its data, not its response.
     pub(crate) fetches: bool,
     /// In stage Device: the device has it.
@@ -198,11 +202,7 @@ impl Slot {
             lba: 0,
             block_shift: 0,
         },
-        remote: Remote {
-            address: 0,
-            key: 0,
-            invalidate: false,
-        },
+        remote: Remote::NONE,
         result: 0,
         counted: false,
         data_moved: false,
@@ -211,6 +211,7 @@ impl Slot {
         with_device: false,
         doomed: Status::SUCCESS,
         fuse: Fuse::Normal,
+        fetched: 0,
     };
 
     /// A command in its first stage.
@@ -230,19 +231,49 @@ impl Slot {
     }
 }
 
+/// What carries a queue's capsules and data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fabric {
+    /// A FlexiNS queue pair.
+    Flexins {
+        qpn: Qpn,
+        cq: Cq,
+        /// Completions may travel in an immediate.
+        immediate: bool,
+    },
+    /// An NVMe/TCP connection.
+    Tcp(ConnKey),
+}
+
+impl Fabric {
+    /// Its transport type.
+    pub(crate) fn transport(self) -> TransportType {
+        match self {
+            Self::Flexins { .. } => TransportType::Flexins,
+            Self::Tcp(_) => TransportType::Tcp,
+        }
+    }
+
+    /// How commands name the host's memory.
+    #[inline]
+    pub(crate) fn addressing(self) -> Addressing {
+        match self {
+            Self::Flexins { .. } => Addressing::Keyed,
+            Self::Tcp(_) => Addressing::Transport,
+        }
+    }
+}
+
 /// A queue pair.
 pub(crate) struct Queue {
     pub(crate) key: QueueKey,
-    pub(crate) qpn: Qpn,
-    pub(crate) cq: Cq,
+    pub(crate) fabric: Fabric,
     pub(crate) role: Role,
     /// Commands under way end, new ones are ignored.
     pub(crate) closing: bool,
     pub(crate) peer: SocketAddr,
     /// Entries of the submission queue.
     pub(crate) entries: u16,
-    /// Completions may travel in an immediate.
-    pub(crate) immediate: bool,
     /// The host counts on SQHD.
     pub(crate) flow_control: bool,
     /// Most bytes of data in a command capsule.
@@ -295,17 +326,11 @@ pub(crate) fn queue_bytes(entries: u16) -> u64 {
 }
 
 impl Queue {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "called once, where all of them are known"
-    )]
     pub(crate) fn new(
         key: QueueKey,
-        qpn: Qpn,
-        cq: Cq,
+        fabric: Fabric,
         announced: Announced,
         peer: SocketAddr,
-        immediate: bool,
         in_capsule_bytes: u32,
         memory: Reservation,
         timer: Instant,
@@ -314,13 +339,11 @@ impl Queue {
         let count = (slots_for(announced.entries) + 1).min(u32::from(u16::MAX)) as u16;
         Self {
             key,
-            qpn,
-            cq,
+            fabric,
             role: Role::Unconnected(announced),
             closing: false,
             peer,
             entries: announced.entries,
-            immediate,
             flow_control: true,
             in_capsule_bytes,
             timer: Some(timer),
@@ -367,6 +390,21 @@ impl Queue {
     #[inline]
     pub(crate) fn is_short(&self) -> bool {
         self.free.len() < self.slots.len() / 8
+    }
+
+    /// Is there room for another command, and for the flush of a shutdown?
+    #[inline]
+    pub(crate) fn has_room(&self) -> bool {
+        self.free.len() > 1
+    }
+
+    /// Commands in a stage that ends when the transport has let go of their memory.
+    pub(crate) fn with_fabric(&self, stage: Stage) -> Vec<u16> {
+        let slots = self.slots.iter().enumerate();
+        slots
+            .filter(|(_, slot)| slot.stage == stage)
+            .filter_map(|(index, _)| u16::try_from(index).ok())
+            .collect()
     }
 
     /// Is any command under way?
@@ -521,14 +559,16 @@ mod tests {
         let cq = engine.create_cq(8192).unwrap();
         Queue::new(
             key,
-            Qpn::new(1),
-            cq,
+            Fabric::Flexins {
+                qpn: Qpn::new(1),
+                cq,
+                immediate: true,
+            },
             Announced {
                 qid: Qid::new(1),
                 entries,
             },
             SocketAddr::from(([127, 0, 0, 1], 1)),
-            true,
             8192,
             Budget::new(1).reserve(1).unwrap(),
             Instant::now(),

@@ -9,7 +9,7 @@ use flexins::verbs::{PostError, Rkey, SendFlags, SendOp, SendWr, Sge, WcStatus, 
 use super::buffers::MAX_PIECES;
 use super::liveness::PROBE;
 use super::parts::Parts;
-use super::queue::{Place, Queue, Role, Slot, Stage, What};
+use super::queue::{Fabric, Place, Queue, Role, Slot, Stage, What};
 use super::transfer::{Kind, Last, Transfer, UNTRACKED};
 use crate::association::ErrorEntry;
 
@@ -29,15 +29,7 @@ impl Parts {
         let cqe = Cqe::new(slot.cid, slot.status)
             .with_result(slot.result)
             .with_sqhd(queue.head());
-        let bytes = cqe.to_bytes();
-        let wr = SendWr {
-            wr_id: UNTRACKED,
-            op: SendOp::Send,
-            inline: &bytes,
-            sges: &[],
-            flags: SendFlags::empty(),
-        };
-        match engine.post_send(queue.qpn, &wr) {
+        match self.post_cqe(engine, queue, cqe) {
             Ok(()) => self.credit(engine, queue),
             Err(PostError::QueueFull | PostError::CompletionQueueFull) => {
                 slot.what = What::Respond;
@@ -55,17 +47,29 @@ impl Parts {
     /// Sends a completion that belongs to no slot and gives no credit; false when the send queue is
     /// full.
     pub(crate) fn send_late(&mut self, engine: &mut Engine, queue: &Queue, cqe: Cqe) -> bool {
-        let bytes = cqe.to_bytes();
+        let full = Err(PostError::QueueFull);
+        let result = self.post_cqe(engine, queue, cqe);
+        result != full && result != Err(PostError::CompletionQueueFull)
+    }
+
+    /// Sends a completion that nobody waits for.
+    #[inline]
+    fn post_cqe(&mut self, engine: &mut Engine, queue: &Queue, cqe: Cqe) -> Result<(), PostError> {
+        let qpn = match queue.fabric {
+            Fabric::Flexins { qpn, .. } => qpn,
+            Fabric::Tcp(conn) => {
+                self.tcp.respond(conn, &cqe);
+                return Ok(());
+            }
+        };
         let wr = SendWr {
             wr_id: UNTRACKED,
             op: SendOp::Send,
-            inline: &bytes,
+            inline: &cqe.to_bytes(),
             sges: &[],
             flags: SendFlags::empty(),
         };
-        let full = Err(PostError::QueueFull);
-        let result = engine.post_send(queue.qpn, &wr);
-        result != full && result != Err(PostError::CompletionQueueFull)
+        engine.post_send(qpn, &wr)
     }
 
     /// Completes a command without data for the host.
@@ -110,8 +114,11 @@ impl Parts {
 
     /// Sends a command's data, if it has some for the host, and its completion.
     pub(crate) fn respond(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
-        let (qpn, head, flow_control) = (queue.qpn, queue.head(), queue.flow_control);
-        let immediate = queue.immediate && !flow_control;
+        let (qpn, immediate) = match queue.fabric {
+            Fabric::Flexins { qpn, immediate, .. } => (qpn, immediate && !queue.flow_control),
+            Fabric::Tcp(conn) => return self.respond_tcp(engine, queue, conn, index),
+        };
+        let head = queue.head();
         let Some(slot) = queue.slot(index) else {
             return;
         };
@@ -163,7 +170,7 @@ impl Parts {
     }
 
     /// A read has been answered with success.
-    fn count_read(&self, queue: &mut Queue, index: u16) {
+    pub(super) fn count_read(&self, queue: &mut Queue, index: u16) {
         let length = match queue.slot(index) {
             Some(slot) if slot.what == What::Read => slot.length,
             _ => return,
@@ -269,8 +276,13 @@ impl Parts {
     /// The host may send another command.
     #[inline]
     pub(crate) fn credit(&mut self, engine: &mut Engine, queue: &Queue) {
-        // Fails only when the queue pair is gone or going.
-        let _ = engine.post_recv_in_place(queue.qpn, 1);
+        match queue.fabric {
+            // Fails only when the queue pair is gone or going.
+            Fabric::Flexins { qpn, .. } => {
+                let _ = engine.post_recv_in_place(qpn, 1);
+            }
+            Fabric::Tcp(conn) => self.tcp.note_room(conn),
+        }
     }
 
     pub(super) fn sges(&self, slot: &Slot) -> ArrayVec<Sge, MAX_PIECES> {

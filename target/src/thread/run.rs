@@ -14,6 +14,7 @@ use flexins::verbs;
 
 use super::mail::{self, Mail};
 use super::parts::Shared;
+use super::tcp::{TCP_OWNER, TcpConfig};
 use super::{BDEV_OWNER, Core, PORT_OWNER};
 use crate::config::{Config, Digest, Listener, Rx, Tx};
 use crate::error::StartError;
@@ -41,6 +42,8 @@ pub(crate) struct Start {
     pub(crate) config: Arc<Config>,
     pub(crate) buffer_bytes: u64,
     pub(crate) reuse_port: bool,
+    /// NVMe/TCP, if it is listened on.
+    pub(crate) tcp: Option<TcpConfig>,
     /// Where the mailbox, or the reason why there is none, goes.
     pub(crate) ready: mpsc::SyncSender<Result<mailbox::Sender<Mail>, StartError>>,
 }
@@ -99,6 +102,7 @@ impl Thread {
             start.id,
             start.shared,
             start.buffer_bytes,
+            start.tcp,
             endpoint.engine(),
             &mut reactor,
         )?;
@@ -141,6 +145,7 @@ impl Thread {
                         },
                     ),
                     BDEV_OWNER => core.device_completion(endpoint.engine(), reactor, completion),
+                    TCP_OWNER => core.tcp_completion(endpoint.engine(), reactor, completion),
                     owner => tracing::warn!(owner, "a completion that belongs to nobody"),
                 }
             }
@@ -165,6 +170,7 @@ impl Thread {
                 endpoint.prepare_sleep(now);
             }
             endpoint.flush(reactor, now);
+            core.flush_tcp(reactor);
             if let Some(until) = self.drain_until
                 && (self.core.is_drained() || now >= until)
             {
@@ -255,6 +261,7 @@ impl Thread {
                 ("rx_truncated", port.rx_truncated),
                 ("rx_dropped_by_kernel", port.rx_dropped_by_kernel),
             ]),
+            tcp: figures.tcp,
             reactor: BTreeMap::from([
                 ("turns", reactor.turns),
                 ("enters", reactor.enters),

@@ -2,11 +2,24 @@
 
 use std::net::SocketAddr;
 
+use flexblk_nvme::log::discovery::TransportType;
 use serde_json::{Value, json};
 
 use super::super::params::Params;
 use super::{Result, RpcError};
 use crate::target::Target;
+
+/// Names of the transports.
+const FLEXINS: &str = "FLEXINS";
+const TCP: &str = "TCP";
+
+/// The name of a queue's transport.
+pub(crate) fn trtype(transport: TransportType) -> &'static str {
+    match transport {
+        TransportType::Tcp => TCP,
+        _ => FLEXINS,
+    }
+}
 
 /// A transport's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,22 +58,30 @@ fn adrfam(address: SocketAddr) -> &'static str {
 
 /// Where the target listens: every subsystem can be reached there.
 pub(crate) fn addresses(target: &Target) -> Vec<Address> {
-    vec![Address {
-        trtype: "FLEXINS",
+    let flexins = Address {
+        trtype: FLEXINS,
         address: target.config().listener.address,
-    }]
+    };
+    let tcp = target.tcp_address().map(|address| Address {
+        trtype: TCP,
+        address,
+    });
+    std::iter::once(flexins).chain(tcp).collect()
 }
 
 /// The transports, with what SPDK calls their parameters.
 pub(crate) fn transports(target: &Target) -> Vec<Value> {
     let limits = target.config().limits;
-    vec![json!({
-        "trtype": "FLEXINS",
-        "max_queue_depth": limits.queue_entries,
-        "max_io_qpairs_per_ctrlr": limits.io_queues,
-        "in_capsule_data_size": crate::thread::MAX_IN_CAPSULE_BYTES,
-        "max_aq_depth": crate::queue::ADMIN_ENTRIES,
-    })]
+    let transports = addresses(target).into_iter().map(|ours| {
+        json!({
+            "trtype": ours.trtype,
+            "max_queue_depth": limits.queue_entries,
+            "max_io_qpairs_per_ctrlr": limits.io_queues,
+            "in_capsule_data_size": crate::thread::MAX_IN_CAPSULE_BYTES,
+            "max_aq_depth": crate::queue::ADMIN_ENTRIES,
+        })
+    });
+    transports.collect()
 }
 
 /// Reads a transport address out of parameters, and finds ours that it means.
@@ -88,7 +109,7 @@ pub(super) fn find(target: &Target, mut params: Params) -> Result<Address> {
             .collect();
         RpcError::params(format!(
             "the target does not listen on {trtype} {traddr} {}; addresses are settled when it \
-             starts (--listen), and are {}",
+             starts (--listen, --tcp), and are {}",
             trsvcid.unwrap_or_default(),
             shown.join(", ")
         ))

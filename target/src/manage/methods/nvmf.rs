@@ -396,14 +396,16 @@ fn get_qpairs(context: &Context, mut params: Params) -> Result {
     let addresses = listeners::addresses(&context.target);
     let its = all.iter().filter(|queue| queue.subnqn == nqn);
     let shown = its.map(|queue| {
+        let trtype = listeners::trtype(queue.transport);
+        let own = addresses.iter().find(|address| address.trtype == trtype);
         json!({
             "cntlid": queue.cntlid.get(),
             "qid": queue.qid.get(),
             "state": if queue.closing { "deactivating" } else { "enabled" },
             "thread": format!("data-{}", queue.thread),
             "hostnqn": queue.hostnqn.as_str(),
-            "listen_address": addresses.first().map(listeners::Address::to_json),
-            "peer_address": listeners::peer("FLEXINS", queue.peer),
+            "listen_address": own.map(listeners::Address::to_json),
+            "peer_address": listeners::peer(trtype, queue.peer),
         })
     });
     Ok(shown.collect::<Vec<_>>().into())

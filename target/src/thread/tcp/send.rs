@@ -1,0 +1,241 @@
+//! The sending half of a connection: PDUs pile up during a round and leave in one `sendmsg`.
+
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+
+use flexblk_nvme::tcp::{C2hData, Crc32c, Framing, HEAD_MAX, R2t, TERM_MAX};
+use flexblk_nvme::{Cid, Cqe};
+use flexblk_reactor::{Reactor, Span, Token};
+
+use super::socket::{Vector, digest};
+
+/// Entries of one `sendmsg` (`UIO_MAXIOV` is 1024).
+const MAX_ENTRIES: usize = 1000;
+/// Bytes after which a `sendmsg` takes no further piece: commands end, and give their buffers back,
+/// when the `sendmsg` with their last byte does.
+const ENOUGH_BYTES: usize = 1 << 20;
+
+/// A piece of what is to be sent.
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    /// Bytes of `heads`.
+    Head { at: usize, len: usize },
+    /// Memory of a command.
+    Memory(Span),
+}
+
+/// PDUs in order.
+#[derive(Debug, Default)]
+struct Batch {
+    heads: Vec<u8>,
+    pieces: Vec<Piece>,
+    /// Commands whose memory is free when so many pieces have been sent.
+    ends: VecDeque<(usize, u16)>,
+    /// PDUs that belong to no slot.
+    untracked: u32,
+}
+
+impl Batch {
+    fn clear(&mut self) {
+        self.heads.clear();
+        self.pieces.clear();
+        self.ends.clear();
+        self.untracked = 0;
+    }
+
+    /// Adds header bytes that `write` writes; neighbours become one piece.
+    #[inline]
+    fn head(&mut self, write: impl FnOnce(&mut [u8; HEAD_MAX]) -> usize) {
+        let at = self.heads.len();
+        self.heads.resize(at + HEAD_MAX, 0);
+        let len = match self.heads.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
+            Some(out) => write(out),
+            None => 0,
+        };
+        self.heads.truncate(at + len);
+        match self.pieces.last_mut() {
+            Some(Piece::Head {
+                at: start,
+                len: old,
+            }) if *start + *old == at => *old += len,
+            _ => self.pieces.push(Piece::Head { at, len }),
+        }
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(HEAD_MAX) {
+            self.head(|out| {
+                for (to, from) in out.iter_mut().zip(chunk) {
+                    *to = *from;
+                }
+                chunk.len()
+            });
+        }
+    }
+}
+
+/// The sending half.
+pub(super) struct Sender {
+    pub(super) framing: Framing,
+    /// Being filled.
+    next: Batch,
+    /// Being sent.
+    current: Batch,
+    /// Pieces of `current` that have been sent, and bytes of the piece after them.
+    sent: (usize, usize),
+    vector: Box<Vector>,
+    /// A `sendmsg` is with the kernel.
+    pub(super) busy: bool,
+}
+
+impl Sender {
+    pub(super) fn new() -> Self {
+        Self {
+            framing: Framing::default(),
+            next: Batch::default(),
+            current: Batch::default(),
+            sent: (0, 0),
+            vector: Vector::new(),
+            busy: false,
+        }
+    }
+
+    /// PDUs of no slot that have not been sent.
+    #[inline]
+    pub(super) fn untracked(&self) -> u32 {
+        self.next.untracked + self.current.untracked
+    }
+
+    /// A response capsule.
+    #[inline]
+    pub(super) fn response(&mut self, cqe: &Cqe) {
+        let framing = self.framing;
+        self.next.head(|out| framing.capsule_resp(cqe, out));
+        self.next.untracked += 1;
+    }
+
+    /// A command's data and its completion: with the data when `success` says that nothing needs to
+    /// be said besides, else in a response capsule behind it. `slot` ends when they have been sent.
+    #[inline]
+    pub(super) fn data(&mut self, slot: u16, spans: &[Span], cqe: &Cqe, success: bool) {
+        let framing = self.framing;
+        let data = C2hData {
+            cid: cqe.cid(),
+            offset: 0,
+            len_bytes: spans.iter().map(Span::len).sum(),
+            last: true,
+            success,
+        };
+        let batch = &mut self.next;
+        batch.head(|out| framing.c2h_data(&data, out));
+        batch
+            .pieces
+            .extend(spans.iter().map(|span| Piece::Memory(*span)));
+        if framing.has_data_digest() {
+            let mut crc = Crc32c::new();
+            digest(&mut crc, spans);
+            batch.bytes(&crc.to_bytes());
+        }
+        // The memory is free with the last piece of data; what follows does not matter.
+        batch.ends.push_back((batch.pieces.len(), slot));
+        if !success {
+            batch.head(|out| framing.capsule_resp(cqe, out));
+        }
+    }
+
+    /// A request for a command's data.
+    pub(super) fn r2t(&mut self, cid: Cid, ttag: u16, len_bytes: u32) {
+        let framing = self.framing;
+        let r2t = R2t {
+            cid,
+            ttag,
+            offset: 0,
+            len_bytes,
+        };
+        self.next.head(|out| framing.r2t(&r2t, out));
+    }
+
+    /// A PDU that is bytes already: ICResp, C2HTermReq.
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        debug_assert!(bytes.len() <= TERM_MAX);
+        self.next.bytes(bytes);
+    }
+
+    /// Is nothing left to be sent?
+    pub(super) fn is_empty(&self) -> bool {
+        !self.busy && self.next.pieces.is_empty() && self.current.pieces.is_empty()
+    }
+
+    /// Forgets everything: the connection is gone. Not while the kernel has a part of it.
+    pub(super) fn clear(&mut self) {
+        debug_assert!(!self.busy);
+        self.next.clear();
+        self.current.clear();
+        self.sent = (0, 0);
+    }
+
+    /// Gives the kernel the next part, if it has none.
+    pub(super) fn flush(&mut self, reactor: &mut Reactor, fd: RawFd, token: Token) {
+        if self.busy {
+            return;
+        }
+        if self.sent.0 >= self.current.pieces.len() {
+            self.current.clear();
+            self.sent = (0, 0);
+            core::mem::swap(&mut self.current, &mut self.next);
+        }
+        let (first, skip) = self.sent;
+        let pieces = self.current.pieces.get(first..).unwrap_or_default();
+        if pieces.is_empty() {
+            return;
+        }
+        self.vector.clear();
+        let (mut skip, mut total) = (skip, 0);
+        for piece in pieces.iter().take(MAX_ENTRIES) {
+            let (base, len) = match *piece {
+                Piece::Head { at, len } => match self.current.heads.get_mut(at..at + len) {
+                    Some(bytes) => (bytes.as_mut_ptr(), len),
+                    None => continue,
+                },
+                Piece::Memory(span) => (span.as_ptr(), span.len() as usize),
+            };
+            let skipped = skip.min(len);
+            self.vector.push(base.wrapping_add(skipped), len - skipped);
+            total += len - skipped;
+            skip = 0;
+            if total >= ENOUGH_BYTES {
+                break;
+            }
+        }
+        self.busy = true;
+        self.vector.send(reactor, fd, token);
+    }
+
+    /// The kernel has taken `bytes`; gives the commands whose memory is free now.
+    pub(super) fn sent(&mut self, bytes: usize, ended: &mut Vec<u16>) {
+        self.busy = false;
+        let (mut piece, mut rest) = (self.sent.0, self.sent.1 + bytes);
+        while let Some(len) = self.current.pieces.get(piece).map(|piece| match piece {
+            Piece::Head { len, .. } => *len,
+            Piece::Memory(span) => span.len() as usize,
+        }) {
+            if rest < len {
+                break;
+            }
+            rest -= len;
+            piece += 1;
+        }
+        self.sent = (piece, rest);
+        while let Some((at, slot)) = self.current.ends.front().copied() {
+            if at > piece {
+                break;
+            }
+            self.current.ends.pop_front();
+            ended.push(slot);
+        }
+        if piece >= self.current.pieces.len() {
+            self.current.clear();
+            self.sent = (0, 0);
+        }
+    }
+}
