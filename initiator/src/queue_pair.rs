@@ -169,9 +169,7 @@ impl QueuePair {
 
     /// Registers memory of the application, so that commands on any part of it need no copy. Never on the I/O path.
     ///
-    /// The memory stays mapped until [`unregister`](Self::unregister) or the end of the queue pair. An engine in a
-    /// thread of its own reaches only shared memory ([`register_memory`](Self::register_memory)): there, commands
-    /// on this memory go through bounce buffers, and [`counters`](Self::counters) tell.
+    /// The memory stays mapped until [`unregister`](Self::unregister) or the end of the queue pair.
     pub fn register(&mut self, memory: Span) -> Result<RegionId, Error> {
         self.check_room()?;
         let key = self.link.register(memory)?;

@@ -213,6 +213,42 @@ fn operations_with_an_engine_thread() {
     let (target, mut options) = start(|_| {});
     options.set("engine", "thread").unwrap();
     every_operation(&options);
+    // Memory that is not shared is reached without a copy, and what the engine does is counted.
+    let controller = Controller::connect(&options).unwrap();
+    let mut queue = controller.queue_pair(&QueuePairOptions::default()).unwrap();
+    let mut memory = vec![7u8; 65_536];
+    // SAFETY: the vector outlives the queue pair's registration, and is looked at only after the
+    // commands have completed.
+    let span = unsafe {
+        Span::from_raw_parts(
+            std::ptr::NonNull::from(memory.as_mut_slice()).cast(),
+            memory.len() as u32,
+        )
+    };
+    let region = queue.register(span).unwrap();
+    let before = queue.transport_counters().engine;
+    let mut out = Vec::new();
+    for (tag, command) in [
+        Command::write(NSID, 0, 65_536 / BLOCK, span),
+        Command::read(NSID, 8, 65_536 / BLOCK, span),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        queue.submit(&command, tag as u64).unwrap();
+        queue.wait(Duration::from_secs(10), 1, &mut out);
+        assert_eq!(out.pop().map(|done| done.result), Some(Ok(())));
+    }
+    assert_eq!(queue.counters().bounced, 0);
+    let after = queue.transport_counters().engine;
+    assert!(after.packets_tx > before.packets_tx, "{after:?}");
+    assert!(after.rx_payload_bytes_placed - before.rx_payload_bytes_placed >= 65_536);
+    queue.unregister(region).unwrap();
+    queue.close(&mut out);
+    assert!(
+        queue.transport_counters().engine.packets_tx >= after.packets_tx,
+        "also after the end"
+    );
     assert!(target.shutdown());
 }
 

@@ -42,6 +42,17 @@ fn ceilings_are_measured() {
 }
 
 #[test]
+fn an_engine_thread_is_measured_too() {
+    for test in ["write", "read", "send"] {
+        let report = json(&[test, "--mode", "thread", "--depth", "8"]);
+        assert!(number(&report, "ops_per_second") > 0.0, "{report}");
+        assert_eq!(number(&report, "tx_copies_per_payload_byte"), 0.0);
+        let packets = number(&report, "data_packets_per_op");
+        assert!(packets >= 1.0, "counted by the engine thread: {report}");
+    }
+}
+
+#[test]
 fn verbs_are_measured_and_their_bytes_compared() {
     for test in ["write", "read", "send"] {
         for mode in [

@@ -13,7 +13,7 @@ use flexins::verbs::{
 use super::home::{self, Place, SharedHome};
 use super::open::{OpenArgs, Outcome};
 use super::rdma::{MAX_INLINE_BYTES, queue_sizes};
-use super::verbs::{Registered, Verbs};
+use super::verbs::Verbs;
 use crate::{Error, LostReason, TransportCounters};
 
 /// What a controller may do with memory whose key it was given.
@@ -92,13 +92,13 @@ impl InlineVerbs {
     fn register_with(
         &mut self,
         register: impl FnOnce(&mut Engine, Pd) -> Result<Mr, VerbsError>,
-    ) -> Result<Registered, VerbsError> {
+    ) -> Result<Mr, VerbsError> {
         let gone = VerbsError::Unknown("queue pair");
         let queue = self.queue.as_mut().ok_or(gone)?;
         let mut home = self.home.borrow_mut();
         let region = register(home.engine(self.place).ok_or(gone)?, queue.pd)?;
         queue.regions.push(region.lkey);
-        Ok(Registered::Region(region))
+        Ok(region)
     }
 }
 
@@ -179,11 +179,11 @@ impl Verbs for InlineVerbs {
         Some(self.home.borrow_mut().reactor().waker())
     }
 
-    fn register(&mut self, memory: Span) -> Result<Registered, VerbsError> {
+    fn register(&mut self, memory: Span) -> Result<Mr, VerbsError> {
         self.register_with(|engine, pd| engine.register(pd, memory, ACCESS))
     }
 
-    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Registered, VerbsError> {
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Mr, VerbsError> {
         self.register_with(|engine, pd| engine.register_memory(pd, memory, 0, memory.len(), ACCESS))
     }
 

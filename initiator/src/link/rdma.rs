@@ -7,10 +7,11 @@ use crate::TransportCounters;
 use flexblk_nvme::{Cqe, Sgl, flexins::Immediate};
 use flexblk_reactor::{SharedMemory, Span, Wait, Waker};
 use flexins::verbs::{
-    Lkey, PostError, SendFlags, SendOp, SendWr, Sge, VerbsError, WcOpcode, WcStatus, WorkCompletion,
+    Lkey, Mr, PostError, SendFlags, SendOp, SendWr, Sge, VerbsError, WcOpcode, WcStatus,
+    WorkCompletion,
 };
 
-use super::verbs::{Registered, Verbs};
+use super::verbs::Verbs;
 use super::{Data, Link, LinkEvent, MAX_SMALL_BYTES, MemoryKey, PostRefused, Posted};
 use crate::{Error, LostReason};
 
@@ -140,12 +141,13 @@ impl<V: Verbs> Link for RdmaLink<V> {
     }
 
     fn register(&mut self, memory: Span) -> Result<Option<MemoryKey>, Error> {
-        Ok(key_of(self.verbs.register(memory).map_err(not_registered)?))
+        let region = self.verbs.register(memory).map_err(not_registered)?;
+        Ok(Some(key_of(&region)))
     }
 
     fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<MemoryKey, Error> {
-        key_of(self.verbs.register_memory(memory).map_err(not_registered)?)
-            .ok_or(Error::Protocol("shared memory that cannot be registered"))
+        let region = self.verbs.register_memory(memory).map_err(not_registered)?;
+        Ok(key_of(&region))
     }
 
     fn unregister(&mut self, key: MemoryKey) -> Result<(), Error> {
@@ -281,13 +283,10 @@ impl<V: Verbs> Drop for RdmaLink<V> {
     }
 }
 
-fn key_of(registered: Registered) -> Option<MemoryKey> {
-    match registered {
-        Registered::Region(region) => Some(MemoryKey {
-            local: region.lkey.to_bits(),
-            remote: region.rkey.0,
-        }),
-        Registered::Unsupported => None,
+const fn key_of(region: &Mr) -> MemoryKey {
+    MemoryKey {
+        local: region.lkey.to_bits(),
+        remote: region.rkey.0,
     }
 }
 

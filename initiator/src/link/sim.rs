@@ -9,13 +9,13 @@ use flexblk_reactor::{SharedMemory, Span, Wait, Waker};
 use flexins::engine::{ConnEvent, Engine};
 use flexins::port::sim::NodeId;
 use flexins::verbs::{
-    Access, AckRequest, Cq, Lkey, Pd, PostError, QpInit, Qpn, SendWr, VerbsError, WcStatus,
+    Access, AckRequest, Cq, Lkey, Mr, Pd, PostError, QpInit, Qpn, SendWr, VerbsError, WcStatus,
     WorkCompletion,
 };
 
 use super::open::{OpenArgs, Outcome};
 use super::rdma::{MAX_INLINE_BYTES, queue_sizes};
-use super::verbs::{Registered, Verbs};
+use super::verbs::Verbs;
 use crate::sim::World;
 use crate::{Error, LostReason, TransportCounters};
 
@@ -160,16 +160,14 @@ impl Verbs for SimVerbs {
         None
     }
 
-    fn register(&mut self, memory: Span) -> Result<Registered, VerbsError> {
+    fn register(&mut self, memory: Span) -> Result<Mr, VerbsError> {
         let pd = self.pd;
         self.with_engine(|engine| engine.register(pd, memory, ACCESS))
-            .map(Registered::Region)
     }
 
-    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Registered, VerbsError> {
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Mr, VerbsError> {
         let pd = self.pd;
         self.with_engine(|engine| engine.register_memory(pd, memory, 0, memory.len(), ACCESS))
-            .map(Registered::Region)
     }
 
     fn deregister(&mut self, lkey: u32) -> Result<(), VerbsError> {

@@ -15,9 +15,13 @@ use flexins::verbs::{
 
 use super::open::{OpenArgs, Outcome};
 use super::rdma::{MAX_INLINE_BYTES, queue_sizes};
-use super::verbs::{Registered, Verbs};
+use super::verbs::Verbs;
 use crate::{Error, LostReason, TransportCounters};
 
+/// What a controller may do with memory whose key it was given.
+const ACCESS: Access = Access::LOCAL_WRITE
+    .union(Access::REMOTE_WRITE)
+    .union(Access::REMOTE_READ);
 /// Room for a response capsule: 16 bytes, on a line of its own half.
 const RESPONSE_BYTES: u32 = 32;
 
@@ -41,6 +45,10 @@ pub(crate) struct ThreadVerbs {
     signal_every: u32,
     now: Instant,
     lost: Option<LostReason>,
+    /// Registrations of memory that is the caller's.
+    spans: Vec<Lkey>,
+    /// As they were when it was closed.
+    counters: TransportCounters,
 }
 
 /// In a request's id: signalled only so that the send queue gives places back. As with hardware
@@ -102,6 +110,8 @@ impl ThreadVerbs {
             signal_every: (sizes.sends / 4).max(1),
             now: Instant::now(),
             lost: None,
+            spans: Vec::new(),
+            counters: TransportCounters::default(),
         };
         verbs
             .post_receives(sizes.receives)
@@ -118,9 +128,9 @@ impl ThreadVerbs {
                 flexins: connected.params.is_some(),
                 mtu_bytes: connected.mtu_bytes,
             },
-            Err(RemoteError::Rejected(reason)) => Outcome::Rejected {
+            Err(RemoteError::Rejected { reason, private }) => Outcome::Rejected {
                 reason,
-                private: Vec::new(),
+                private: private.as_slice().to_vec(),
             },
             Err(RemoteError::Unreachable | RemoteError::Timeout(_)) => Outcome::Unreachable,
             Err(other) => return Err(transport(other)),
@@ -184,19 +194,26 @@ impl Verbs for ThreadVerbs {
         None
     }
 
-    fn register(&mut self, _memory: Span) -> Result<Registered, VerbsError> {
-        // The engine's side maps shared memory, not the address space of whoever calls.
-        Ok(Registered::Unsupported)
+    fn register(&mut self, memory: Span) -> Result<Mr, VerbsError> {
+        let gone = VerbsError::Unknown("queue pair");
+        let client = self.client.as_mut().ok_or(gone)?;
+        match client.register_span(memory, ACCESS) {
+            Ok(region) => {
+                self.spans.push(region.lkey);
+                Ok(region)
+            }
+            Err(RemoteError::Verbs(error)) => Err(error),
+            Err(_) => Err(VerbsError::Unknown("engine thread")),
+        }
     }
 
-    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Registered, VerbsError> {
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Mr, VerbsError> {
         let client = self
             .client
             .as_mut()
             .ok_or(VerbsError::Unknown("queue pair"))?;
-        let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
-        match client.register(memory, 0, memory.len(), access) {
-            Ok(region) => Ok(Registered::Region(region)),
+        match client.register(memory, 0, memory.len(), ACCESS) {
+            Ok(region) => Ok(region),
             Err(RemoteError::Verbs(error)) => Err(error),
             Err(_) => Err(VerbsError::Unknown("engine thread")),
         }
@@ -207,12 +224,12 @@ impl Verbs for ThreadVerbs {
             .client
             .as_mut()
             .ok_or(VerbsError::Unknown("queue pair"))?;
-        client
-            .deregister(Lkey::from_bits(lkey))
-            .map_err(|error| match error {
-                RemoteError::Verbs(error) => error,
-                _ => VerbsError::Unknown("engine thread"),
-            })
+        let lkey = Lkey::from_bits(lkey);
+        self.spans.retain(|span| *span != lkey);
+        client.deregister(lkey).map_err(|error| match error {
+            RemoteError::Verbs(error) => error,
+            _ => VerbsError::Unknown("engine thread"),
+        })
     }
 
     fn post_send(&mut self, wr: &SendWr<'_>) -> Result<(), PostError> {
@@ -292,14 +309,35 @@ impl Verbs for ThreadVerbs {
         let Some(mut client) = self.client.take() else {
             return;
         };
+        self.counters = counters_of(&client);
         // The engine thread tells the peer and goes on without us; destroying the queue pair there ends all
-        // use of our memory.
+        // use of our memory by the engine, and taking the registrations away that by the kernel.
         let _ = client.disconnect(self.qpn);
-        let _ = client.destroy_qp(self.qpn);
+        insist(|| client.destroy_qp(self.qpn));
+        for lkey in self.spans.drain(..) {
+            insist(|| client.deregister(lkey));
+        }
     }
 
     fn counters(&self) -> TransportCounters {
-        TransportCounters::default()
+        self.client.as_ref().map_or(self.counters, counters_of)
+    }
+}
+
+/// What the engine thread of a client has counted: for all of its queue pairs together.
+fn counters_of(client: &Client) -> TransportCounters {
+    let counted = client.counters().unwrap_or_default();
+    TransportCounters {
+        engine: counted.engine,
+        port: counted.port,
+    }
+}
+
+/// Repeats a call whose end the caller's memory depends on, until the engine thread has answered or ended.
+fn insist(mut call: impl FnMut() -> Result<(), RemoteError>) {
+    while let Err(error @ (RemoteError::Timeout(_) | RemoteError::Busy)) = call() {
+        tracing::warn!(%error, "an engine thread does not give memory back yet");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

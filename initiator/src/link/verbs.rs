@@ -9,13 +9,6 @@ use flexins::verbs::{Mr, PostError, SendWr, VerbsError, WorkCompletion};
 
 use crate::LostReason;
 
-/// What became of a registration.
-pub(crate) enum Registered {
-    Region(Mr),
-    /// This engine cannot reach such memory: its data is copied.
-    Unsupported,
-}
-
 /// One connected queue pair of an engine.
 pub(crate) trait Verbs {
     fn now(&self) -> Instant;
@@ -23,8 +16,8 @@ pub(crate) trait Verbs {
         Instant::now()
     }
     fn waker(&self) -> Option<Waker>;
-    fn register(&mut self, memory: Span) -> Result<Registered, VerbsError>;
-    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Registered, VerbsError>;
+    fn register(&mut self, memory: Span) -> Result<Mr, VerbsError>;
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<Mr, VerbsError>;
     fn deregister(&mut self, lkey: u32) -> Result<(), VerbsError>;
     fn post_send(&mut self, wr: &SendWr<'_>) -> Result<(), PostError>;
     /// Credits for messages that come inside work completions.

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use flexblk_reactor::{HugePages, SharedMemory, mailbox};
+use flexblk_reactor::{HugePages, SharedMemory, Span, mailbox};
 
 use super::RemoteError;
 use super::codec::{decode_completion, encode_recv, encode_send};
 use super::control::{
-    Call, ClientEvent, Control, Incoming, NewTenant, QueuePairConfig, Reply, TenantId,
+    Call, ClientEvent, Control, EngineCounters, Incoming, NewTenant, QueuePairConfig, Reply,
+    TenantId,
 };
 use crate::cm::{Params, PrivateData, RejectReason, ServiceId};
 use crate::pipe::{Consumer, EventFd, PipeError, Producer, Ring};
@@ -180,7 +181,31 @@ impl Client {
         })
     }
 
-    /// Takes a region away: its keys are invalid from now on.
+    /// Registers memory of this process that is not shared memory. It stays mapped until
+    /// [`Client::deregister`] has returned, also when the client is dropped before: then the engine
+    /// thread has to have ended.
+    pub fn register_span(&mut self, memory: Span, access: Access) -> Result<Mr, RemoteError> {
+        self.call(|reply| Call::RegisterSpan {
+            memory,
+            access,
+            reply,
+        })
+    }
+
+    /// What the engine thread has counted.
+    pub fn counters(&self) -> Result<EngineCounters, RemoteError> {
+        if self.gone {
+            return Err(RemoteError::EngineGone);
+        }
+        let id = self.id;
+        exchange(&self.control, self.control_timeout, |reply| Control::Of {
+            id,
+            call: Call::Counters { reply },
+        })
+    }
+
+    /// Takes a region away: its keys are invalid from now on. When it returns, neither engine nor
+    /// kernel uses the memory.
     pub fn deregister(&mut self, lkey: Lkey) -> Result<(), RemoteError> {
         self.call(|reply| Call::Deregister { lkey, reply })
     }

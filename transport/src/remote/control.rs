@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use flexblk_reactor::SharedMemory;
+use flexblk_reactor::{SharedMemory, Span};
 
 use super::RemoteError;
 use super::client::Connected;
 use crate::cm::{ConnId, DisconnectReason, Params, PrivateData, RejectReason, ServiceId};
+use crate::counters::Counters;
 use crate::pipe::{EventFd, Ring};
+use crate::port::PortCounters;
 use crate::verbs::{Access, AckRequest, Lkey, MAX_SGE, Mr, Qpn, WcStatus};
 
 /// Size of a queue pair of a client.
@@ -93,6 +95,17 @@ pub enum ClientEvent {
     },
 }
 
+/// What an engine thread has counted, for all of its clients together.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EngineCounters {
+    /// Events of the engine.
+    pub engine: Counters,
+    /// Events of its port.
+    pub port: PortCounters,
+    /// System calls of its reactor.
+    pub enters: u64,
+}
+
 /// A client in its engine thread's table: slot and generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TenantId {
@@ -154,9 +167,17 @@ pub(super) enum Call {
         access: Access,
         reply: Reply<Mr>,
     },
+    RegisterSpan {
+        memory: Span,
+        access: Access,
+        reply: Reply<Mr>,
+    },
     Deregister {
         lkey: Lkey,
         reply: Reply<()>,
+    },
+    Counters {
+        reply: Reply<EngineCounters>,
     },
     CreateQp {
         config: QueuePairConfig,

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use flexblk_reactor::{Completion, Config, Reactor, Wait, affinity, mailbox};
 
 use super::client::Connected;
-use super::control::{Call, ClientEvent, Control, Incoming, NewTenant, TenantId};
+use super::control::{
+    Call, ClientEvent, Control, EngineCounters, Incoming, NewTenant, Reply, TenantId,
+};
 use super::tenant::{Tenant, answer};
 use super::{RemoteError, ThreadConfig};
 use crate::cm::{RejectReason, ServiceId};
@@ -19,6 +21,8 @@ use crate::verbs::Qpn;
 
 const PORT: u8 = 1;
 const MAILBOX: usize = 1024;
+/// How long the kernel may hold a train while a client waits for its memory.
+const SENDING_TIME: Duration = Duration::from_millis(50);
 
 type Started = SyncSender<Result<(mailbox::Sender<Control>, SocketAddr), RemoteError>>;
 
@@ -53,6 +57,10 @@ struct EngineLoop {
     services: BTreeMap<ServiceId, (TenantId, SyncSender<Incoming>)>,
     poll_budget: Duration,
     completions: Vec<Completion>,
+    /// Clients that wait until nothing of a region that they took away is with the kernel any more.
+    farewells: Vec<Reply<()>>,
+    /// When the kernel is asked to give back what it could not send, because somebody waits for it.
+    cancel_at: Option<Instant>,
     stopping: bool,
 }
 
@@ -89,6 +97,8 @@ impl EngineLoop {
             services: BTreeMap::new(),
             poll_budget: config.poll_budget,
             completions: Vec::new(),
+            farewells: Vec::new(),
+            cancel_at: None,
             stopping: false,
         };
         Ok((thread, control))
@@ -110,7 +120,7 @@ impl EngineLoop {
                 self.endpoint.handle_timeout(now, &mut no_delivery);
             }
             active |= self.pipes(now);
-            self.endpoint.flush(&mut self.reactor, now);
+            active |= self.send(now);
             if active {
                 last_active = now;
             }
@@ -122,6 +132,28 @@ impl EngineLoop {
             }
         }
         Ok(())
+    }
+
+    /// Sends, unless somebody waits until nothing is being sent. True while somebody does.
+    fn send(&mut self, now: Instant) -> bool {
+        if self.farewells.is_empty() {
+            self.endpoint.flush(&mut self.reactor, now);
+            return false;
+        }
+        if self.endpoint.trains_in_flight() == 0 {
+            self.cancel_at = None;
+            for reply in self.farewells.drain(..) {
+                answer(&reply, Ok(()));
+            }
+            self.endpoint.flush(&mut self.reactor, now);
+            return true;
+        }
+        let cancel_at = *self.cancel_at.get_or_insert(now + SENDING_TIME);
+        if now >= cancel_at {
+            self.cancel_at = Some(now + SENDING_TIME);
+            self.endpoint.cancel_trains(&mut self.reactor);
+        }
+        true
     }
 
     /// How to wait: asleep if nobody has anything more for us.
@@ -222,9 +254,14 @@ impl EngineLoop {
                     self.connected(user, qpn, result, ClientEvent::Established { qpn });
                 }
                 ConnEvent::Rejected {
-                    qpn, user, reason, ..
+                    qpn,
+                    user,
+                    reason,
+                    private,
+                    ..
                 } => {
-                    let result = Err(RemoteError::Rejected(reason));
+                    let private = Box::new(private);
+                    let result = Err(RemoteError::Rejected { reason, private });
                     self.connected(user, qpn, result, ClientEvent::Failed { qpn });
                 }
                 ConnEvent::Unreachable { qpn, user, .. } => {
@@ -340,7 +377,24 @@ impl EngineLoop {
                 let mr = tenant.register(engine, memory, offset_bytes, len_bytes, access);
                 answer(&reply, mr);
             }
-            Call::Deregister { lkey, reply } => answer(&reply, tenant.deregister(engine, lkey)),
+            Call::RegisterSpan {
+                memory,
+                access,
+                reply,
+            } => answer(&reply, tenant.register_span(engine, memory, access)),
+            Call::Deregister { lkey, reply } => match tenant.deregister(engine, lkey) {
+                // What was built before may still be read by the kernel.
+                Ok(()) => self.farewells.push(reply),
+                Err(error) => answer(&reply, Err(error)),
+            },
+            Call::Counters { reply } => {
+                let counters = EngineCounters {
+                    engine: *self.endpoint.counters(),
+                    port: self.endpoint.port_counters(),
+                    enters: self.reactor.stats().enters,
+                };
+                answer(&reply, Ok(counters));
+            }
             Call::CreateQp { config, reply } => answer(&reply, tenant.create_qp(engine, &config)),
             Call::DestroyQp { qpn, reply } => answer(&reply, tenant.destroy_qp(engine, now, qpn)),
             Call::Listen {

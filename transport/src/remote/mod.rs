@@ -24,9 +24,9 @@ use flexblk_reactor::mailbox;
 
 pub use client::{Client, Connected, Listener, PostFailure};
 pub use codec::INLINE_MAX_BYTES;
-pub use control::{ClientEvent, Incoming, QueuePairConfig};
+pub use control::{ClientEvent, EngineCounters, Incoming, QueuePairConfig};
 
-use crate::cm::RejectReason;
+use crate::cm::{PrivateData, RejectReason};
 use crate::endpoint::{EndpointConfig, EndpointError};
 use crate::engine::ConnectError;
 use crate::verbs::VerbsError;
@@ -93,8 +93,13 @@ pub enum RemoteError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The peer refused the connection.
-    #[error("the peer refused the connection: {0:?}")]
-    Rejected(RejectReason),
+    #[error("the peer refused the connection: {reason:?}")]
+    Rejected {
+        /// Why, in the connection manager's words.
+        reason: RejectReason,
+        /// What else the peer said.
+        private: Box<PrivateData>,
+    },
     /// The peer did not answer.
     #[error("the peer does not answer")]
     Unreachable,

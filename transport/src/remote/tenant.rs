@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
-use flexblk_reactor::SharedMemory;
+use flexblk_reactor::{SharedMemory, Span};
 
 use super::RemoteError;
 use super::client::Connected;
@@ -55,8 +55,8 @@ struct TenantQp {
 }
 
 struct Region {
-    memory: Arc<SharedMemory>,
-    offset_bytes: u64,
+    /// Where short messages can be copied out of; `None`: memory of the client that is not shared.
+    shared: Option<(Arc<SharedMemory>, u64)>,
     mr: Mr,
 }
 
@@ -167,14 +167,21 @@ impl Tenant {
         access: Access,
     ) -> Result<Mr, RemoteError> {
         let mr = engine.register_memory(self.pd, &memory, offset_bytes, len_bytes, access)?;
-        self.regions.insert(
-            mr.lkey.to_bits(),
-            Region {
-                memory,
-                offset_bytes,
-                mr,
-            },
-        );
+        let shared = Some((memory, offset_bytes));
+        self.regions
+            .insert(mr.lkey.to_bits(), Region { shared, mr });
+        Ok(mr)
+    }
+
+    pub(super) fn register_span(
+        &mut self,
+        engine: &mut Engine,
+        memory: Span,
+        access: Access,
+    ) -> Result<Mr, RemoteError> {
+        let mr = engine.register(self.pd, memory, access)?;
+        self.regions
+            .insert(mr.lkey.to_bits(), Region { shared: None, mr });
         Ok(mr)
     }
 
@@ -415,15 +422,17 @@ impl Tenant {
         let Some(region) = self.regions.get(&sge.lkey.to_bits()) else {
             return;
         };
+        let Some((memory, offset_bytes)) = &region.shared else {
+            return;
+        };
         let offset = sge.addr.wrapping_sub(region.mr.addr);
         let in_region = offset
             .checked_add(len as u64)
             .is_some_and(|end| end <= region.mr.len);
-        let Some(span) = region
-            .offset_bytes
+        let Some(span) = offset_bytes
             .checked_add(offset)
             .filter(|_| in_region)
-            .and_then(|at| region.memory.span(at, completion.byte_len))
+            .and_then(|at| memory.span(at, completion.byte_len))
         else {
             return;
         };

@@ -387,10 +387,37 @@ fn nobody_listens() {
     assert!(
         matches!(
             refused,
-            Err(RemoteError::Rejected(RejectReason::InvalidServiceId))
+            Err(RemoteError::Rejected {
+                reason: RejectReason::InvalidServiceId,
+                ..
+            })
         ),
         "{refused:?}"
     );
+}
+
+/// What a peer says when it refuses arrives whole: NVMe's reason is in the private data.
+#[test]
+fn a_refusal_brings_its_private_data() {
+    let (left, right) = (engine_thread("left"), engine_thread("right"));
+    let mut a = Party::new(&left, 16, &QueuePairConfig::default());
+    let mut b = Party::new(&right, 16, &QueuePairConfig::default());
+    let listener = b.client.listen(SERVICE).unwrap();
+    let to = right.local_addr();
+    let refused = std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| a.client.connect(a.qpn, to, SERVICE, &[], DEADLINE));
+        let incoming = listener.incoming(DEADLINE).unwrap().unwrap();
+        b.client
+            .reject(&incoming, RejectReason::Consumer, b"too many queues")
+            .unwrap();
+        connecting.join().unwrap()
+    });
+    let Err(RemoteError::Rejected { reason, private }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(reason, RejectReason::Consumer);
+    assert!(private.as_slice().starts_with(b"too many queues"));
+    assert!(a.client.counters().unwrap().engine.mads_tx > 0);
 }
 
 #[test]

@@ -29,6 +29,12 @@ impl Args {
         Duration::from_secs_f64(self.seconds)
     }
 
+    /// Core of the client's engine thread.
+    pub(crate) fn engine_core(&self) -> usize {
+        let (_, client) = self.server_and_client();
+        self.cores.cores().get(2).copied().unwrap_or(client)
+    }
+
     /// Cores of server and client.
     pub(crate) fn server_and_client(&self) -> (usize, usize) {
         let cores = self.cores.cores();
@@ -103,6 +109,9 @@ pub(crate) struct VerbsArgs {
     /// Bytes of an operation
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
     pub(crate) size: u32,
+    /// Where the client's engine runs
+    #[arg(long, value_enum, default_value_t = Mode::Inline)]
+    pub(crate) mode: Mode,
     /// Operations outstanding on each connection
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub(crate) depth: u32,
@@ -145,6 +154,15 @@ pub(crate) struct VerbsArgs {
     /// Faults done to packets that both sides receive, as in `loss=0.01,reorder=0.01`
     #[arg(long)]
     pub(crate) fault: Option<flexins::middleware::FaultConfig>,
+}
+
+/// Where an engine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// In the thread that posts
+    Inline,
+    /// On a thread of its own, on the same core unless --cores has a third one
+    Thread,
 }
 
 /// How payload gets into datagrams.

@@ -6,6 +6,7 @@
 
 mod args;
 mod cpu;
+mod engine_thread;
 mod port_stream;
 mod report;
 mod socket;

@@ -20,15 +20,16 @@ use flexins::verbs::{
 };
 use hdrhistogram::Histogram;
 
-use crate::args::{Args, VerbsArgs};
+use crate::args::{Args, Mode, VerbsArgs};
 use crate::cpu::{Meter, pin, spawn};
+use crate::engine_thread;
 use crate::report::Report;
 
 const PORT: u8 = 1;
-const SERVICE_PORT: u16 = 4420;
-const CONNECT_TIME: Duration = Duration::from_secs(5);
+pub(crate) const SERVICE_PORT: u16 = 4420;
+pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Time before measuring, as a share of the whole.
-const WARM_UP: f64 = 0.1;
+pub(crate) const WARM_UP: f64 = 0.1;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,17 @@ pub(crate) enum Operation {
     Write,
     Read,
     Send,
+}
+
+impl Operation {
+    /// The request for a place of the peer's memory.
+    pub(crate) const fn at(self, remote: u64, rkey: Rkey) -> SendOp {
+        match self {
+            Self::Write => SendOp::Write { remote, rkey },
+            Self::Read => SendOp::Read { remote, rkey },
+            Self::Send => SendOp::Send,
+        }
+    }
 }
 
 pub(crate) fn run(
@@ -62,7 +74,12 @@ pub(crate) fn run(
             let result = address_rx
                 .recv()
                 .context("the server did not start")
-                .and_then(|to| measure(client_core, args, options, operation, to, stop));
+                .and_then(|to| match options.mode {
+                    Mode::Inline => measure(client_core, args, options, operation, to, stop),
+                    Mode::Thread => {
+                        engine_thread::measure(client_core, args, options, operation, to, stop)
+                    }
+                });
             stop.store(true, Ordering::Relaxed);
             result
         });
@@ -155,20 +172,20 @@ fn report(options: &VerbsArgs, operation: Operation, server: &Side, client: &Mea
 }
 
 /// One thread after the test.
-struct Side {
-    engine: Counters,
-    port: PortCounters,
-    enters: u64,
-    cpu: f64,
-    memory: Arc<SharedMemory>,
+pub(crate) struct Side {
+    pub(crate) engine: Counters,
+    pub(crate) port: PortCounters,
+    pub(crate) enters: u64,
+    pub(crate) cpu: f64,
+    pub(crate) memory: Arc<SharedMemory>,
 }
 
-struct Measured {
-    side: Side,
-    operations: u64,
-    operations_in_all: u64,
-    seconds: f64,
-    latency: Histogram<u64>,
+pub(crate) struct Measured {
+    pub(crate) side: Side,
+    pub(crate) operations: u64,
+    pub(crate) operations_in_all: u64,
+    pub(crate) seconds: f64,
+    pub(crate) latency: Histogram<u64>,
 }
 
 /// A thread's reactor, endpoint and memory.
@@ -190,35 +207,13 @@ impl Node {
             poll_budget,
             ..Config::default()
         })?;
-        let engine = EngineConfig {
-            tx: options.tx.into(),
-            digest: options.digest.into(),
-            mtu: options.mtu / 64 * 64,
-            ..EngineConfig::default()
-        };
-        let config = EndpointConfig {
-            engine,
-            rx: options.rx.mode(options.ring_mib),
-            in_cache_buffers: options.rx_buffers,
-            gso: !options.no_gso,
-            trains: options.trains,
-            socket_buffer_bytes: options.socket_buffer_kib.saturating_mul(1024),
-            fault: options.fault,
-            ..EndpointConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)))
-        };
+        let config = endpoint_config(options);
         let mut endpoint = Endpoint::bind(&mut reactor, PORT, config)?;
-        let bytes = blocks(options) * u64::from(options.size);
-        let memory = SharedMemory::create("flexins-perf", bytes, HugePages::Try)?;
-        memory.populate()?;
-        if fill {
-            for block in 0..blocks(options) {
-                pattern(&memory, options, block)?;
-            }
-        }
+        let memory = working_set(options, fill)?;
         let engine = endpoint.engine();
         let pd = engine.alloc_pd();
         let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
-        let mr = engine.register_memory(pd, &memory, 0, bytes, access)?;
+        let mr = engine.register_memory(pd, &memory, 0, memory.len(), access)?;
         let wrs = (options.depth + receive_credits(options)) * options.connections;
         let cq = engine.create_cq(wrs)?;
         Ok(Self {
@@ -287,14 +282,46 @@ impl Node {
     }
 }
 
+pub(crate) fn endpoint_config(options: &VerbsArgs) -> EndpointConfig {
+    let engine = EngineConfig {
+        tx: options.tx.into(),
+        digest: options.digest.into(),
+        mtu: options.mtu / 64 * 64,
+        ..EngineConfig::default()
+    };
+    EndpointConfig {
+        engine,
+        rx: options.rx.mode(options.ring_mib),
+        in_cache_buffers: options.rx_buffers,
+        gso: !options.no_gso,
+        trains: options.trains,
+        socket_buffer_bytes: options.socket_buffer_kib.saturating_mul(1024),
+        fault: options.fault,
+        ..EndpointConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+}
+
+/// The memory of a side, with the pattern in every block if it is where the data comes from.
+pub(crate) fn working_set(options: &VerbsArgs, fill: bool) -> anyhow::Result<Arc<SharedMemory>> {
+    let bytes = blocks(options) * u64::from(options.size);
+    let memory = SharedMemory::create("flexins-perf", bytes, HugePages::Try)?;
+    memory.populate()?;
+    if fill {
+        for block in 0..blocks(options) {
+            pattern(&memory, options, block)?;
+        }
+    }
+    Ok(memory)
+}
+
 /// Credits of a queue pair: enough for everything that can be outstanding, with some slack because
 /// a message counts as outstanding until its acknowledgement has come.
-fn receive_credits(options: &VerbsArgs) -> u32 {
+pub(crate) fn receive_credits(options: &VerbsArgs) -> u32 {
     (2 * options.depth).max(64)
 }
 
 /// Blocks of the working set.
-fn blocks(options: &VerbsArgs) -> u64 {
+pub(crate) fn blocks(options: &VerbsArgs) -> u64 {
     ((u64::from(options.working_set_kib) << 10) / u64::from(options.size)).max(1)
 }
 
@@ -485,12 +512,7 @@ fn post(
     offset: u64,
     &(address, rkey): &(u64, Rkey),
 ) -> anyhow::Result<()> {
-    let remote = address.wrapping_add(offset);
-    let op = match operation {
-        Operation::Write => SendOp::Write { remote, rkey },
-        Operation::Read => SendOp::Read { remote, rkey },
-        Operation::Send => SendOp::Send,
-    };
+    let op = operation.at(address.wrapping_add(offset), rkey);
     let sges = [mr.sge(offset, options.size)];
     let wr = SendWr {
         wr_id,
@@ -509,7 +531,7 @@ fn key_to_private(mr: &Mr) -> [u8; 12] {
     private
 }
 
-fn private_to_key(private: &[u8]) -> Option<(u64, Rkey)> {
+pub(crate) fn private_to_key(private: &[u8]) -> Option<(u64, Rkey)> {
     let address = u64::from_be_bytes(*private.first_chunk()?);
     let rkey = u32::from_be_bytes(*private.get(8..)?.first_chunk()?);
     Some((address, Rkey(rkey)))
