@@ -104,6 +104,8 @@ impl AsyncEvent {
     pub const NAMESPACE_CHANGED: Self = Self::Notice(Notice::NamespaceAttributeChanged);
     /// Asymmetric Namespace Access Change.
     pub const ANA_CHANGED: Self = Self::Notice(Notice::AnaChange);
+    /// Reservation Log Page Available.
+    pub const RESERVATION_LOG: Self = Self::IoCommandSet(IoCommandSetEvent::ReservationLog);
     /// Discovery Log Page Change.
     pub const DISCOVERY_CHANGED: Self = Self::Notice(Notice::DiscoveryLogChange);
 
@@ -200,6 +202,7 @@ mod tests {
             AsyncEvent::NAMESPACE_CHANGED.result().to_dword(),
             0x0004_0002
         );
+        assert_eq!(AsyncEvent::RESERVATION_LOG.result().to_dword(), 0x0080_0006);
         assert_eq!(AsyncEvent::ANA_CHANGED.result().to_dword(), 0x000C_0302);
         assert_eq!(
             AsyncEvent::DISCOVERY_CHANGED.result().to_dword(),

@@ -336,6 +336,8 @@ mod tests {
             serial: "1".into(),
             model: "m".into(),
             hosts: AllowedHosts::Only(vec![nqn("host"), nqn("second")]),
+            ana_groups: Vec::new(),
+            ana_changes: 0,
             namespaces: Vec::new(),
             counters: [].into(),
         };

@@ -5,14 +5,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use flexblk_blockdev::{BdevConfig, BlockDevice};
+use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nqn, Nsid};
 use sha2::{Digest as _, Sha256};
 
 use crate::bdevs::Bdev;
-use crate::config::{self, AllowedHosts, MAX_BDEVS, MAX_NSID, MAX_SUBSYSTEMS};
+use crate::config::{self, AllowedHosts, MAX_ANA_GROUPS, MAX_BDEVS, MAX_NSID, MAX_SUBSYSTEMS};
 use crate::counters::IoCounters;
 use crate::error::NamespaceError;
-use crate::snapshot::{Namespace, Snapshot, Subsystem};
+use crate::ptpl::State;
+use crate::snapshot::{AnaGroup, Namespace, Snapshot, Subsystem};
 
 /// Model number when none is configured.
 const MODEL: &str = "flexblk";
@@ -24,6 +26,8 @@ pub(crate) struct Draft {
     pub(crate) bdevs: Vec<Bdev>,
     pub(crate) threads: usize,
     pub(crate) next_device: u64,
+    /// What survived from before the start.
+    pub(crate) state: Arc<State>,
 }
 
 impl Draft {
@@ -49,6 +53,8 @@ impl Draft {
             serial: serial.unwrap_or_else(|| serial_of(nqn)).into(),
             model: subsystem.model.as_deref().unwrap_or(MODEL).into(),
             hosts: subsystem.hosts.clone(),
+            ana_groups: ana_groups(&subsystem.ana_groups),
+            ana_changes: 0,
             namespaces: Vec::new(),
             counters: (0..self.threads).map(|_| IoCounters::default()).collect(),
         });
@@ -109,12 +115,17 @@ impl Draft {
         }
         let bdev = self.bdev_for(&namespace.bdev)?;
         let info = bdev.device.info();
+        let uuid = namespace.uuid.unwrap_or(info.uuid);
         let new = Namespace {
             nsid,
             device_id: bdev.id,
             media: Arc::clone(&bdev.media),
             device: Arc::clone(&bdev.device),
-            uuid: namespace.uuid.unwrap_or(info.uuid),
+            hosts: namespace.hosts.clone(),
+            anagrpid: namespace.anagrpid,
+            reservations: Arc::new(self.state.reservations(nqn, nsid, uuid).unwrap_or_default()),
+            protection: self.state.protection(nqn, nsid, uuid),
+            uuid,
             info,
         };
         self.edit(nqn, |subsystem| {
@@ -122,6 +133,60 @@ impl Draft {
             Ok(())
         })?;
         Ok(nsid)
+    }
+
+    /// Changes which hosts see a namespace.
+    pub(crate) fn set_namespace_hosts(
+        &mut self,
+        nqn: &Nqn,
+        nsid: Nsid,
+        hosts: AllowedHosts,
+    ) -> Result<(), NamespaceError> {
+        self.edit(nqn, |subsystem| {
+            let mut changed = Namespace::clone(active(subsystem, nsid)?);
+            changed.hosts = hosts;
+            set(subsystem, nsid, Some(Arc::new(changed)));
+            Ok(())
+        })
+    }
+
+    /// Changes the state of an ANA group, through one port or all.
+    pub(crate) fn set_ana_state(
+        &mut self,
+        nqn: &Nqn,
+        group: u32,
+        port: Option<u16>,
+        state: AnaState,
+    ) -> Result<(), NamespaceError> {
+        if !(1..=MAX_ANA_GROUPS).contains(&group) {
+            return Err(NamespaceError::AnaGroup(group));
+        }
+        self.edit(nqn, |subsystem| {
+            subsystem.ana_changes += 1;
+            let changes = subsystem.ana_changes;
+            let groups = &mut subsystem.ana_groups;
+            let at = match groups.binary_search_by_key(&group, |other| other.id) {
+                Ok(at) => at,
+                Err(at) => {
+                    groups.insert(at, ana_group(group, AnaState::Optimized));
+                    at
+                }
+            };
+            if let Some(group) = groups.get_mut(at) {
+                group.changes = changes;
+                match port {
+                    None => {
+                        group.state = state;
+                        group.ports.clear();
+                    }
+                    Some(port) => {
+                        group.ports.retain(|(other, _)| *other != port);
+                        group.ports.push((port, state));
+                    }
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Removes a namespace, and closes its device if it came with it.
@@ -266,6 +331,22 @@ impl Draft {
         }
         Ok(())
     }
+}
+
+fn ana_group(id: u32, state: AnaState) -> AnaGroup {
+    AnaGroup {
+        id,
+        state,
+        ports: Vec::new(),
+        changes: 0,
+    }
+}
+
+fn ana_groups(configured: &[(u32, AnaState)]) -> Vec<AnaGroup> {
+    let groups = configured.iter();
+    let mut groups: Vec<AnaGroup> = groups.map(|(id, state)| ana_group(*id, *state)).collect();
+    groups.sort_by_key(|group| group.id);
+    groups
 }
 
 pub(crate) fn find<'a>(

@@ -21,6 +21,9 @@ pub enum StartError {
         /// Why.
         source: flexblk_blockdev::Error,
     },
+    /// What survived from before cannot be read.
+    #[error("{0}")]
+    State(#[from] crate::ptpl::StateError),
     /// A namespace cannot get its identifier.
     #[error("{0}")]
     Namespace(#[from] NamespaceError),
@@ -85,6 +88,9 @@ pub enum StartError {
 /// Why a namespace cannot be added, removed or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
+    /// No such ANA group can be.
+    #[error("ANA group {0}: groups are numbered from 1 to {max}", max = crate::config::MAX_ANA_GROUPS)]
+    AnaGroup(u32),
     /// No such subsystem.
     #[error("no subsystem is named {0}")]
     NoSubsystem(String),

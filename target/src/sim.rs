@@ -10,6 +10,7 @@ use flexblk_reactor::{Completion, Reactor, Wait};
 use flexins::engine::{Delivery, Engine, EngineConfig};
 
 use crate::config::{Config, Listener};
+use crate::control::Control;
 use crate::error::StartError;
 use crate::target::Target;
 use crate::thread::{BDEV_OWNER, Core, run};
@@ -20,6 +21,7 @@ pub struct SimTarget {
     /// Devices work on it; with RAM devices it has nothing to wait for.
     reactor: Reactor,
     completions: Vec<Completion>,
+    control: Option<Control>,
     _target: Target,
 }
 
@@ -54,6 +56,7 @@ impl SimTarget {
             core,
             reactor,
             completions: Vec::new(),
+            control: target.control(),
             _target: target,
         })
     }
@@ -80,8 +83,13 @@ impl SimTarget {
             }
             self.core.handle_timeout(now);
             self.core.poll(engine, &mut self.reactor);
-            if !self.core.has_work() {
+            let mail = self.control.as_mut().map(Control::step);
+            let mail = mail.unwrap_or_default();
+            if mail.is_empty() && !self.core.has_work() {
                 return Ok(());
+            }
+            for mail in mail {
+                self.core.mail(mail, engine, &mut self.reactor);
             }
         }
     }

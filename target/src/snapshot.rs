@@ -5,12 +5,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use flexblk_blockdev::{BlockDevice, Caps, Info};
-use flexblk_nvme::{Nqn, Nsid};
+use flexblk_nvme::features::WriteProtect;
+use flexblk_nvme::log::ana::AnaState;
+use flexblk_nvme::{Nqn, Nsid, Status, StatusCode};
 use uuid::Uuid;
 
 use crate::config::AllowedHosts;
 use crate::counters::IoCounters;
 use crate::media::Media;
+use crate::reservation::Reservations;
 
 /// Everything that is exported at one moment.
 #[derive(Clone, Debug, Default)]
@@ -38,8 +41,76 @@ pub struct Subsystem {
     pub hosts: AllowedHosts,
     /// Namespaces, by NSID - 1; the vector ends with the highest one ever used.
     pub namespaces: Vec<Option<Arc<Namespace>>>,
+    /// ANA groups, ascending; one that is not listed is optimized.
+    pub ana_groups: Vec<AnaGroup>,
+    /// Counts changes of the ANA log page.
+    pub ana_changes: u64,
     /// I/O counters, by thread.
     pub counters: Arc<[IoCounters]>,
+}
+
+/// A group of namespaces whose ANA state changes together (Base 8.1.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnaGroup {
+    /// Its identifier, from 1 on.
+    pub id: u32,
+    /// Its state through every port that has none of its own.
+    pub state: AnaState,
+    /// States of single ports, by port identifier.
+    pub ports: Vec<(u16, AnaState)>,
+    /// Value of [`Subsystem::ana_changes`] at its last change.
+    pub changes: u64,
+}
+
+/// Write protection (Base 8.1.15).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protection {
+    /// No Write Protect.
+    #[default]
+    None,
+    /// Write Protect, until it is taken back.
+    Protect,
+    /// Write Protect Until Power Cycle: until the target is started again.
+    UntilPowerCycle,
+    /// Permanent Write Protect.
+    Permanent,
+}
+
+impl Protection {
+    /// The state with that value of the feature.
+    #[must_use]
+    pub const fn from_raw(raw: u8) -> Option<Self> {
+        Some(match raw {
+            WriteProtect::NONE => Self::None,
+            WriteProtect::PROTECT => Self::Protect,
+            WriteProtect::UNTIL_POWER_CYCLE => Self::UntilPowerCycle,
+            WriteProtect::PERMANENT => Self::Permanent,
+            _ => return None,
+        })
+    }
+
+    /// Its value.
+    #[must_use]
+    pub const fn raw(self) -> u8 {
+        match self {
+            Self::None => WriteProtect::NONE,
+            Self::Protect => WriteProtect::PROTECT,
+            Self::UntilPowerCycle => WriteProtect::UNTIL_POWER_CYCLE,
+            Self::Permanent => WriteProtect::PERMANENT,
+        }
+    }
+
+    /// Goes over to `next`. From the last two states there is no way (Feature Not Changeable), and a
+    /// state for ever needs a place to be saved.
+    pub fn to(self, next: Self, can_persist: bool) -> Result<Self, Status> {
+        match (self, next) {
+            (Self::UntilPowerCycle | Self::Permanent, _) => {
+                Err(StatusCode::FeatureNotChangeable.dnr())
+            }
+            (_, Self::Permanent) if !can_persist => Err(StatusCode::InvalidField.dnr()),
+            _ => Ok(next),
+        }
+    }
 }
 
 /// A namespace.
@@ -57,6 +128,14 @@ pub struct Namespace {
     pub media: Arc<Media>,
     /// Its UUID.
     pub uuid: Uuid,
+    /// Hosts that see it.
+    pub hosts: AllowedHosts,
+    /// Its ANA group.
+    pub anagrpid: u32,
+    /// Who has reserved it.
+    pub reservations: Arc<Reservations>,
+    /// Is it protected?
+    pub protection: Protection,
 }
 
 impl fmt::Debug for Namespace {
@@ -66,6 +145,10 @@ impl fmt::Debug for Namespace {
             .field("device_id", &self.device_id)
             .field("info", &self.info)
             .field("uuid", &self.uuid)
+            .field("hosts", &self.hosts)
+            .field("anagrpid", &self.anagrpid)
+            .field("reservations", &self.reservations)
+            .field("protection", &self.protection)
             .finish_non_exhaustive()
     }
 }
@@ -85,6 +168,23 @@ impl Snapshot {
             .flatten()
             .find(|subsystem| subsystem.nqn == *nqn)
     }
+
+    /// Puts another value in the place of a namespace that is there.
+    pub(crate) fn set_namespace(&mut self, slot: usize, namespace: Namespace) {
+        let Some(Some(place)) = self.subsystems.get_mut(slot) else {
+            return;
+        };
+        let mut changed = Subsystem::clone(place);
+        let index = namespace
+            .nsid
+            .get()
+            .checked_sub(1)
+            .map(|index| index as usize);
+        if let Some(entry) = index.and_then(|index| changed.namespaces.get_mut(index)) {
+            *entry = Some(Arc::new(namespace));
+        }
+        *place = Arc::new(changed);
+    }
 }
 
 impl Subsystem {
@@ -100,6 +200,26 @@ impl Subsystem {
         self.namespaces.iter().flatten()
     }
 
+    /// The namespace of that identifier, if it is active and the host sees it.
+    #[must_use]
+    pub fn visible(&self, nsid: Nsid, host: &Nqn) -> Option<&Arc<Namespace>> {
+        self.namespace(nsid)
+            .filter(|namespace| namespace.hosts.allows(host))
+    }
+
+    /// The active namespaces that the host sees, in ascending order.
+    pub fn visible_to<'a>(&'a self, host: &'a Nqn) -> impl Iterator<Item = &'a Arc<Namespace>> {
+        self.active()
+            .filter(|namespace| namespace.hosts.allows(host))
+    }
+
+    /// The state of an ANA group through a port.
+    #[must_use]
+    pub fn ana_state(&self, group: u32, port: u16) -> AnaState {
+        let group = self.ana_groups.iter().find(|other| other.id == group);
+        group.map_or(AnaState::Optimized, |group| group.state_of(port))
+    }
+
     /// Does any namespace have a volatile write cache?
     #[must_use]
     pub fn has_write_cache(&self) -> bool {
@@ -108,11 +228,30 @@ impl Subsystem {
     }
 }
 
+impl AnaGroup {
+    /// Its state through a port.
+    #[must_use]
+    pub fn state_of(&self, port: u16) -> AnaState {
+        let own = self.ports.iter().find(|(other, _)| *other == port);
+        own.map_or(self.state, |(_, state)| *state)
+    }
+}
+
 impl Namespace {
     /// Can nothing be changed?
     #[must_use]
     pub fn read_only(&self) -> bool {
-        self.info.caps.contains(Caps::READ_ONLY)
+        self.info.caps.contains(Caps::READ_ONLY) || self.protection != Protection::None
+    }
+
+    /// Would Identify say the same of `other`? (Reservations are not part of it.)
+    #[must_use]
+    pub fn looks_like(&self, other: &Self) -> bool {
+        self.device_id == other.device_id
+            && self.info == other.info
+            && self.uuid == other.uuid
+            && self.anagrpid == other.anagrpid
+            && self.protection == other.protection
     }
 
     /// log2 of the block size.

@@ -2,11 +2,13 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use flexblk_blockdev::BdevConfig;
+use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nqn, Nsid};
 use flexblk_reactor::mailbox;
 
@@ -14,11 +16,13 @@ use crate::association::{Association, lock};
 use crate::bdevs::Bdev;
 use crate::budget::Budget;
 use crate::config::{self, AllowedHosts, Config};
+use crate::control::{Control, Desk};
 use crate::controller::Addresses;
 use crate::counters;
 use crate::directory::Directory;
 use crate::draft::{self, Draft};
 use crate::error::{NamespaceError, StartError};
+use crate::ptpl::State;
 use crate::snapshot::Snapshot;
 use crate::stats::{self, QueueReport, TargetStats, ThreadStats};
 use crate::thread::mail::Mail;
@@ -46,8 +50,8 @@ pub struct Target {
     /// NVMe/TCP's listening sockets, until the threads have them.
     listeners: Mutex<Vec<OwnedFd>>,
     bdevs: Mutex<Vec<Bdev>>,
-    /// Held while something is changed; the number that the next device gets.
-    changing: Mutex<u64>,
+    state: Arc<State>,
+    control: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Target {
@@ -63,6 +67,7 @@ impl Target {
     pub fn start(config: Config) -> Result<Self, StartError> {
         let (target, buffer_bytes) = Self::without_threads(config)?;
         target.start_threads(buffer_bytes)?;
+        target.start_control()?;
         Ok(target)
     }
 
@@ -70,6 +75,11 @@ impl Target {
     pub(crate) fn without_threads(config: Config) -> Result<(Self, u64), StartError> {
         let threads = config.cores.len().max(1);
         let buffer_bytes = buffer_bytes(&config, threads)?;
+        let state = match &config.ptpl_file {
+            Some(path) => State::load(path)?,
+            None => State::default(),
+        };
+        let state = Arc::new(state);
         let budget = Budget::new(config.memory_budget_bytes - buffer_bytes * threads as u64);
         let (tcp, listeners) = tcp_listeners(&config, threads)?.unzip();
         let shared = Arc::new(Shared {
@@ -80,6 +90,10 @@ impl Target {
                 tcp,
             },
             threads,
+            changing: Mutex::default(),
+            epochs: (0..threads).map(|_| AtomicU64::new(0)).collect(),
+            desk: Desk::default(),
+            can_persist: config.ptpl_file.is_some(),
             claims: Mutex::default(),
             mail: OnceLock::new(),
         });
@@ -89,7 +103,8 @@ impl Target {
             threads: Mutex::default(),
             listeners: Mutex::new(listeners.unwrap_or_default()),
             bdevs: Mutex::default(),
-            changing: Mutex::default(),
+            state: Arc::clone(&state),
+            control: Mutex::default(),
         };
         target.open_devices()?;
         Ok((target, buffer_bytes))
@@ -120,6 +135,25 @@ impl Target {
             }
             Ok(())
         })
+    }
+
+    /// Starts the thread for changes that hosts ask for.
+    fn start_control(&self) -> Result<(), StartError> {
+        let Some(control) = self.control() else {
+            return Ok(());
+        };
+        let builder = std::thread::Builder::new().name("control".into());
+        let handle = builder
+            .spawn(move || control.run())
+            .map_err(StartError::Thread)?;
+        *lock(&self.control) = Some(handle);
+        Ok(())
+    }
+
+    /// Who carries out what hosts want changed; only the first call gives it.
+    pub(crate) fn control(&self) -> Option<Control> {
+        let (path, state) = (self.config.ptpl_file.clone(), State::clone(&self.state));
+        Control::new(Arc::clone(&self.shared), path, state)
     }
 
     fn start_threads(&self, buffer_bytes: u64) -> Result<(), StartError> {
@@ -252,6 +286,29 @@ impl Target {
         self.change(|draft| draft.add_namespace(nqn, namespace))
     }
 
+    /// Changes which hosts see a namespace, of those that may connect. Hosts that see a difference are
+    /// told.
+    pub fn set_namespace_hosts(
+        &self,
+        nqn: &Nqn,
+        nsid: Nsid,
+        hosts: AllowedHosts,
+    ) -> Result<(), NamespaceError> {
+        self.change(|draft| draft.set_namespace_hosts(nqn, nsid, hosts))
+    }
+
+    /// Changes the state of an ANA group (1 to [`config::MAX_ANA_GROUPS`]), through the port of that
+    /// identifier or through all. Hosts are told; I/O of other groups does not notice.
+    pub fn set_ana_state(
+        &self,
+        nqn: &Nqn,
+        group: u32,
+        port: Option<u16>,
+        state: AnaState,
+    ) -> Result<(), NamespaceError> {
+        self.change(|draft| draft.set_ana_state(nqn, group, port, state))
+    }
+
     /// Removes a namespace. Hosts are told; I/O to it that has begun ends normally. A device that was
     /// opened for it is closed afterwards.
     pub fn remove_namespace(&self, nqn: &Nqn, nsid: Nsid) -> Result<(), NamespaceError> {
@@ -322,7 +379,7 @@ impl Target {
 
     /// Looks at what is exported, as a change would find it.
     pub(crate) fn look<R>(&self, look: impl FnOnce(&Draft) -> R) -> R {
-        let next_device = lock(&self.changing);
+        let next_device = lock(&self.shared.changing);
         look(&self.draft(*next_device))
     }
 
@@ -332,6 +389,7 @@ impl Target {
             bdevs: lock(&self.bdevs).clone(),
             threads: self.shared.threads,
             next_device,
+            state: Arc::clone(&self.state),
         }
     }
 
@@ -342,7 +400,7 @@ impl Target {
         &self,
         change: impl FnOnce(&mut Draft) -> Result<R, E>,
     ) -> Result<R, E> {
-        let mut next_device = lock(&self.changing);
+        let mut next_device = lock(&self.shared.changing);
         let mut draft = self.draft(*next_device);
         let result = change(&mut draft)?;
         *next_device = draft.next_device;
@@ -430,6 +488,12 @@ impl Target {
 
     /// [`Target::shutdown`] for a target that others hold too: to them it then has no threads.
     pub fn stop(&self) -> bool {
+        let control = lock(&self.control).take();
+        if let Some(control) = control {
+            // It waits for data threads: it goes before them.
+            self.shared.desk.close();
+            let _ = control.join();
+        }
         if let Some(mailboxes) = self.shared.mail.get() {
             stop(mailboxes);
         }
@@ -453,7 +517,7 @@ impl Drop for Target {
 }
 
 /// Puts a message into a mailbox. A full one is emptied by its thread within a turn: wait for that.
-fn send(mailbox: &mailbox::Sender<Mail>, message: impl Fn() -> Mail) {
+pub(crate) fn send(mailbox: &mailbox::Sender<Mail>, message: impl Fn() -> Mail) {
     for _ in 0..1000 {
         match mailbox.try_send(message()) {
             Err(mailbox::TrySendError::Full(_)) => std::thread::sleep(Duration::from_millis(1)),

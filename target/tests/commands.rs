@@ -33,14 +33,14 @@ fn slow(read_us: u32, write_us: u32) -> World {
     })
 }
 
-fn abort(host: &mut Host, admin: Queue, cid: Cid) -> u64 {
+fn abort(host: &mut Host, admin: Queue, cid: Cid) -> u32 {
     let abort = Abort {
         sqid: Qid::new(1),
         cid,
     };
     let answer = host.command(admin, |cid| abort.emit(cid, &Sgl::NONE));
     assert!(answer.status().is_success(), "{answer:?}");
-    answer.result()
+    answer.result() as u32
 }
 
 /// Base 5.1.1: "Immediate Abort Not Performed" (bit 0) is 0 for a command that ended by the Abort,
@@ -62,11 +62,8 @@ fn commands_with_the_device_are_aborted_when_that_is_safe() {
     assert_eq!(code(&beyond), StatusCode::LbaOutOfRange);
     std::thread::sleep(Duration::from_millis(50));
 
-    assert_eq!(abort(&mut host, admin, reading), u64::from(Abort::ABORTED));
-    assert_eq!(
-        abort(&mut host, admin, writing),
-        u64::from(Abort::NOT_ABORTED)
-    );
+    assert_eq!(abort(&mut host, admin, reading), Abort::ABORTED);
+    assert_eq!(abort(&mut host, admin, writing), Abort::NOT_ABORTED);
     let answer = host.answer(io, reading);
     assert_eq!(code(&answer), StatusCode::AbortRequested);
     assert!(
@@ -75,7 +72,7 @@ fn commands_with_the_device_are_aborted_when_that_is_safe() {
     );
     assert_eq!(
         abort(&mut host, admin, reading),
-        u64::from(Abort::NOT_ABORTED),
+        Abort::NOT_ABORTED,
         "it is over"
     );
     assert!(host.answer(io, writing).status().is_success());

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flexblk_blockdev::BdevConfig;
+use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nqn, Nsid};
 use flexblk_reactor::affinity::{CoreList, ParseCoreListError};
 use serde::Deserialize;
@@ -13,9 +14,9 @@ use toml::Spanned;
 use uuid::Uuid;
 
 use super::{
-    AllowedHosts, Config, Digest, Limits, Listener, MAX_ALLOWED_HOSTS, MAX_CORES, MAX_NSID,
-    MAX_SUBSYSTEMS, Management, Namespace, RpcSocket, Rx, Subsystem, TcpDigest, TcpListener, Tx,
-    bdev_tables, size,
+    AllowedHosts, Config, Digest, Limits, Listener, MAX_ALLOWED_HOSTS, MAX_ANA_GROUPS, MAX_CORES,
+    MAX_NSID, MAX_SUBSYSTEMS, Management, Namespace, RpcSocket, Rx, Subsystem, TcpDigest,
+    TcpListener, Tx, bdev_tables, size,
 };
 
 /// Largest configuration file that is read.
@@ -65,7 +66,12 @@ impl Config {
             });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        Self::from_toml(&text, path)
+        let mut config = Self::from_toml(&text, path)?;
+        // Beside the configuration, unless it says otherwise.
+        config
+            .ptpl_file
+            .get_or_insert_with(|| path.with_extension("ptpl.json"));
+        Ok(config)
     }
 
     /// Checks the text of a TOML file; `path` is for the messages only.
@@ -107,6 +113,7 @@ struct TargetTable {
     max_io_queues: Option<Spanned<u64>>,
     max_queue_entries: Option<Spanned<u64>>,
     longest_silence_s: Option<Spanned<u64>>,
+    ptpl_file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
@@ -145,6 +152,8 @@ struct SubsystemTable {
     model: Option<Spanned<String>>,
     allow_hosts: Option<Spanned<Vec<Spanned<String>>>>,
     #[serde(default)]
+    ana_group: Vec<AnaGroupTable>,
+    #[serde(default)]
     namespace: Vec<NamespaceTable>,
 }
 
@@ -154,6 +163,38 @@ struct NamespaceTable {
     nsid: Option<Spanned<u64>>,
     bdev: Spanned<String>,
     uuid: Option<Spanned<String>>,
+    allow_hosts: Option<Spanned<Vec<Spanned<String>>>>,
+    anagrpid: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AnaGroupTable {
+    anagrpid: Spanned<u64>,
+    ana_state: AnaStateName,
+}
+
+/// SPDK's words.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum AnaStateName {
+    Optimized,
+    NonOptimized,
+    Inaccessible,
+    PersistentLoss,
+    Change,
+}
+
+impl AnaStateName {
+    fn state(self) -> AnaState {
+        match self {
+            Self::Optimized => AnaState::Optimized,
+            Self::NonOptimized => AnaState::NonOptimized,
+            Self::Inaccessible => AnaState::Inaccessible,
+            Self::PersistentLoss => AnaState::PersistentLoss,
+            Self::Change => AnaState::Change,
+        }
+    }
 }
 
 /// A size: a number of bytes, or a text like `"1G"`.
@@ -235,6 +276,7 @@ impl TargetTable {
             limits.longest_silence = Duration::from_secs(seconds);
         }
         config.limits = limits;
+        config.ptpl_file = self.ptpl_file;
         Ok(())
     }
 }
@@ -293,21 +335,37 @@ impl TcpTable {
     }
 }
 
+fn allowed_hosts(
+    at: &Place<'_>,
+    hosts: Option<Spanned<Vec<Spanned<String>>>>,
+) -> Result<AllowedHosts, ConfigError> {
+    let Some(hosts) = hosts else {
+        return Ok(AllowedHosts::Any);
+    };
+    if hosts.as_ref().len() > MAX_ALLOWED_HOSTS {
+        let what = format!("at most {MAX_ALLOWED_HOSTS} hosts can be listed");
+        return Err(at.value(&hosts.span(), "allow_hosts", what));
+    }
+    let names = hosts.into_inner().into_iter().map(|host| {
+        Nqn::opaque(host.as_ref()).map_err(|e| at.value(&host.span(), "allow_hosts", e))
+    });
+    Ok(AllowedHosts::Only(names.collect::<Result<_, _>>()?))
+}
+
 impl SubsystemTable {
     fn check(self, at: &Place<'_>, bdevs: &[&str]) -> Result<Subsystem, ConfigError> {
         let nqn = parse_nqn(self.nqn.as_ref()).map_err(|e| at.value(&self.nqn.span(), "nqn", e))?;
         let mut subsystem = Subsystem::new(nqn);
         subsystem.serial = at.ascii(self.serial, "serial", 20)?;
         subsystem.model = at.ascii(self.model, "model", 40)?;
-        if let Some(hosts) = self.allow_hosts {
-            if hosts.as_ref().len() > MAX_ALLOWED_HOSTS {
-                let what = format!("at most {MAX_ALLOWED_HOSTS} hosts can be listed");
-                return Err(at.value(&hosts.span(), "allow_hosts", what));
+        subsystem.hosts = allowed_hosts(at, self.allow_hosts)?;
+        for group in self.ana_group {
+            let id = at.number(&group.anagrpid, "anagrpid", 1..=u64::from(MAX_ANA_GROUPS))?;
+            if subsystem.ana_groups.iter().any(|(other, _)| *other == id) {
+                let span = group.anagrpid.span();
+                return Err(at.value(&span, "anagrpid", "the group is listed twice"));
             }
-            let names = hosts.into_inner().into_iter().map(|host| {
-                Nqn::opaque(host.as_ref()).map_err(|e| at.value(&host.span(), "allow_hosts", e))
-            });
-            subsystem.hosts = AllowedHosts::Only(names.collect::<Result<_, _>>()?);
+            subsystem.ana_groups.push((id, group.ana_state.state()));
         }
         for table in self.namespace {
             let span = table.nsid.as_ref().map(Spanned::span);
@@ -342,6 +400,11 @@ impl NamespaceTable {
                 .parse()
                 .map_err(|e| at.value(&uuid.span(), "uuid", e))?;
             namespace.uuid = Some(parsed);
+        }
+        namespace.hosts = allowed_hosts(at, self.allow_hosts)?;
+        if let Some(group) = self.anagrpid {
+            let groups = 1..=u64::from(MAX_ANA_GROUPS);
+            namespace.anagrpid = at.number(&group, "anagrpid", groups)?;
         }
         Ok(namespace)
     }

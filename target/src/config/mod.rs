@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flexblk_blockdev::BdevConfig;
+use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nqn, Nsid};
 use flexins::middleware::FaultConfig;
 use uuid::Uuid;
@@ -27,6 +28,8 @@ pub const DEFAULT_UDP_PORT: u16 = 4791;
 pub const DEFAULT_MEMORY_BUDGET_BYTES: u64 = 256 << 20;
 /// Highest namespace identifier (NN in Identify Controller): tables are indexed by it.
 pub const MAX_NSID: u32 = 1024;
+/// Most ANA groups of a subsystem (Identify's ANAGRPMAX); they are numbered from 1 on.
+pub const MAX_ANA_GROUPS: u32 = 128;
 /// Most subsystems of one target.
 pub const MAX_SUBSYSTEMS: usize = 256;
 /// Most block devices of one target.
@@ -53,6 +56,9 @@ pub struct Config {
     pub limits: Limits,
     /// How the daemon is managed while it runs.
     pub management: Management,
+    /// File for what has to survive a power loss besides data: reservations with Persist Through
+    /// Power Loss (PTPL), write protection. `None` does not offer that to hosts.
+    pub ptpl_file: Option<PathBuf>,
     /// Block devices that namespaces name.
     pub bdevs: Vec<BdevConfig>,
     /// What is exported.
@@ -69,6 +75,7 @@ impl Default for Config {
             poll_budget: Duration::from_micros(100),
             limits: Limits::default(),
             management: Management::default(),
+            ptpl_file: None,
             bdevs: Vec::new(),
             subsystems: Vec::new(),
         }
@@ -245,6 +252,8 @@ pub struct Subsystem {
     pub model: Option<String>,
     /// Who may connect.
     pub hosts: AllowedHosts,
+    /// ANA groups that are not optimized from the start.
+    pub ana_groups: Vec<(u32, AnaState)>,
     /// What it holds.
     pub namespaces: Vec<Namespace>,
 }
@@ -258,6 +267,7 @@ impl Subsystem {
             serial: None,
             model: None,
             hosts: AllowedHosts::Any,
+            ana_groups: Vec::new(),
             namespaces: Vec::new(),
         }
     }
@@ -321,6 +331,10 @@ pub struct Namespace {
     pub bdev: String,
     /// Its UUID; `None` takes the device's own.
     pub uuid: Option<Uuid>,
+    /// Hosts that see it, of those that may connect.
+    pub hosts: AllowedHosts,
+    /// Its ANA group, 1 to [`MAX_ANA_GROUPS`].
+    pub anagrpid: u32,
 }
 
 impl Namespace {
@@ -331,6 +345,8 @@ impl Namespace {
             nsid: None,
             bdev: bdev.into(),
             uuid: None,
+            hosts: AllowedHosts::Any,
+            anagrpid: 1,
         }
     }
 }

@@ -12,25 +12,44 @@ pub const MAX_REQUESTS: usize = 4;
 pub(super) enum Event {
     /// Notice 00h: the namespace list or a namespace's attributes changed; log page 04h.
     NamespaceChanged,
+    /// Notice 03h: the ANA log page changed; log page 0Ch.
+    AnaChanged,
+    /// I/O command specific 00h: the Reservation Notification log page has an entry; log page 80h.
+    ReservationLog,
     /// Notice F0h: the discovery log changed; log page 70h.
     DiscoveryChanged,
 }
 
 impl Event {
-    const ALL: [Self; 2] = [Self::NamespaceChanged, Self::DiscoveryChanged];
+    const ALL: [Self; 4] = [
+        Self::NamespaceChanged,
+        Self::AnaChanged,
+        Self::ReservationLog,
+        Self::DiscoveryChanged,
+    ];
 
-    /// Its bit in the Asynchronous Event Configuration feature (Base 5.1.25.1.5).
+    /// Its bit in the Asynchronous Event Configuration feature (Base 5.1.25.1.5); 0 for an event
+    /// that is turned off elsewhere (Reservation Notification Mask).
     const fn enable_bit(self) -> u32 {
         match self {
             Self::NamespaceChanged => 1 << 8,
+            Self::AnaChanged => 1 << 11,
+            Self::ReservationLog => 0,
             Self::DiscoveryChanged => 1 << 31,
         }
+    }
+
+    const fn is_enabled(self, config: u32) -> bool {
+        let bit = self.enable_bit();
+        bit == 0 || config & bit != 0
     }
 
     const fn bit(self) -> u8 {
         match self {
             Self::NamespaceChanged => 1,
             Self::DiscoveryChanged => 2,
+            Self::AnaChanged => 4,
+            Self::ReservationLog => 8,
         }
     }
 }
@@ -63,7 +82,7 @@ impl AsyncEvents {
     pub(super) fn set_config(&mut self, config: u32) {
         self.config = config;
         for event in Event::ALL {
-            if config & event.enable_bit() == 0 {
+            if !event.is_enabled(config) {
                 self.pending &= !event.bit();
             }
         }
@@ -71,7 +90,7 @@ impl AsyncEvents {
 
     /// Something happened.
     pub(super) fn raise(&mut self, event: Event) {
-        if self.config & event.enable_bit() != 0 {
+        if event.is_enabled(self.config) {
             self.pending |= event.bit();
         }
     }

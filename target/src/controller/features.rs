@@ -1,14 +1,18 @@
 //! Get and Set Features (Base 5.1.11, 5.1.25). Nothing is saveable; values live until a reset.
 
+use std::collections::BTreeMap;
+
 use flexblk_nvme::command::admin::{GetFeatures, Select, SetFeatures};
 use flexblk_nvme::features::{
     Arbitration, AsyncEventConfig, Capabilities, ErrorRecovery, FeatureId, FeatureValue,
-    HostBehavior, HostIdFormat, NumberOfQueues, PowerManagement, TemperatureThreshold,
-    VolatileWriteCache, WriteAtomicity,
+    HostBehavior, HostIdFormat, NumberOfQueues, PowerManagement, ReservationMask,
+    TemperatureThreshold, VolatileWriteCache, WriteAtomicity,
 };
-use flexblk_nvme::{Status, StatusCode, U16};
+use flexblk_nvme::{Nsid, Status, StatusCode, U16};
 
-use super::{Controller, Environment, Kind, Reply, done};
+use super::{Change, Controller, Environment, Kind, Reply, done};
+use crate::reservation::Notice;
+use crate::snapshot::Protection;
 
 /// Values that a host can change and that we only keep for it.
 #[derive(Clone, Copy, Debug)]
@@ -50,12 +54,45 @@ pub(super) const IO_FEATURES: &[FeatureId] = &[
     FeatureId::KeepAlive,
     FeatureId::HostBehavior,
     FeatureId::HostId,
+    FeatureId::ReservationMask,
+    FeatureId::ReservationPersistence,
+    FeatureId::WriteProtect,
 ];
+
+/// Has the feature a value for each namespace?
+pub(super) const fn is_of_namespace(fid: FeatureId) -> bool {
+    matches!(
+        fid,
+        FeatureId::ReservationMask | FeatureId::ReservationPersistence | FeatureId::WriteProtect
+    )
+}
+
+/// Reservation Notification Masks: what the host does not want to know, by namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ReservationMasks {
+    by_nsid: BTreeMap<u32, ReservationMask>,
+}
+
+impl ReservationMasks {
+    pub(super) fn is_masked(&self, nsid: Nsid, notice: Notice) -> bool {
+        let mask = self.get(nsid);
+        match notice {
+            Notice::RegistrationPreempted => mask.registration_preempted(),
+            Notice::ReservationReleased => mask.reservation_released(),
+            Notice::ReservationPreempted => mask.reservation_preempted(),
+        }
+    }
+
+    fn get(&self, nsid: Nsid) -> ReservationMask {
+        self.by_nsid.get(&nsid.get()).copied().unwrap_or_default()
+    }
+}
 
 /// Events that an I/O and a discovery controller can report.
 const IO_EVENTS: AsyncEventConfig = AsyncEventConfig::new()
     .with_critical_warnings(0xFF)
-    .with_namespace_attribute(true);
+    .with_namespace_attribute(true)
+    .with_ana_change(true);
 const DISCOVERY_EVENTS: AsyncEventConfig = AsyncEventConfig::new().with_discovery_log(true);
 
 fn invalid() -> Status {
@@ -129,6 +166,65 @@ impl Controller {
         Ok(0)
     }
 
+    /// Sets a feature of a namespace. What other controllers see too is changed by the control
+    /// thread.
+    pub(super) fn set_namespace_feature(
+        &mut self,
+        set: &SetFeatures,
+        environment: &Environment<'_>,
+    ) -> Result<Reply, Status> {
+        self.check_supported(set.fid)?;
+        if set.save {
+            return Err(StatusCode::FeatureNotSaveable.dnr());
+        }
+        let subsystem = self.subsystem(environment)?;
+        let host = &self.association.hostnqn;
+        let visible = |nsid| subsystem.visible(nsid, host).is_some();
+        let value = set.value().ok_or_else(invalid)?;
+        if let (FeatureValue::ReservationMask(mask), Nsid::BROADCAST) = (value, set.nsid) {
+            let masks = &mut self.reservations.masks.by_nsid;
+            for namespace in subsystem.visible_to(host) {
+                masks.insert(namespace.nsid.get(), mask);
+            }
+            return Ok(done(0));
+        }
+        // Base 5.1.25: an NSID that is not active.
+        if !visible(set.nsid) {
+            return Err(StatusCode::InvalidNamespaceOrFormat.dnr());
+        }
+        match value {
+            FeatureValue::ReservationMask(mask) => {
+                self.reservations.masks.by_nsid.insert(set.nsid.get(), mask);
+                Ok(done(0))
+            }
+            FeatureValue::ReservationPersistence(value) => {
+                Ok(Reply::Order(set.nsid, Change::Persist(value.persist())))
+            }
+            FeatureValue::WriteProtect(value) => {
+                let protection = Protection::from_raw(value.state()).ok_or_else(invalid)?;
+                Ok(Reply::Order(set.nsid, Change::Protect(protection)))
+            }
+            _ => Err(invalid()),
+        }
+    }
+
+    fn namespace_feature(
+        &self,
+        get: &GetFeatures,
+        environment: &Environment<'_>,
+    ) -> Result<u32, Status> {
+        let subsystem = self.subsystem(environment)?;
+        let namespace = subsystem
+            .visible(get.nsid, &self.association.hostnqn)
+            .ok_or_else(|| StatusCode::InvalidNamespaceOrFormat.dnr())?;
+        Ok(match get.fid {
+            FeatureId::ReservationMask => self.reservations.masks.get(get.nsid).into_bits(),
+            FeatureId::ReservationPersistence => u32::from(namespace.reservations.persist),
+            FeatureId::WriteProtect => namespace.protection.raw().into(),
+            _ => return Err(invalid()),
+        })
+    }
+
     fn set_temperature(&mut self, value: TemperatureThreshold) -> Result<(), Status> {
         // There is no sensor: composite or all.
         if !matches!(value.sensor(), 0 | 15) {
@@ -182,6 +278,7 @@ impl Controller {
                 Ok(done(
                     Capabilities::new()
                         .with_changeable(!fixed)
+                        .with_namespace_specific(is_of_namespace(get.fid))
                         .into_bits()
                         .into(),
                 ))
@@ -224,6 +321,7 @@ impl Controller {
                     }
                     return Ok(Reply::Data(self.association.hostid.to_bytes().to_vec()));
                 }
+                fid if is_of_namespace(fid) => self.namespace_feature(get, environment)?,
                 _ => return Err(invalid()),
             }
             .into(),

@@ -4,8 +4,8 @@ use flexblk_blockdev::Caps;
 use flexblk_nvme::command::admin::{Cns, ControllerList, Csi, Identify};
 use flexblk_nvme::identify::descriptors::{self, Descriptor};
 use flexblk_nvme::identify::{
-    self, CommandSetVectors, ControllerType, IndependentNamespace, NamespaceList, Nmic, Nsfeat,
-    NvmController, NvmNamespace, Oaes, Oncs, PowerState, Sgls, Vwc,
+    self, Anacap, CommandSetVectors, ControllerType, IndependentNamespace, NamespaceList, Nmic,
+    Nsfeat, NvmController, NvmNamespace, Oaes, Oncs, PowerState, Sgls, Vwc,
 };
 use flexblk_nvme::log::discovery::TransportType;
 use flexblk_nvme::{Nsid, Status, StatusCode, U16, U32, U64, U128};
@@ -13,7 +13,7 @@ use flexblk_nvme::{Nsid, Status, StatusCode, U16, U32, U64, U128};
 use super::keep_alive::GRANULARITY_100MS;
 use super::{Controller, Environment, Kind, MAX_ABORTS, MAX_EVENT_REQUESTS, properties};
 use crate::association::ERROR_LOG_ENTRIES;
-use crate::config::MAX_NSID;
+use crate::config::{MAX_ANA_GROUPS, MAX_NSID};
 use crate::queue::request::{
     MAX_COPY_BYTES, MAX_COPY_RANGES, MAX_TRANSFER_BYTES, MAX_WRITE_ZEROES_BYTES,
 };
@@ -21,6 +21,9 @@ use crate::snapshot::{Namespace, Subsystem};
 
 /// Firmware revision: the crate's version.
 pub(super) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
+
+/// How long a group may be in the Change state (ANATT), in seconds.
+const ANA_TRANSITION_S: u8 = 10;
 
 /// Sizes in Identify are powers of two in units of the smallest page, 4 KiB.
 const PAGE_SHIFT: u32 = 12;
@@ -46,21 +49,25 @@ impl Controller {
                 .identify_controller(subsystem, environment)
                 .bytes()
                 .to_vec(),
-            Cns::Namespace => match active(subsystem, nsid)? {
-                Some(namespace) => identify_namespace(namespace).bytes().to_vec(),
+            Cns::Namespace => match self.active(subsystem, nsid)? {
+                Some(namespace) => identify_namespace(namespace, environment.can_persist)
+                    .bytes()
+                    .to_vec(),
                 None => zeros(),
             },
-            Cns::ActiveNamespaces => list(subsystem, nsid)?,
-            Cns::CommandSetActiveNamespaces if identify.csi == Csi::Nvm => list(subsystem, nsid)?,
+            Cns::ActiveNamespaces => self.list(subsystem, nsid)?,
+            Cns::CommandSetActiveNamespaces if identify.csi == Csi::Nvm => {
+                self.list(subsystem, nsid)?
+            }
             Cns::NamespaceDescriptors => {
                 // Base 5.1.13.2.3: an inactive namespace is Invalid Namespace or Format.
-                let namespace = active(subsystem, nsid)?;
+                let namespace = self.active(subsystem, nsid)?;
                 let namespace =
                     namespace.ok_or_else(|| StatusCode::InvalidNamespaceOrFormat.dnr())?;
                 descriptors_of(namespace)
             }
             Cns::CommandSetNamespace if identify.csi == Csi::Nvm => {
-                active(subsystem, nsid)?;
+                self.active(subsystem, nsid)?;
                 NvmNamespace::zeroed().bytes().to_vec()
             }
             Cns::CommandSetController if identify.csi == Csi::Nvm => nvm_controller(subsystem),
@@ -68,12 +75,14 @@ impl Controller {
             Cns::CommandSetController if matches!(identify.csi, Csi::KeyValue | Csi::Zoned) => {
                 zeros()
             }
-            Cns::IndependentNamespace => match active(subsystem, nsid)? {
-                Some(namespace) => independent(namespace).bytes().to_vec(),
+            Cns::IndependentNamespace => match self.active(subsystem, nsid)? {
+                Some(namespace) => independent(namespace, environment.can_persist)
+                    .bytes()
+                    .to_vec(),
                 None => zeros(),
             },
             Cns::AttachedControllers => {
-                active(subsystem, nsid)?;
+                self.active(subsystem, nsid)?;
                 self.controllers(identify)
             }
             Cns::Controllers => self.controllers(identify),
@@ -99,6 +108,32 @@ impl Controller {
             }
         }
         list.bytes().to_vec()
+    }
+
+    /// The namespace if it is active and the host sees it, `None` if the identifier is valid and
+    /// inactive (Base 3.2.1.2, 5.1.13.2: then the data is zeros). FFFFFFFFh is refused, as without
+    /// Namespace Management.
+    fn active<'a>(
+        &self,
+        subsystem: &'a Subsystem,
+        nsid: Nsid,
+    ) -> Result<Option<&'a Namespace>, Status> {
+        if !(1..=MAX_NSID).contains(&nsid.get()) {
+            return Err(StatusCode::InvalidNamespaceOrFormat.dnr());
+        }
+        let visible = subsystem.visible(nsid, &self.association.hostnqn);
+        Ok(visible.map(|namespace| &**namespace))
+    }
+
+    /// Active namespaces above an identifier; FFFFFFFEh and FFFFFFFFh are Invalid Namespace or
+    /// Format (Base 5.1.13.2.2).
+    fn list(&self, subsystem: &Subsystem, after: Nsid) -> Result<Vec<u8>, Status> {
+        if after >= Nsid::MAX {
+            return Err(StatusCode::InvalidNamespaceOrFormat.dnr());
+        }
+        let visible = subsystem.visible_to(&self.association.hostnqn);
+        let nsids = visible.map(|namespace| namespace.nsid);
+        Ok(NamespaceList::above(after, nsids).bytes().to_vec())
     }
 
     /// What I/O and discovery controllers have in common.
@@ -140,8 +175,26 @@ impl Controller {
         let mut id = self.identify_common(environment);
         id.set_names(&subsystem.serial, &subsystem.model, FIRMWARE);
         id.cntrltype = ControllerType::Io.raw();
-        id.cmic = (identify::Cmic::MULTI_PORT | identify::Cmic::MULTI_CONTROLLER).bits();
-        id.oaes = U32::new(Oaes::NAMESPACE_ATTRIBUTE.bits());
+        id.cmic =
+            (identify::Cmic::MULTI_PORT | identify::Cmic::MULTI_CONTROLLER | identify::Cmic::ANA)
+                .bits();
+        id.oaes = U32::new((Oaes::NAMESPACE_ATTRIBUTE | Oaes::ANA_CHANGE).bits());
+        id.anatt = ANA_TRANSITION_S;
+        id.anacap = (Anacap::OPTIMIZED
+            | Anacap::NON_OPTIMIZED
+            | Anacap::INACCESSIBLE
+            | Anacap::PERSISTENT_LOSS
+            | Anacap::CHANGE
+            | Anacap::GROUP_ID_STATIC)
+            .bits();
+        id.anagrpmax = U32::new(MAX_ANA_GROUPS);
+        id.nanagrpid = U32::new(MAX_ANA_GROUPS);
+        // Bit 0: Write Protect; 1: Until Power Cycle; 2: Permanent, which has to be saved.
+        id.nwpc = if environment.can_persist {
+            0b111
+        } else {
+            0b011
+        };
         // How long a host waits before it repeats a command that found no memory: 100 ms.
         id.crdt1 = U16::new(1);
         id.acl = MAX_ABORTS - 1;
@@ -150,7 +203,7 @@ impl Controller {
         id.lpa |= (identify::Lpa::EFFECTS | identify::Lpa::SUPPORTED_PAGES).bits();
         id.tnvmcap = U128::new(
             subsystem
-                .active()
+                .visible_to(&self.association.hostnqn)
                 .map(|ns| u128::from(ns.info.size_bytes()))
                 .sum(),
         );
@@ -166,7 +219,8 @@ impl Controller {
                 | Oncs::SAVE_SELECT
                 | Oncs::VERIFY
                 | Oncs::WRITE_UNCORRECTABLE
-                | Oncs::COPY)
+                | Oncs::COPY
+                | Oncs::RESERVATIONS)
                 .bits(),
         );
         // Bit 0: Compare and Write. ACWU stays 0: one block (NVM 4.1.5.2).
@@ -188,31 +242,14 @@ impl Controller {
     }
 }
 
-/// The namespace if it is active, `None` if the identifier is valid and inactive (Base 3.2.1.2,
-/// 5.1.13.2: then the data is zeros). FFFFFFFFh is refused, as without Namespace Management.
-fn active(subsystem: &Subsystem, nsid: Nsid) -> Result<Option<&Namespace>, Status> {
-    if !(1..=MAX_NSID).contains(&nsid.get()) {
-        return Err(StatusCode::InvalidNamespaceOrFormat.dnr());
-    }
-    Ok(subsystem.namespace(nsid).map(|namespace| &**namespace))
-}
-
-/// Active namespaces above an identifier; FFFFFFFEh and FFFFFFFFh are Invalid Namespace or Format
-/// (Base 5.1.13.2.2).
-fn list(subsystem: &Subsystem, after: Nsid) -> Result<Vec<u8>, Status> {
-    if after >= Nsid::MAX {
-        return Err(StatusCode::InvalidNamespaceOrFormat.dnr());
-    }
-    let active = subsystem.active().map(|namespace| namespace.nsid);
-    Ok(NamespaceList::above(after, active).bytes().to_vec())
-}
-
-fn identify_namespace(namespace: &Namespace) -> identify::Namespace {
+fn identify_namespace(namespace: &Namespace, can_persist: bool) -> identify::Namespace {
     let info = &namespace.info;
     let mut id = identify::Namespace::zeroed();
     id.set_blocks(info.block_count);
     id.set_single_format(namespace.block_shift());
     id.nmic = Nmic::SHARED.bits();
+    id.rescap = rescap(can_persist);
+    id.anagrpid = U32::new(namespace.anagrpid);
     id.nvmcap = U128::new(info.size_bytes().into());
     id.nguid = *namespace.uuid.as_bytes();
     id.nsattr = u8::from(namespace.read_only());
@@ -236,14 +273,21 @@ fn identify_namespace(namespace: &Namespace) -> identify::Namespace {
     id
 }
 
-fn independent(namespace: &Namespace) -> IndependentNamespace {
+fn independent(namespace: &Namespace, can_persist: bool) -> IndependentNamespace {
     let mut id = IndependentNamespace::zeroed();
     // Bit 5: no volatile write cache.
     id.nsfeat = u8::from(!namespace.info.volatile_write_cache) << 5;
     id.nmic = Nmic::SHARED.bits();
+    id.rescap = rescap(can_persist);
+    id.anagrpid = U32::new(namespace.anagrpid);
     id.nsattr = u8::from(namespace.read_only());
     id.nstat = IndependentNamespace::READY;
     id
+}
+
+/// Reservation Capabilities: all six types and IEKEY as revision 1.3 has it; bit 0, persistence.
+fn rescap(can_persist: bool) -> u8 {
+    0xFE | u8::from(can_persist)
 }
 
 fn descriptors_of(namespace: &Namespace) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! Get Log Page (Base 5.1.12): true numbers, and the discovery log.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use flexblk_nvme::command::admin::{Csi, GetLogPage, opcode as admin};
@@ -10,15 +11,16 @@ use flexblk_nvme::log::discovery::{
 };
 use flexblk_nvme::log::{
     self, ChangedNamespaces, CommandEffects, CriticalWarning, Effects, ErrorEntry, FirmwareSlot,
-    LogPageId, Smart, SupportedLogPages, data_units,
+    LogPageId, ReservationNotification, Smart, SupportedLogPages, ana, data_units,
 };
-use flexblk_nvme::{Cntlid, Nqn, Nsid, Status, StatusCode, U128};
+use flexblk_nvme::{Cntlid, Nqn, Nsid, Status, StatusCode, U32, U64, U128};
 
 use super::events::Event;
-use super::features::IO_FEATURES;
+use super::features::{IO_FEATURES, is_of_namespace};
 use super::{Addresses, Controller, Environment, Kind, identify};
 use crate::counters;
 use crate::queue::request::MAX_TRANSFER_BYTES;
+use crate::reservation::Notice;
 use crate::snapshot::Snapshot;
 
 /// Log pages of an I/O controller.
@@ -30,6 +32,8 @@ const IO_PAGES: &[LogPageId] = &[
     LogPageId::ChangedNamespaces,
     LogPageId::Effects,
     LogPageId::FeatureEffects,
+    LogPageId::Ana,
+    LogPageId::Reservation,
 ];
 /// Log pages of a discovery controller.
 const DISCOVERY_PAGES: &[LogPageId] = &[LogPageId::Supported, LogPageId::Discovery];
@@ -60,6 +64,15 @@ impl Controller {
                     self.changed = Default::default();
                     self.events.clear(Event::NamespaceChanged);
                 }
+                LogPageId::Ana => self.events.clear(Event::AnaChanged),
+                LogPageId::Reservation => {
+                    // Base 5.1.12.1.32: what was read is gone; the next one is an event of its own.
+                    self.reservations.log.pop_front();
+                    self.events.clear(Event::ReservationLog);
+                    if !self.reservations.log.is_empty() {
+                        self.events.raise(Event::ReservationLog);
+                    }
+                }
                 LogPageId::Discovery => self.events.clear(Event::DiscoveryChanged),
                 _ => {}
             }
@@ -83,12 +96,55 @@ impl Controller {
             LogPageId::ChangedNamespaces => self.changed_page().bytes().to_vec(),
             LogPageId::Effects => effects().bytes().to_vec(),
             LogPageId::FeatureEffects => feature_effects(),
+            LogPageId::Ana => self.ana_page(get.lsp & ana::RETURN_GROUPS_ONLY != 0, environment)?,
+            LogPageId::Reservation => self.reservation_page().bytes().to_vec(),
             LogPageId::Discovery => {
                 let host = &self.association.hostnqn;
                 discovery_log(environment.snapshot, environment.addresses, host)
             }
             _ => return Err(StatusCode::InvalidLogPage.dnr()),
         })
+    }
+
+    /// The groups of namespaces that the host sees, with their states through its port.
+    fn ana_page(
+        &self,
+        groups_only: bool,
+        environment: &Environment<'_>,
+    ) -> Result<Vec<u8>, Status> {
+        let subsystem = self.subsystem(environment)?;
+        let mut members: BTreeMap<u32, Vec<U32>> = BTreeMap::new();
+        for namespace in subsystem.visible_to(&self.association.hostnqn) {
+            let group = members.entry(namespace.anagrpid).or_default();
+            group.push(U32::new(namespace.nsid.get()));
+        }
+        let groups = members.iter().map(|(id, namespaces)| {
+            let known = subsystem.ana_groups.iter().find(|group| group.id == *id);
+            ana::Group {
+                id: *id,
+                state: subsystem.ana_state(*id, portid(environment.transport)),
+                change_count: known.map_or(0, |group| group.changes),
+                namespaces: if groups_only { &[] } else { namespaces },
+            }
+        });
+        Ok(ana::emit(subsystem.ana_changes, groups))
+    }
+
+    /// The oldest notification, or an empty page.
+    fn reservation_page(&self) -> ReservationNotification {
+        let mut page = ReservationNotification::zeroed();
+        let waiting = &self.reservations.log;
+        if let Some((count, nsid, notice)) = waiting.front() {
+            page.count = U64::new(*count);
+            page.kind = match notice {
+                Notice::RegistrationPreempted => 1,
+                Notice::ReservationReleased => 2,
+                Notice::ReservationPreempted => 3,
+            };
+            page.available = u8::try_from(waiting.len() - 1).unwrap_or(u8::MAX);
+            page.nsid = U32::new(nsid.get());
+        }
+        page
     }
 
     fn error_page(&self, transport: TransportType) -> Vec<u8> {
@@ -118,7 +174,7 @@ impl Controller {
         let subsystem = self.subsystem(environment)?;
         let totals = counters::total(&subsystem.counters);
         let mut smart = Smart::zeroed();
-        let mut active = subsystem.active().peekable();
+        let mut active = subsystem.visible_to(&self.association.hostnqn).peekable();
         if active.peek().is_some() && active.all(|namespace| namespace.read_only()) {
             smart.critical_warning = CriticalWarning::READ_ONLY.bits();
         }
@@ -149,6 +205,15 @@ impl Controller {
     }
 }
 
+/// Identifier of the port of a transport (Base 5.1.12.3.1): there is one of each.
+#[must_use]
+pub const fn portid(transport: TransportType) -> u16 {
+    match transport {
+        TransportType::Tcp => 2,
+        _ => 1,
+    }
+}
+
 fn effects() -> Effects {
     let mut effects = Effects::zeroed();
     for opcode in [
@@ -162,7 +227,16 @@ fn effects() -> Effects {
     ] {
         effects.set_admin(opcode, CommandEffects::SUPPORTED);
     }
-    for opcode in [nvm::FLUSH, nvm::READ, nvm::COMPARE, nvm::VERIFY] {
+    for opcode in [
+        nvm::FLUSH,
+        nvm::READ,
+        nvm::COMPARE,
+        nvm::VERIFY,
+        nvm::RESERVATION_REGISTER,
+        nvm::RESERVATION_REPORT,
+        nvm::RESERVATION_ACQUIRE,
+        nvm::RESERVATION_RELEASE,
+    ] {
         effects.set_io(opcode, CommandEffects::SUPPORTED);
     }
     for opcode in [
@@ -178,14 +252,20 @@ fn effects() -> Effects {
 }
 
 /// Feature Identifiers Supported and Effects (Base 5.1.12.1.19): a dword per feature, bit 0
-/// supported, bits 31:20 the scope, of which bit 1 is the controller.
+/// supported, bits 31:20 the scope, of which bit 0 is the namespace and bit 1
+/// the controller.
 fn feature_effects() -> Vec<u8> {
+    const NAMESPACE_SCOPE: u32 = 1 << 20;
     const CONTROLLER_SCOPE: u32 = 1 << 21;
     let mut page = vec![0; 1024];
     for feature in IO_FEATURES {
+        let scope = match is_of_namespace(*feature) {
+            true => NAMESPACE_SCOPE,
+            false => CONTROLLER_SCOPE,
+        };
         let at = usize::from(feature.raw()) * 4;
         if let Some(entry) = page.get_mut(at..at + 4) {
-            entry.copy_from_slice(&(CONTROLLER_SCOPE | 1).to_le_bytes());
+            entry.copy_from_slice(&(scope | 1).to_le_bytes());
         }
     }
     page
@@ -206,12 +286,9 @@ pub fn discovery_log(snapshot: &Snapshot, addresses: Addresses, host: &Nqn) -> V
         addresses.tcp.map(|address| (TransportType::Tcp, address)),
     ];
     let mut records = Vec::new();
-    for (portid, port) in (1..).zip(ports) {
-        let Some((transport, address)) = port else {
-            continue;
-        };
+    for (transport, address) in ports.into_iter().flatten() {
         for (subtype, subnqn) in &names {
-            records.push(record(*subtype, subnqn.clone(), portid, transport, address));
+            records.push(record(*subtype, subnqn.clone(), transport, address));
         }
     }
     discovery::emit(snapshot.generation, &records)
@@ -220,7 +297,6 @@ pub fn discovery_log(snapshot: &Snapshot, addresses: Addresses, host: &Nqn) -> V
 fn record(
     subtype: SubsystemType,
     subnqn: Nqn,
-    portid: u16,
     transport: TransportType,
     address: SocketAddr,
 ) -> Record {
@@ -244,7 +320,7 @@ fn record(
         treq: Treq::new()
             .with_secure_channel(2)
             .with_sq_flow_control_disable(true),
-        portid,
+        portid: portid(transport),
         cntlid: Cntlid::DYNAMIC,
         asqsz: crate::queue::ADMIN_ENTRIES,
         eflags: persistent,

@@ -31,13 +31,14 @@ use flexblk_nvme::{Cid, Nsid, Qid, Status, StatusCode};
 
 use crate::association::Association;
 use crate::directory::Directory;
-use crate::snapshot::{Snapshot, Subsystem};
+use crate::reservation::Notice;
+use crate::snapshot::{Protection, Snapshot, Subsystem};
 
 pub use events::MAX_REQUESTS as MAX_EVENT_REQUESTS;
-pub use logs::discovery_log;
+pub use logs::{discovery_log, portid};
 
 use events::{AsyncEvents, Event};
-use features::Features;
+use features::{Features, ReservationMasks};
 use keep_alive::KeepAlive;
 
 /// Abort commands that may be outstanding: Identify's ACL + 1 (Base 5.1.13.2.1).
@@ -80,6 +81,8 @@ pub struct Environment<'a> {
     pub started: Instant,
     /// What an I/O queue of usual size costs.
     pub queue_bytes: u64,
+    /// Is there a place for what has to survive a power loss?
+    pub can_persist: bool,
     /// Most bytes of data in a command capsule of an I/O queue.
     pub in_capsule_bytes: u32,
     /// Now.
@@ -97,6 +100,17 @@ pub enum Reply {
     Later,
     /// Try to abort that command of an I/O queue, then call [`Controller::abort_done`].
     Abort(Qid, Cid),
+    /// Change that about the namespace, then complete it.
+    Order(Nsid, Change),
+}
+
+/// A change of a namespace that a host asks for by Set Features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Reservations persist through a power loss, or no longer.
+    Persist(bool),
+    /// Write protection.
+    Protect(Protection),
 }
 
 /// What is to be done outside.
@@ -134,6 +148,7 @@ pub struct Controller {
     disabling: bool,
     events: AsyncEvents,
     changed: ChangedNamespaces,
+    reservations: ReservationLog,
     features: Features,
     keep_alive: KeepAlive,
     aborts: u8,
@@ -146,6 +161,18 @@ struct ChangedNamespaces {
     nsids: BTreeSet<u32>,
     overflow: bool,
 }
+
+/// What the Reservation Notification log page says, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct ReservationLog {
+    log: VecDeque<(u64, Nsid, Notice)>,
+    count: u64,
+    masks: ReservationMasks,
+}
+
+/// Entries of the Reservation Notification log (Base 5.1.12.1.32): what its "available" field can
+/// count, and the one that is read.
+const MAX_RESERVATION_NOTICES: usize = 256;
 
 /// Entries of the Changed Attached Namespace List (Base 5.1.12.1.5).
 const MAX_CHANGED: usize = 1024;
@@ -168,6 +195,7 @@ impl Controller {
             disabling: false,
             events: AsyncEvents::default(),
             changed: ChangedNamespaces::default(),
+            reservations: ReservationLog::default(),
             features: Features::default(),
             aborts: 0,
             actions: VecDeque::new(),
@@ -220,6 +248,9 @@ impl Controller {
         match command {
             Command::Identify(identify) => self.identify(&identify, environment).map(Reply::Data),
             Command::GetLogPage(get) => self.log_page(&get, environment).map(Reply::Data),
+            Command::SetFeatures(set) if features::is_of_namespace(set.fid) => {
+                self.set_namespace_feature(&set, environment)
+            }
             Command::SetFeatures(set) => self
                 .set_feature(&set, data, environment)
                 .map(|result| done(result.into())),
@@ -277,6 +308,28 @@ impl Controller {
         self.events.raise(Event::NamespaceChanged);
     }
 
+    /// The state of an ANA group of the subsystem changed.
+    pub fn note_ana_changed(&mut self) {
+        if self.kind == Kind::Io {
+            self.events.raise(Event::AnaChanged);
+        }
+    }
+
+    /// Something happened to the host's registration or reservation of a namespace. A full log loses
+    /// its oldest entry, which its page count then shows.
+    pub fn note_reservation(&mut self, nsid: Nsid, notice: Notice) {
+        if self.reservations.masks.is_masked(nsid, notice) {
+            return;
+        }
+        self.reservations.count += 1;
+        if self.reservations.log.len() == MAX_RESERVATION_NOTICES {
+            self.reservations.log.pop_front();
+        }
+        let entry = (self.reservations.count, nsid, notice);
+        self.reservations.log.push_back(entry);
+        self.events.raise(Event::ReservationLog);
+    }
+
     /// The discovery log changed.
     pub fn note_discovery_changed(&mut self) {
         if self.kind == Kind::Discovery {
@@ -315,6 +368,8 @@ impl Controller {
         let event = match event {
             Event::NamespaceChanged => AsyncEvent::NAMESPACE_CHANGED,
             Event::DiscoveryChanged => AsyncEvent::DISCOVERY_CHANGED,
+            Event::AnaChanged => AsyncEvent::ANA_CHANGED,
+            Event::ReservationLog => AsyncEvent::RESERVATION_LOG,
         };
         Some((cid, event.result().to_dword()))
     }

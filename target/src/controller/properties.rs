@@ -110,6 +110,7 @@ impl Controller {
         self.events = AsyncEvents::default();
         self.features = Features::default();
         self.changed = Default::default();
+        self.reservations = Default::default();
         if self.association.has_queues() {
             self.disabling = true;
             self.actions.push_back(Action::CloseQueues);

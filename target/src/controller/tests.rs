@@ -44,6 +44,10 @@ fn namespace(nsid: u32, bdev: &str) -> Namespace {
         nsid: Nsid::new(nsid),
         device_id: nsid.into(),
         media: Arc::default(),
+        hosts: AllowedHosts::Any,
+        anagrpid: 1,
+        reservations: Arc::default(),
+        protection: Protection::None,
         uuid: info.uuid,
         info,
         device,
@@ -62,6 +66,8 @@ fn subsystem(
         serial: "S1".into(),
         model: "flexblk test".into(),
         hosts,
+        ana_groups: Vec::new(),
+        ana_changes: 0,
         namespaces,
         counters: [IoCounters::default(), IoCounters::default()].into(),
     }
@@ -108,6 +114,7 @@ impl World {
             transport: TransportType::Flexins,
             started: self.start,
             queue_bytes: 100_000,
+            can_persist: true,
             in_capsule_bytes: 8192,
             now: self.now,
         }

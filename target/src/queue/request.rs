@@ -36,6 +36,51 @@ pub struct View {
     pub read_only: bool,
     /// Dataset Management deallocates.
     pub discard: bool,
+    /// Not every host may do everything: there is more to look at.
+    pub gated: bool,
+}
+
+/// A reservation command without its namespace and data: small, since every slot has room for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reserve {
+    /// Reservation Register.
+    Register {
+        /// RREGA.
+        action: u8,
+        /// IEKEY.
+        ignore_key: bool,
+        /// CPTPL.
+        persist: u8,
+    },
+    /// Reservation Acquire.
+    Acquire {
+        /// RACQA.
+        action: u8,
+        /// IEKEY.
+        ignore_key: bool,
+        /// RTYPE.
+        rtype: u8,
+    },
+    /// Reservation Release.
+    Release {
+        /// RRELA.
+        action: u8,
+        /// IEKEY.
+        ignore_key: bool,
+        /// RTYPE.
+        rtype: u8,
+    },
+}
+
+impl Reserve {
+    /// Bytes of its data.
+    #[must_use]
+    pub const fn data_bytes(&self) -> u32 {
+        match self {
+            Self::Register { .. } | Self::Acquire { .. } => 16,
+            Self::Release { .. } => 8,
+        }
+    }
 }
 
 /// Memory of the host, opened by a key.
@@ -204,6 +249,18 @@ pub enum Request {
         /// What.
         range: Range,
     },
+    /// Register, acquire or release a reservation.
+    Reserve {
+        /// Which.
+        command: Reserve,
+        /// Where its keys are.
+        from: Source,
+    },
+    /// Report reservations.
+    Report {
+        /// Bytes asked for.
+        bytes: u32,
+    },
     /// Nothing to be done: hints that we do not use.
     Nothing,
 }
@@ -220,9 +277,7 @@ impl Request {
     ) -> Result<Self, Status> {
         sqe.check_flags()?;
         let command = nvm::Command::parse(sqe)?;
-        let Some(nsid) = nsid_of(&command) else {
-            return Err(StatusCode::InvalidOpcode.dnr());
-        };
+        let nsid = nsid_of(&command);
         // Base 3.2.1.2: an inactive or invalid NSID is Invalid Namespace or Format. Flush with
         // FFFFFFFFh too, since Identify's VWC bits 2:1 are 10b (Base 5.1.13.2.1).
         let view = view(nsid).ok_or_else(|| StatusCode::InvalidNamespaceOrFormat.dnr())?;
@@ -294,6 +349,48 @@ impl Request {
                     view: *view,
                 })
             }
+            nvm::Command::ReservationRegister(command) => {
+                let (action, ignore_key) = (command.action, command.ignore_key);
+                let persist = command.persist;
+                let command = Reserve::Register {
+                    action,
+                    ignore_key,
+                    persist,
+                };
+                reserve(sqe, data_len, addressing, command)
+            }
+            nvm::Command::ReservationAcquire(command) => {
+                let (action, ignore_key) = (command.action, command.ignore_key);
+                let rtype = command.rtype;
+                let command = Reserve::Acquire {
+                    action,
+                    ignore_key,
+                    rtype,
+                };
+                reserve(sqe, data_len, addressing, command)
+            }
+            nvm::Command::ReservationRelease(command) => {
+                let (action, ignore_key) = (command.action, command.ignore_key);
+                let rtype = command.rtype;
+                let command = Reserve::Release {
+                    action,
+                    ignore_key,
+                    rtype,
+                };
+                reserve(sqe, data_len, addressing, command)
+            }
+            nvm::Command::ReservationReport(report) => {
+                // Base 7.8: hosts with 128-bit identifiers, as all are over Fabrics, must ask for
+                // the extended form: else Host Identifier Inconsistent Format.
+                if !report.extended {
+                    return Err(StatusCode::HostIdInconsistentFormat.dnr());
+                }
+                let bytes = (u64::from(report.dwords) + 1) * 4;
+                match u32::try_from(bytes) {
+                    Ok(bytes) if bytes <= MAX_TRANSFER_BYTES => Ok(Self::Report { bytes }),
+                    _ => Err(StatusCode::InvalidField.dnr()),
+                }
+            }
             nvm::Command::WriteUncorrectable(command) => {
                 let range = block_range(command.slba.get(), command.blocks, view)?;
                 check_control(command.control)?;
@@ -322,9 +419,24 @@ impl Request {
                     fua: copy.control.fua(),
                 })
             }
-            _ => Err(StatusCode::InvalidOpcode.dnr()),
         }
     }
+}
+
+fn reserve(
+    sqe: &Sqe,
+    data_len: usize,
+    addressing: Addressing,
+    command: Reserve,
+) -> Result<Request, Status> {
+    let from = source(
+        sqe,
+        data_len,
+        addressing,
+        command.data_bytes(),
+        Exactly::AtLeast,
+    )?;
+    Ok(Request::Reserve { command, from })
 }
 
 /// A source range of Copy, checked against the namespace it names and the limits of `view`, the
@@ -362,10 +474,10 @@ pub fn dsm_range(range: &nvm::DsmRange, view: &View) -> Result<Option<Range>, St
     }
 }
 
-/// The namespace that a command names; `None` for commands that we do not have.
+/// The namespace that a command names.
 #[inline]
-fn nsid_of(command: &nvm::Command) -> Option<Nsid> {
-    Some(match command {
+fn nsid_of(command: &nvm::Command) -> Nsid {
+    match command {
         nvm::Command::Read(command) => command.nsid,
         nvm::Command::Write(command) => command.nsid,
         nvm::Command::Flush(command) => command.nsid,
@@ -375,8 +487,11 @@ fn nsid_of(command: &nvm::Command) -> Option<Nsid> {
         nvm::Command::DatasetManagement(command) => command.nsid,
         nvm::Command::WriteUncorrectable(command) => command.nsid,
         nvm::Command::Copy(command) => command.nsid,
-        _ => return None,
-    })
+        nvm::Command::ReservationRegister(command) => command.nsid,
+        nvm::Command::ReservationAcquire(command) => command.nsid,
+        nvm::Command::ReservationRelease(command) => command.nsid,
+        nvm::Command::ReservationReport(command) => command.nsid,
+    }
 }
 
 /// NVM 2.1.1, 3.3.4: a range beyond the namespace is LBA Out of Range.
@@ -517,6 +632,7 @@ mod tests {
         block_shift: 12,
         read_only: false,
         discard: true,
+        gated: false,
     };
     const NSID: Nsid = Nsid::new(7);
 
@@ -895,6 +1011,10 @@ mod tests {
                         prop_assert!(format == 0 || format == 2);
                         prop_assert!(fits(from, u64::from(ranges) * 32));
                     }
+                    Request::Reserve { command, from } => {
+                        prop_assert!(fits(from, command.data_bytes().into()));
+                    }
+                    Request::Report { bytes } => prop_assert!(bytes <= MAX_TRANSFER_BYTES),
                     Request::WriteUncorrectable { range } => prop_assert!(inside(range)),
                     Request::Flush { .. } | Request::Nothing => {}
                 }

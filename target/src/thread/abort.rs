@@ -42,7 +42,9 @@ impl Parts {
                 drop(queue.take_spill(index));
                 self.finish(engine, queue, index, status);
             }
-            Stage::Free | Stage::Fetch | Stage::Response | Stage::Abandoned => return false,
+            Stage::Free | Stage::Fetch | Stage::Control | Stage::Response | Stage::Abandoned => {
+                return false;
+            }
         }
         true
     }

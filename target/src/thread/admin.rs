@@ -11,7 +11,8 @@ use super::parts::{Parts, Task};
 use super::queue::{Admin, Fabric, Io, Queue, QueueKey, Role, Slot, What};
 use super::respond::refusal;
 use super::{NO_DEVICE, queue};
-use crate::controller::{Action, Controller, Environment, Reply};
+use crate::control;
+use crate::controller::{Action, Change, Controller, Environment, Reply};
 use crate::directory::{Connected, Refusal};
 use crate::queue::request::{self, Source};
 
@@ -318,6 +319,21 @@ impl Parts {
                 Some(index) => self.end(engine, queue, index),
                 None => self.credit(engine, queue),
             },
+            Reply::Order(nsid, what) => {
+                let cid = sqe.cid();
+                if let Some(index) = index {
+                    self.end(engine, queue, index);
+                }
+                let what = match what {
+                    Change::Persist(on) => control::What::Persist(on),
+                    Change::Protect(protection) => control::What::Protect(protection),
+                };
+                if !self.order(queue, None, cid, nsid, what) {
+                    let status = Status::from(StatusCode::CommandInterrupted);
+                    self.set_feature_answered(engine, queue, cid, status);
+                }
+                return;
+            }
             Reply::Abort(sqid, cid) => {
                 let association = std::sync::Arc::clone(admin.controller.association());
                 let from = AbortFrom {
@@ -337,7 +353,7 @@ impl Parts {
     }
 
     /// Sends `bytes` to where the command wants them, and its completion.
-    fn send_data(
+    pub(super) fn send_data(
         &mut self,
         engine: &mut Engine,
         queue: &mut Queue,
@@ -432,6 +448,19 @@ impl Parts {
         self.finish_new(engine, queue, slot, Status::SUCCESS);
     }
 
+    /// The answer to a Set Features that the control thread had to carry out has come.
+    pub(crate) fn set_feature_answered(
+        &mut self,
+        engine: &mut Engine,
+        queue: &mut Queue,
+        cid: flexblk_nvme::Cid,
+        status: Status,
+    ) {
+        let opcode = flexblk_nvme::command::admin::opcode::SET_FEATURES;
+        let slot = refusal(cid, opcode, flexblk_nvme::Nsid::NONE);
+        self.finish_new(engine, queue, slot, status);
+    }
+
     /// Flushes the next device of the subsystem after the one of the slot, for a shutdown; after the
     /// last the controller is told.
     pub(crate) fn shutdown_flush(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
@@ -507,6 +536,7 @@ fn environment<'a>(
         addresses: admin.addresses,
         transport: fabric.transport(),
         started: shared.started,
+        can_persist: shared.can_persist,
         queue_bytes: queue::queue_bytes(USUAL_ENTRIES.min(shared.directory.limits().queue_entries)),
         in_capsule_bytes,
         now,

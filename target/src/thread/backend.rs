@@ -128,7 +128,7 @@ impl Parts {
                 }
                 None => return true,
             },
-            What::AdminOut | What::AdminIn | What::Respond => return true,
+            What::Reserve(_) | What::AdminOut | What::AdminIn | What::Respond => return true,
         };
         let Some(slot) = queue.slot(index) else {
             return true;

@@ -91,12 +91,19 @@ impl Parts {
             self.buffers
                 .copy_out(held, number * request::COPY_RANGE_BYTES, &mut bytes);
             let range = CopyRange::view(&bytes).ok_or_else(gone)?;
-            let from = match format {
-                0 => view,
-                _ => views
-                    .view(flexblk_nvme::Nsid::new(range.snsid.get()))
-                    .ok_or_else(gone)?,
+            let snsid = match format {
+                0 => slot.nsid,
+                _ => flexblk_nvme::Nsid::new(range.snsid.get()),
             };
+            let from = views.view(snsid).ok_or_else(gone)?;
+            if from.gated {
+                self.gate(
+                    io,
+                    queue.fabric,
+                    snsid,
+                    flexblk_nvme::command::nvm::opcode::READ,
+                )?;
+            }
             let source = request::copy_source(range, from, view)?;
             blocks = blocks.saturating_add(source.blocks);
             sources.push(source);

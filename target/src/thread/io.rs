@@ -39,9 +39,15 @@ impl Parts {
         let Role::Io(io) = &queue.role else { return };
         let views = self.subsystems.get(io.subsystem).and_then(Option::as_ref);
         let write_through = io.association.write_through();
-        let request = Request::parse(sqe, data.len(), queue.fabric.addressing(), |nsid| {
-            views?.view(nsid)
-        });
+        let view = views.and_then(|views| views.view(sqe.nsid()));
+        let request = match view {
+            Some(view) if view.gated => self
+                .gate(io, queue.fabric, sqe.nsid(), sqe.opcode)
+                .and_then(|()| {
+                    Request::parse(sqe, data.len(), queue.fabric.addressing(), |_| Some(view))
+                }),
+            _ => Request::parse(sqe, data.len(), queue.fabric.addressing(), |_| view),
+        };
         let mut slot = Slot::new(What::Respond, sqe.opcode, sqe.cid());
         slot.nsid = sqe.nsid();
         match request {
@@ -118,6 +124,18 @@ impl Parts {
                 slot.range = range;
                 let status = self.devices.mark_uncorrectable(&range);
                 self.finish_new(engine, queue, slot, status);
+            }
+            Ok(Request::Reserve { command, from }) => {
+                slot.what = What::Reserve(command);
+                slot.length = command.data_bytes();
+                self.take_data(engine, queue, slot, from, data);
+            }
+            Ok(Request::Report { bytes }) => {
+                let page = views.and_then(|views| views.current().namespace(sqe.nsid()));
+                let page = page.map(|namespace| namespace.reservations.report());
+                let mut page = page.unwrap_or_default();
+                page.resize(bytes as usize, 0);
+                self.send_data(engine, queue, sqe, None, &page);
             }
             Ok(Request::Nothing) => self.finish_new(engine, queue, slot, Status::SUCCESS),
             Err(status) => self.finish_new(engine, queue, slot, status),
@@ -387,6 +405,7 @@ impl Parts {
                 }
             }
             (What::Copy { .. }, _) => self.copy_ranges(engine, queue, index),
+            (What::Reserve(_), _) => self.reserve(engine, queue, index),
             // Pairs are taken on by `Core::run_fused`.
             _ if slot.fuse != Fuse::Normal => slot.stage = Stage::Fused,
             _ => {

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use flexblk_nvme::{Cid, Cntlid, Qid};
+use flexblk_nvme::{Cid, Cntlid, HostId, Nsid, Qid, Status};
 
 use super::fused::Claim;
+use super::preempt::Purge;
 use super::queue::QueueKey;
 use crate::association::Association;
+use crate::control::From;
+use crate::reservation::Notice;
 use crate::snapshot::Snapshot;
 use crate::stats::{QueueReport, ThreadStats};
 
@@ -51,12 +54,45 @@ pub(crate) enum Mail {
     Fenced(u64),
     /// The fused operation is over.
     Unfence(u64),
+    /// Answer of the control thread.
+    Ordered {
+        /// The command that asked.
+        from: From,
+        /// The namespace.
+        subsystem: usize,
+        /// The namespace.
+        nsid: Nsid,
+        /// How it ended.
+        status: Status,
+        /// Hosts whose commands are to be aborted first.
+        abort: Arc<[HostId]>,
+    },
+    /// Tell hosts about reservations.
+    Reservations {
+        /// The namespace.
+        subsystem: usize,
+        /// The namespace.
+        nsid: Nsid,
+        /// Whom what.
+        notices: Arc<[(HostId, Notice)]>,
+    },
+    /// Abort the commands of preempted hosts.
+    Purge(Purge),
+    /// Answer to [`Mail::Purge`].
+    Purged(u64),
     /// Report counters.
     Stats(SyncSender<ThreadStats>),
     /// Report queue pairs.
     Queues(SyncSender<Vec<QueueReport>>),
     /// Close everything and end.
     Shutdown,
+}
+
+/// A queue of a thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) thread: usize,
+    pub(crate) queue: QueueKey,
 }
 
 /// The Abort command that asked.

@@ -10,11 +10,13 @@ mod buffers;
 mod copy;
 mod devices;
 pub(crate) mod fused;
+mod gate;
 mod io;
 mod lifecycle;
 mod liveness;
 pub(crate) mod mail;
 pub(crate) mod parts;
+pub(crate) mod preempt;
 mod queue;
 mod respond;
 pub(crate) mod run;
@@ -23,10 +25,11 @@ mod transfer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use flexblk_blockdev::{IoDone, Tokens};
-use flexblk_nvme::StatusCode;
+use flexblk_nvme::{HostId, Nsid, StatusCode};
 use flexblk_reactor::mailbox::TrySendError;
 use flexblk_reactor::{Completion, Reactor};
 use flexins::engine::{Delivery, DeliveryKind, Engine};
@@ -34,6 +37,7 @@ use flexins::verbs::WorkCompletion;
 
 use crate::controller::Reason;
 use crate::error::StartError;
+use crate::reservation::Notice;
 use crate::snapshot::Snapshot;
 use crate::stats::QueueReport;
 use buffers::Buffers;
@@ -42,6 +46,7 @@ use lifecycle::CqPool;
 use liveness::Due;
 use mail::{AbortFrom, Mail};
 use parts::{Parts, Shared, Task};
+use preempt::{Preempt, Purge};
 use queue::{Fabric, QueueKey, QueueTable, Role};
 use tcp::{Tcp, TcpConfig};
 
@@ -72,6 +77,8 @@ pub(crate) struct Core {
     completions: Vec<WorkCompletion>,
     done: Vec<IoDone>,
     outbox: VecDeque<(usize, Mail)>,
+    preempts: Vec<Preempt>,
+    purges: Vec<Purge>,
     /// The earliest timer of a queue, or earlier.
     next_timer: Option<Instant>,
     draining: bool,
@@ -119,6 +126,8 @@ impl Core {
             completions: Vec::new(),
             done: Vec::new(),
             outbox: VecDeque::new(),
+            preempts: Vec::new(),
+            purges: Vec::new(),
             next_timer: None,
             draining: false,
         };
@@ -197,6 +206,7 @@ impl Core {
             self.serve_waiters(engine);
             self.repost(engine);
             self.run_fused(engine);
+            self.run_purges(engine);
             self.run_devices(engine, reactor);
             self.run_tasks(engine);
             self.resume_tcp(engine);
@@ -410,6 +420,20 @@ impl Core {
                 // Whoever asked may have stopped waiting.
                 let _ = reply.try_send(self.queue_reports());
             }
+            Mail::Ordered {
+                from,
+                subsystem,
+                nsid,
+                status,
+                abort,
+            } => self.ordered(engine, from, subsystem, nsid, status, &abort),
+            Mail::Reservations {
+                subsystem,
+                nsid,
+                notices,
+            } => self.tell_hosts(subsystem, nsid, &notices),
+            Mail::Purge(purge) => self.begin_purge(engine, purge),
+            Mail::Purged(id) => self.purged(engine, id),
             // The loop's own.
             Mail::Stats(_) | Mail::Shutdown => {}
         }
@@ -439,7 +463,12 @@ impl Core {
         reactor: &mut Reactor,
     ) {
         let generation = self.parts.snapshot.generation;
+        let before = Arc::clone(&self.parts.snapshot);
         let changes = self.parts.apply(snapshot, engine, reactor);
+        let epoch = self.parts.snapshot.epoch;
+        if let Some(own) = self.parts.shared.epochs.get(self.parts.id) {
+            own.store(epoch, Ordering::Release);
+        }
         let discovery = self.parts.snapshot.generation != generation;
         for queue in self.queues.iter_mut() {
             let Role::Admin(admin) = &mut queue.role else {
@@ -449,16 +478,43 @@ impl Core {
             match association.subsystem {
                 Some(slot) => match self.parts.snapshot.subsystem(slot) {
                     Some(subsystem) if subsystem.hosts.allows(&association.hostnqn) => {
-                        for (changed, nsids) in &changes {
-                            if *changed == slot {
-                                admin.controller.note_namespaces_changed(nsids);
-                            }
+                        let own = changes.iter().filter(|(changed, _)| *changed == slot);
+                        let host = &association.hostnqn;
+                        let nsids: Vec<_> = own
+                            .flat_map(|(_, changes)| changes)
+                            .filter_map(|changed| changed.seen_by(host))
+                            .collect();
+                        let ana = before
+                            .subsystem(slot)
+                            .is_some_and(|before| before.ana_changes != subsystem.ana_changes);
+                        admin.controller.note_namespaces_changed(&nsids);
+                        if ana {
+                            admin.controller.note_ana_changed();
                         }
                     }
                     _ => admin.controller.note_not_allowed(),
                 },
                 None if discovery => admin.controller.note_discovery_changed(),
                 None => {}
+            }
+            self.parts.after_admin(queue);
+        }
+    }
+
+    /// Hosts of a subsystem get notices about reservations of a namespace.
+    fn tell_hosts(&mut self, subsystem: usize, nsid: Nsid, notices: &[(HostId, Notice)]) {
+        for queue in self.queues.iter_mut() {
+            let Role::Admin(admin) = &mut queue.role else {
+                continue;
+            };
+            let association = Arc::clone(admin.controller.association());
+            if association.subsystem != Some(subsystem) {
+                continue;
+            }
+            for (host, notice) in notices {
+                if *host == association.hostid {
+                    admin.controller.note_reservation(nsid, *notice);
+                }
             }
             self.parts.after_admin(queue);
         }

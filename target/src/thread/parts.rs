@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-use flexblk_nvme::{Cid, Cqe, Nsid, Qid};
+use flexblk_nvme::log::ana::AnaState;
+use flexblk_nvme::{Cid, Cqe, Nqn, Nsid, Qid};
 use flexblk_reactor::{Reactor, mailbox};
 use flexins::engine::Engine;
 use flexins::verbs::Pd;
@@ -18,6 +20,8 @@ use super::queue::QueueKey;
 use super::tcp::Tcp;
 use super::{BDEV_OWNER, NO_DEVICE};
 use crate::association::Association;
+use crate::config::AllowedHosts;
+use crate::control::Desk;
 use crate::controller::{Addresses, Reason};
 use crate::counters::IoCounters;
 use crate::directory::Directory;
@@ -32,6 +36,14 @@ pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
     /// Data threads.
     pub(crate) threads: usize,
+    /// Held while what is exported is changed; the number that the next device gets.
+    pub(crate) changing: Mutex<u64>,
+    /// The snapshot that each thread goes by.
+    pub(crate) epochs: Box<[AtomicU64]>,
+    /// Orders to the control thread.
+    pub(crate) desk: Desk,
+    /// Is there a file for what has to survive a power loss?
+    pub(crate) can_persist: bool,
     /// Blocks that fused operations have to themselves.
     pub(crate) claims: Mutex<Vec<Claim>>,
     /// Their mailboxes; set when all have started.
@@ -104,6 +116,11 @@ impl LocalSubsystem {
         self.views.get(index as usize)?.as_ref()
     }
 
+    /// The subsystem itself.
+    pub(crate) fn current(&self) -> &Arc<Subsystem> {
+        &self.current
+    }
+
     #[inline]
     pub(crate) fn begin(&mut self, now: Instant) {
         if self.under_way == 0 {
@@ -173,13 +190,13 @@ impl Parts {
             .get(self.id)
     }
 
-    /// Takes over a new snapshot; gives the subsystems in which namespaces have changed.
+    /// Takes over a new snapshot; gives the namespaces that have changed, by subsystem.
     pub(crate) fn apply(
         &mut self,
         snapshot: Arc<Snapshot>,
         engine: &mut Engine,
         reactor: &mut Reactor,
-    ) -> Vec<(usize, Vec<Nsid>)> {
+    ) -> Vec<(usize, Vec<Changed>)> {
         let mut changes = Vec::new();
         for slot in 0..snapshot.subsystems.len().max(self.subsystems.len()) {
             let old = self.subsystems.get_mut(slot).and_then(Option::take);
@@ -203,7 +220,7 @@ impl Parts {
         new: Option<&Arc<Subsystem>>,
         engine: &mut Engine,
         reactor: &mut Reactor,
-    ) -> (Option<LocalSubsystem>, Vec<Nsid>) {
+    ) -> (Option<LocalSubsystem>, Vec<Changed>) {
         let now = self.now;
         if matches!((&old, new), (Some(old), Some(new)) if Arc::ptr_eq(&old.current, new)) {
             return (old, Vec::new());
@@ -225,17 +242,26 @@ impl Parts {
             let after = new_namespaces.get(index).and_then(Option::as_ref);
             let old_view = old_views.get(index).copied().flatten();
             let view = match (before, after, old_view) {
-                (Some(before), Some(after), Some(view)) if Arc::ptr_eq(before, after) => Some(view),
+                (Some(before), Some(after), Some(view)) if Arc::ptr_eq(before, after) => {
+                    new.map(|new| view_of(new, after, view.device))
+                }
                 (Some(before), Some(after), Some(view)) if before.device_id == after.device_id => {
-                    changed.push(after.nsid);
-                    Some(view_of(after, view.device))
+                    changed.push(Changed {
+                        before: Some(Arc::clone(before)),
+                        after: Some(Arc::clone(after)),
+                    });
+                    new.map(|new| view_of(new, after, view.device))
                 }
                 (before, after, old_view) => {
-                    if let Some(nsid) = before.or(after).map(|namespace| namespace.nsid) {
-                        changed.push(nsid);
+                    if before.is_some() || after.is_some() {
+                        changed.push(Changed {
+                            before: before.map(Arc::clone),
+                            after: after.map(Arc::clone),
+                        });
                     }
-                    let opened =
-                        after.map(|after| view_of(after, self.open(after, engine, reactor)));
+                    let opened = new
+                        .zip(after)
+                        .map(|(new, after)| view_of(new, after, self.open(after, engine, reactor)));
                     if let Some(view) = old_view {
                         self.devices.close(view.device, engine, now);
                     }
@@ -270,8 +296,37 @@ impl Parts {
     }
 }
 
-fn view_of(namespace: &Namespace, device: u32) -> View {
+/// A namespace that was added, removed or changed.
+#[derive(Debug)]
+pub(crate) struct Changed {
+    before: Option<Arc<Namespace>>,
+    after: Option<Arc<Namespace>>,
+}
+
+impl Changed {
+    /// Its identifier, if a host of that name sees a difference.
+    pub(crate) fn seen_by(&self, host: &Nqn) -> Option<Nsid> {
+        let seen = |namespace: &Option<Arc<Namespace>>| {
+            let namespace = namespace.as_ref()?;
+            namespace.hosts.allows(host).then(|| Arc::clone(namespace))
+        };
+        match (seen(&self.before), seen(&self.after)) {
+            (Some(before), Some(after)) => (!before.looks_like(&after)).then_some(after.nsid),
+            (before, after) => before.or(after).map(|namespace| namespace.nsid),
+        }
+    }
+}
+
+fn view_of(subsystem: &Subsystem, namespace: &Namespace, device: u32) -> View {
+    let plain = |state| matches!(state, AnaState::Optimized | AnaState::NonOptimized);
+    let mut groups = subsystem.ana_groups.iter();
+    let group = groups.find(|group| group.id == namespace.anagrpid);
+    let accessible = group.is_none_or(|group| {
+        plain(group.state) && group.ports.iter().all(|(_, state)| plain(*state))
+    });
+    let open = namespace.hosts == AllowedHosts::Any && namespace.reservations.holder().is_none();
     View {
+        gated: !(accessible && open),
         block_count: namespace.info.block_count,
         device,
         block_shift: namespace.block_shift(),

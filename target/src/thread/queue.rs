@@ -18,7 +18,7 @@ use crate::association::{Association, QueueShared};
 use crate::budget::Reservation;
 use crate::controller::{Addresses, Controller};
 use crate::directory::Announced;
-use crate::queue::request::{Addressing, Range, Remote};
+use crate::queue::request::{Addressing, Range, Remote, Reserve};
 
 /// Names a queue of a thread; a later queue in the same place has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +95,8 @@ pub(crate) enum Stage {
     Fetch,
     /// Waits for, or is with, the device.
     Device,
+    /// Waits for the control thread.
+    Control,
     /// Waits for room in the send queue.
     Post,
     /// Its response is with the transport.
@@ -130,7 +132,9 @@ pub(crate) enum What {
         format: u8,
         fua: bool,
     },
-    /// An Admin command with data for the host.
+    /// A reservation command; its keys lie in the buffers.
+    Reserve(Reserve),
+    /// An Admin command with data for the host, or a Reservation Report.
     AdminOut,
     /// An Admin command (or Connect) with data from the host.
     AdminIn,

@@ -98,6 +98,7 @@ pub(crate) struct Host {
     mr: Mr,
     to: SocketAddr,
     pub(crate) nqn: Nqn,
+    pub(crate) hostid: HostId,
     next_cid: u16,
     answers: VecDeque<(u64, Answer)>,
     pub(crate) closed: Vec<Qpn>,
@@ -131,6 +132,7 @@ impl Host {
             mr,
             to,
             nqn: Nqn::opaque("nqn.2026-11.test:host").unwrap(),
+            hostid: HostId::from_bytes([9; 16]),
             next_cid: 1,
             answers: VecDeque::new(),
             closed: Vec::new(),
@@ -344,7 +346,7 @@ impl Host {
         subnqn: &Nqn,
         in_capsule: bool,
     ) -> Answer {
-        let data = ConnectData::new(HostId::from_bytes([9; 16]), cntlid, subnqn, &self.nqn);
+        let data = ConnectData::new(self.hostid, cntlid, subnqn, &self.nqn);
         self.put(0, data.bytes());
         let cid = self.cid();
         let length = ConnectData::SIZE as u32;
