@@ -1,6 +1,8 @@
 //! Completion queues that cannot overflow: a place is reserved when a request is posted.
 
-use crate::verbs::{Cq, VerbsError, WorkCompletion};
+use std::collections::VecDeque;
+
+use crate::verbs::{Cq, NotifyOn, VerbsError, WcStatus, WorkCompletion};
 
 /// Completions of one queue at most.
 pub const CAPACITY_MAX: u32 = 1 << 20;
@@ -17,6 +19,8 @@ pub(crate) struct CompletionQueue {
     head: u32,
     len: u32,
     reserved: u32,
+    /// Waited for: the next completion of this kind raises an event, once.
+    armed: Option<NotifyOn>,
     /// Queue pairs that complete here.
     pub(crate) users: u32,
 }
@@ -31,6 +35,7 @@ impl CompletionQueue {
             head: 0,
             len: 0,
             reserved: 0,
+            armed: None,
             users: 0,
         }
     }
@@ -102,6 +107,8 @@ impl CompletionQueue {
 pub(crate) struct CqTable {
     queues: Vec<Option<CompletionQueue>>,
     limit: usize,
+    /// Events raised and not taken: at most one of each queue.
+    events: VecDeque<Cq>,
 }
 
 impl CqTable {
@@ -109,6 +116,7 @@ impl CqTable {
         Self {
             queues: Vec::new(),
             limit,
+            events: VecDeque::new(),
         }
     }
 
@@ -139,6 +147,7 @@ impl CqTable {
             Some(queue) if queue.users > 0 => Err(VerbsError::InUse("completion queue")),
             Some(_) => {
                 *place = None;
+                self.events.retain(|raised| *raised != cq);
                 Ok(())
             }
             None => Err(VerbsError::Unknown("completion queue")),
@@ -158,9 +167,40 @@ impl CqTable {
     /// Completes a request that had reserved a place.
     #[inline]
     pub(crate) fn push(&mut self, cq: Cq, completion: WorkCompletion) {
+        self.push_received(cq, completion, false);
+    }
+
+    /// The same for a message that came, and whether its sender marked it as solicited.
+    #[inline]
+    pub(crate) fn push_received(&mut self, cq: Cq, completion: WorkCompletion, solicited: bool) {
         if let Some(queue) = self.get_mut(cq) {
+            let urgent = solicited || completion.status != WcStatus::Success;
             queue.push(completion);
+            if let Some(armed) = queue.armed
+                && (urgent || armed == NotifyOn::Next)
+            {
+                queue.armed = None;
+                if !self.events.contains(&cq) {
+                    self.events.push_back(cq);
+                }
+            }
         }
+    }
+
+    /// Arms a queue for completions to come.
+    pub(crate) fn arm(&mut self, cq: Cq, on: NotifyOn) -> Result<(), VerbsError> {
+        let unknown = VerbsError::Unknown("completion queue");
+        let queue = self.get_mut(cq).ok_or(unknown)?;
+        // Armed for everything stays so (IBA 11.4.2.2).
+        if queue.armed != Some(NotifyOn::Next) {
+            queue.armed = Some(on);
+        }
+        Ok(())
+    }
+
+    /// The next queue whose event was raised.
+    pub(crate) fn event(&mut self) -> Option<Cq> {
+        self.events.pop_front()
     }
 
     /// Gives places back without completions.

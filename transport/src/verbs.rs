@@ -25,6 +25,16 @@ pub struct Pd(pub(crate) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cq(pub(crate) u32);
 
+/// Which completion raises the event of an armed completion queue (IBA 11.4.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum NotifyOn {
+    /// The next one.
+    #[default]
+    Next,
+    /// The next one that is an error, or a message that its sender marked as solicited.
+    Solicited,
+}
+
 /// Number of a queue pair: 24 bits on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Qpn(u32);
@@ -244,7 +254,8 @@ pub struct QpInit {
 /// States of a queue pair (IBA 10.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QpState {
-    /// Just created: nothing can be posted.
+    /// Just created. Receive requests can be posted already, because the connection manager takes a
+    /// queue pair from here to ready in one go.
     Reset,
     /// Receive requests can be posted.
     Init,

@@ -9,8 +9,8 @@ use flexblk_reactor::{SharedMemory, Span};
 use super::Engine;
 use crate::qp::Qp;
 use crate::verbs::{
-    Access, Cq, Lkey, MAX_SGE, Modify, Mr, Pd, PostError, QpAttributes, QpInit, QpState, Qpn,
-    RecvWr, Rkey, SendWr, VerbsError, WcOpcode, WcStatus, WorkCompletion,
+    Access, Cq, Lkey, MAX_SGE, Modify, Mr, NotifyOn, Pd, PostError, QpAttributes, QpInit, QpState,
+    Qpn, RecvWr, Rkey, SendWr, VerbsError, WcOpcode, WcStatus, WorkCompletion,
 };
 use crate::wire::Psn;
 
@@ -116,6 +116,17 @@ impl Engine {
     /// Takes one completion.
     pub fn poll_one(&mut self, cq: Cq) -> Option<WorkCompletion> {
         self.env.cqs.get_mut(cq)?.pop()
+    }
+
+    /// Arms a completion queue: the next completion of this kind raises one event. As with every verbs
+    /// library, completions that were there before raise none: poll once more after arming.
+    pub fn req_notify_cq(&mut self, cq: Cq, on: NotifyOn) -> Result<(), VerbsError> {
+        self.env.cqs.arm(cq, on)
+    }
+
+    /// The next completion queue whose event was raised; each arming raises one at most.
+    pub fn poll_cq_event(&mut self) -> Option<Cq> {
+        self.env.cqs.event()
     }
 
     /// Completions that wait in a queue.
@@ -316,7 +327,7 @@ impl Engine {
         }
         if qp.state == QpState::Error {
             let flushed = qp.completion(wr.wr_id, WcOpcode::Recv, WcStatus::WrFlushErr);
-            cq.push(flushed);
+            self.env.cqs.push(qp.init.recv_cq, flushed);
         } else {
             qp.rq.post(wr);
         }

@@ -49,12 +49,6 @@ impl QpState {
         matches!(self, ReadyToSend | SendQueueDrain | SendQueueError | Error)
     }
 
-    /// Whether receive requests may be posted.
-    #[must_use]
-    pub const fn can_post_recv(self) -> bool {
-        !matches!(self, Reset)
-    }
-
     /// Whether packets of the peer are looked at.
     #[must_use]
     pub const fn can_receive(self) -> bool {

@@ -120,7 +120,7 @@ impl Qp {
             return fault.into();
         }
         if has_imm {
-            self.deliver_imm(env, request.word, request.reth.len);
+            self.deliver_imm(env, request.word, request.reth.len, request.solicited);
         }
         self.bump_msn();
         Verdict::Done(1)
@@ -178,7 +178,7 @@ impl Qp {
         };
         if ends {
             if has_imm {
-                self.deliver_imm(env, request.word, total);
+                self.deliver_imm(env, request.word, total, request.solicited);
             }
             self.bump_msn();
         }
@@ -254,7 +254,8 @@ impl Qp {
             if let Some(place) = completion.inline.get_mut(..len) {
                 place.copy_from_slice(payload);
             }
-            env.cqs.push(self.init.recv_cq, completion);
+            env.cqs
+                .push_received(self.init.recv_cq, completion, request.solicited);
             return;
         }
         if self.init.inline_recv {
@@ -317,13 +318,14 @@ impl Qp {
             fill_word(&mut completion, request);
             completion.byte_len = end as u32;
             self.rq.pop();
-            env.cqs.push(self.init.recv_cq, completion);
+            env.cqs
+                .push_received(self.init.recv_cq, completion, request.solicited);
         }
         Ok(())
     }
 
     /// Reports a WRITE_WITH_IMM of `len` bytes; a receive request or credit is there.
-    fn deliver_imm(&mut self, env: &mut Env, imm: u32, len: u32) {
+    fn deliver_imm(&mut self, env: &mut Env, imm: u32, len: u32, solicited: bool) {
         let wr_id = match self.rq.front() {
             Some((wr_id, _)) => {
                 self.rq.pop();
@@ -342,7 +344,8 @@ impl Qp {
         completion.word = imm;
         completion.word_kind = WcWord::Imm;
         completion.byte_len = len;
-        env.cqs.push(self.init.recv_cq, completion);
+        env.cqs
+            .push_received(self.init.recv_cq, completion, solicited);
     }
 }
 

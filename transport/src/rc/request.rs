@@ -9,6 +9,8 @@ pub(crate) struct Request<'a> {
     pub(crate) opcode: Opcode,
     pub(crate) psn: Psn,
     pub(crate) ack_req: bool,
+    /// The sender wants the receiver's owner to be woken.
+    pub(crate) solicited: bool,
     pub(crate) reth: Reth,
     /// Immediate value, key to invalidate, or AETH.
     pub(crate) word: u32,
@@ -42,6 +44,7 @@ impl<'a> Request<'a> {
             opcode,
             psn: bth.psn,
             ack_req: bth.ack_req,
+            solicited: bth.solicited,
             reth,
             word,
             payload,
