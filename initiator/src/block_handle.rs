@@ -132,6 +132,16 @@ impl BlockHandle {
                 }
             }
         }
+        self.wait_for_one()
+    }
+
+    /// The memory that commands of this handle use.
+    pub(crate) fn chunk(&self) -> Span {
+        self.chunk
+    }
+
+    /// Waits for the only command under way.
+    pub(crate) fn wait_for_one(&mut self) -> Result<(), Error> {
         self.completions.clear();
         while self.completions.is_empty() {
             self.queue

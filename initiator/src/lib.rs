@@ -32,6 +32,7 @@ mod host;
 mod link;
 mod namespace;
 mod options;
+mod passthrough;
 mod queue;
 mod queue_pair;
 pub mod sim;
@@ -50,6 +51,7 @@ pub use namespace::Namespace;
 pub use options::{
     ConnectOptions, Digest, EngineMode, FaultConfig, QueuePairOptions, RxMode, TxMode,
 };
+pub use passthrough::Data;
 pub use queue_pair::{QueueCounters, QueuePair, RegionId};
 
 /// The types of the NVMe crate that appear in this API.

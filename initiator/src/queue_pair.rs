@@ -494,7 +494,7 @@ impl QueuePair {
     }
 
     #[inline]
-    fn start(
+    pub(crate) fn start(
         &mut self,
         transfer: Transfer,
         tag: u64,
@@ -694,7 +694,7 @@ impl std::fmt::Debug for QueuePair {
 
 /// Where a command's data is.
 #[derive(Clone, Copy)]
-enum Transfer {
+pub(crate) enum Transfer {
     None,
     Small([u8; 16]),
     ToController(Option<Span>),

@@ -168,6 +168,145 @@ fn writes_through_a_file_namespace_are_in_the_file() -> Result<()> {
     Ok(())
 }
 
+/// nvme-cli's verbs: what they print is what the target is and has counted.
+#[test]
+fn administrators_see_what_is() -> Result<()> {
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M,block_size=4096", "ram:8M,block_size=4096"])?;
+    let json = |verb: &str, more: &[&str]| -> Result<Value> {
+        let arguments: Vec<&str> = more.iter().copied().chain(["-o", "json"]).collect();
+        let done = setup.flexblk_at(&target, verb, &arguments)?.success()?;
+        setup.flexblk_at(&target, verb, more)?.success()?;
+        Ok(serde_json::from_str(&done.stdout)?)
+    };
+    let id = json("id-ctrl", &[])?;
+    assert_eq!(id["subnqn"], SUBNQN);
+    assert_eq!(
+        (&id["nn"], &id["fuses"], &id["ocfs"]),
+        (&1024.into(), &1.into(), &5.into())
+    );
+    let id = json("id-ns", &[])?;
+    assert_eq!(
+        (&id["nsze"], &id["lbafs"][0]["ds"]),
+        (&4096.into(), &12.into())
+    );
+    let ana = json("ana-log", &[])?;
+    assert_eq!(ana["ANA DESC LIST "][0]["state"], "optimized");
+    assert_eq!(ana["ANA DESC LIST "][0]["nnsids"], 2);
+
+    setup.file("in.bin", 8 << 10, 1)?;
+    setup
+        .flexblk_at(&target, "write", &["--lba", "0", "-i", "in.bin"])?
+        .success()?;
+    let smart = json("smart-log", &[])?;
+    assert_eq!(
+        (&smart["host_write_commands"], &smart["media_errors"]),
+        (&1.into(), &0.into())
+    );
+    // Two ranges in the other order; then the source cannot be read any more.
+    setup
+        .flexblk_at(
+            &target,
+            "nvme-copy",
+            &["--sdlba", "100", "--slbs", "1,0", "--blocks", "0,0"],
+        )?
+        .success()?;
+    setup
+        .flexblk_at(&target, "write-uncor", &["--start-block", "0", "-c", "1"])?
+        .success()?;
+    setup
+        .flexblk_at(
+            &target,
+            "read",
+            &["--lba", "100", "--blocks", "2", "-o", "out.bin"],
+        )?
+        .success()?;
+    let (written, copied) = (
+        fs::read(setup.path().join("in.bin"))?,
+        fs::read(setup.path().join("out.bin"))?,
+    );
+    assert!(copied[..4096] == written[4096..] && copied[4096..] == written[..4096]);
+    let failed = setup.flexblk_at(
+        &target,
+        "read",
+        &["--lba", "0", "--blocks", "1", "-o", "out.bin"],
+    )?;
+    assert!(
+        failed.stderr.contains("Unrecovered Read Error"),
+        "{}",
+        failed.stderr
+    );
+    assert_eq!(json("smart-log", &[])?["media_errors"], 1);
+
+    let errors = setup
+        .flexblk_at(&target, "error-log", &["-e", "4", "-o", "json"])?
+        .success()?;
+    let errors: Value = serde_json::from_str(&errors.stdout)?;
+    assert_eq!(
+        errors["errors"].as_array().map(Vec::len),
+        Some(0),
+        "a new controller's own log"
+    );
+    Ok(())
+}
+
+/// Reservations through the command line: the host stays registered although each command is a
+/// connection of its own.
+#[test]
+fn reservations_from_the_command_line() -> Result<()> {
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let run = |verb: &str, more: &[&str]| setup.flexblk_at(&target, verb, more);
+    run("resv-register", &["--nrkey", "0xabc"])?.success()?;
+    run("resv-acquire", &["--crkey", "0xabc", "--rtype", "2"])?.success()?;
+    let report = run("resv-report", &["-o", "json"])?.success()?;
+    let report: Value = serde_json::from_str(&report.stdout)?;
+    assert_eq!(
+        (&report["rtype"], &report["regctl"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!(report["regctlext"][0]["rkey"], 0xabc);
+    assert_eq!(report["regctlext"][0]["rcsts"], 1);
+    let other = [
+        "-q",
+        "nqn.2026-11.test:other",
+        "-I",
+        "11111111-2222-3333-4444-555555555555",
+    ];
+    let read: Vec<&str> = ["--lba", "0", "--blocks", "1"]
+        .into_iter()
+        .chain(other)
+        .collect();
+    let refused = run("read", &read)?;
+    assert!(
+        refused.stderr.contains("Reservation Conflict"),
+        "{}",
+        refused.stderr
+    );
+    run("resv-release", &["--crkey", "0xabc", "--rtype", "2"])?.success()?;
+    run("read", &read)?.success()?;
+    run("resv-register", &["--crkey", "0xabc", "--rrega", "1"])?.success()?;
+    Ok(())
+}
+
+#[test]
+fn list_shows_subsystems_with_namespaces() -> Result<()> {
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M,block_size=4096"])?;
+    let port = target.udp_port().to_string();
+    let arguments = ["list", "-a", "127.0.0.1", "--udp-port", &port];
+    let text = setup.flexblk(&arguments)?.success()?;
+    assert!(text.stdout.contains(SUBNQN), "{}", text.stdout);
+    let json: Vec<&str> = arguments.into_iter().chain(["-o", "json"]).collect();
+    let found: Value = serde_json::from_str(&setup.flexblk(&json)?.success()?.stdout)?;
+    let namespace = &found["Subsystems"][0]["Namespaces"][0];
+    assert_eq!(
+        (&namespace["NSID"], &namespace["PhysicalSize"]),
+        (&1.into(), &(16 << 20).into())
+    );
+    Ok(())
+}
+
 #[test]
 fn bench_measures_and_prints_json() -> Result<()> {
     let setup = Setup::new()?;

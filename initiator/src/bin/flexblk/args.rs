@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::size;
+use crate::{nvme_args, size};
 
 /// Remote block devices over FlexiNS.
 #[derive(Parser, Debug)]
@@ -58,6 +58,30 @@ Examples:
   flexblk bench URI --rw randread --bs 4k --iodepth 1,32,128 --time 5
   flexblk bench URI --rw write --bs 128k --overwrite --qpairs 2 --json")]
     Bench(Bench),
+    /// List subsystems and namespaces that a discovery service offers to this host.
+    List(nvme_args::List),
+    /// Identify Controller, every field.
+    IdCtrl(nvme_args::Inspect),
+    /// Identify Namespace, every field.
+    IdNs(nvme_args::Inspect),
+    /// SMART / Health Information log.
+    SmartLog(nvme_args::Inspect),
+    /// Error Information log.
+    ErrorLog(nvme_args::ErrorLog),
+    /// Asymmetric Namespace Access log.
+    AnaLog(nvme_args::Inspect),
+    /// Register, replace or remove this host's reservation key.
+    ResvRegister(nvme_args::ResvRegister),
+    /// Acquire or preempt a reservation.
+    ResvAcquire(nvme_args::ResvAcquire),
+    /// Release or clear a reservation.
+    ResvRelease(nvme_args::ResvRelease),
+    /// Show registrants and the reservation.
+    ResvReport(nvme_args::Inspect),
+    /// Make blocks unreadable until they are written.
+    WriteUncor(nvme_args::WriteUncor),
+    /// Copy blocks within the controller (`nvme copy`).
+    NvmeCopy(nvme_args::NvmeCopy),
     /// Print shell completions.
     Completions {
         /// Which shell.

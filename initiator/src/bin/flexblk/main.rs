@@ -8,7 +8,10 @@ mod counters;
 mod discover;
 mod exit;
 mod info;
+mod inspect;
+mod nvme_args;
 mod pipeline;
+mod reserve;
 mod size;
 mod version;
 
@@ -42,6 +45,18 @@ fn run(command: &Action) -> anyhow::Result<()> {
         Action::Write(args) => copy::write(args),
         Action::Copy(args) => copy::copy(args),
         Action::Bench(args) => bench::bench(args),
+        Action::List(args) => inspect::list(args),
+        Action::IdCtrl(args) => inspect::id_ctrl(args),
+        Action::IdNs(args) => inspect::id_ns(args),
+        Action::SmartLog(args) => inspect::smart_log(args),
+        Action::ErrorLog(args) => inspect::error_log(args),
+        Action::AnaLog(args) => inspect::ana_log(args),
+        Action::ResvRegister(args) => reserve::register(args),
+        Action::ResvAcquire(args) => reserve::acquire(args),
+        Action::ResvRelease(args) => reserve::release(args),
+        Action::ResvReport(args) => reserve::report(args),
+        Action::WriteUncor(args) => reserve::write_uncor(args),
+        Action::NvmeCopy(args) => reserve::nvme_copy(args),
         Action::Completions { shell } => {
             clap_complete::generate(
                 *shell,
