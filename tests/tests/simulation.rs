@@ -185,6 +185,8 @@ struct Run {
     next_tag: u64,
     to_submit: u64,
     may_fail: bool,
+    /// No partition before.
+    part_from: Instant,
     /// I/O buffers of a target without hosts.
     whole: (u32, u32),
 }
@@ -232,6 +234,7 @@ impl Run {
             outstanding: BTreeMap::new(),
             next_tag: 0,
             may_fail: false,
+            part_from: Instant::now(),
             whole,
         }
     }
@@ -415,14 +418,17 @@ impl Run {
                     self.submit();
                 }
             }
-            // A partition that is shorter than the transport's patience harms nobody.
-            if parted_until.is_none() && self.dice.below(2000) == 0 {
+            // A partition that is shorter than the transport's patience harms nobody, nor do several with
+            // time between them to make progress.
+            if self.dice.below(2000) == 0 && parted_until.is_none() && self.part_from <= self.now()
+            {
                 self.partition(true);
                 parted_until = Some(self.now() + Duration::from_millis(self.dice.below(1500)));
             }
             if parted_until.is_some_and(|until| until <= self.now()) {
                 self.partition(false);
                 parted_until = None;
+                self.part_from = self.now() + Duration::from_secs(2);
             }
             let mut limit = self.now() + Duration::from_millis(10);
             limit = parted_until.map_or(limit, |until| limit.min(until));
@@ -433,7 +439,10 @@ impl Run {
                 self.outstanding.len()
             );
         }
-        self.partition(false);
+        if parted_until.is_some() {
+            self.partition(false);
+            self.part_from = self.now() + Duration::from_secs(2);
+        }
     }
 
     /// Reads the whole namespace.
