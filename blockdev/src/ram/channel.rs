@@ -195,6 +195,11 @@ impl Channel for RamChannel {
 
     fn direct_read(&self, lba: u64, blocks: u32) -> Option<Span> {
         let shared = &self.shared;
+        // With one channel, reads and writes are one thread's, so a block in the device's memory is always
+        // whole. With several, nothing between here and the last retransmission holds a lock: the kernel
+        // copies the payload later than we decide, and again when a packet is lost. A checksum does not
+        // help: a writer that is not scheduled in the middle of a block leaves it half-written for both
+        // the checksum and the copy. So the block is read into a buffer, under its unit's lock.
         if shared.atomic_blocks && shared.channels.load(Ordering::Acquire) > 1 {
             return None;
         }
