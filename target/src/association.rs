@@ -31,6 +31,7 @@ pub struct Association {
     /// Thread of its Admin queue.
     pub thread: usize,
     ready: AtomicBool,
+    traced: AtomicBool,
     write_through: AtomicBool,
     copies_between_namespaces: AtomicBool,
     queues: Mutex<Queues>,
@@ -100,6 +101,7 @@ impl Association {
             hostid,
             thread,
             ready: AtomicBool::new(false),
+            traced: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
             copies_between_namespaces: AtomicBool::new(false),
             queues: Mutex::default(),
@@ -117,6 +119,18 @@ impl Association {
     pub fn set_ready(&self, ready: bool) {
         let _queues = lock(&self.queues);
         self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Is each of its commands to be logged?
+    #[inline]
+    #[must_use]
+    pub fn is_traced(&self) -> bool {
+        self.traced.load(Ordering::Relaxed)
+    }
+
+    /// Changes that.
+    pub fn set_traced(&self, on: bool) {
+        self.traced.store(on, Ordering::Relaxed);
     }
 
     /// Has the host turned the volatile write cache off, so that every write is forced?

@@ -155,6 +155,12 @@ pub(crate) struct Args {
     /// Keep what runs in this file, and start with what it holds if it exists
     #[arg(long, value_name = "FILE")]
     state_file: Option<PathBuf>,
+    /// Serve OpenMetrics over HTTP at this address, path /metrics
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
+    /// Log commands that take at least so long
+    #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    slow_io_us: Option<u32>,
     /// Append counters (a line of JSON) to this file instead of standard output
     #[arg(long, value_name = "FILE")]
     pub(crate) stats_file: Option<PathBuf>,
@@ -285,6 +291,11 @@ impl Args {
         }
         if self.state_file.is_some() {
             config.management.state_file.clone_from(&self.state_file);
+        }
+        let management = &mut config.management;
+        management.metrics = self.metrics.or(management.metrics);
+        if let Some(us) = self.slow_io_us {
+            management.slow_io = Some(Duration::from_micros(us.into()));
         }
         self.add_devices(&mut config)?;
         if let Some(path) = config

@@ -12,6 +12,9 @@ use crate::budget::{Budget, Reservation};
 use crate::config::Limits;
 use crate::snapshot::Snapshot;
 
+/// Most hosts whose commands are logged.
+const MAX_TRACED: usize = 64;
+
 /// The target's controllers and what they may see.
 #[derive(Debug)]
 pub struct Directory {
@@ -25,6 +28,8 @@ struct State {
     snapshot: Arc<Snapshot>,
     controllers: BTreeMap<u16, Arc<Association>>,
     last_cntlid: u16,
+    /// Hosts whose commands are logged.
+    traced: Vec<Nqn>,
 }
 
 /// A queue as its transport connection announced it (NVMe/RDMA private data).
@@ -118,6 +123,24 @@ impl Directory {
         next.epoch = state.snapshot.epoch + 1;
         state.snapshot = Arc::new(next);
         Arc::clone(&state.snapshot)
+    }
+
+    /// Logs, or no longer logs, every command of a host.
+    pub fn trace_host(&self, host: &Nqn, on: bool) -> Result<(), String> {
+        let mut state = lock(&self.state);
+        state.traced.retain(|traced| traced != host);
+        if on {
+            if state.traced.len() >= MAX_TRACED {
+                return Err(format!("at most {MAX_TRACED} hosts can be traced"));
+            }
+            state.traced.push(host.clone());
+        }
+        for association in state.controllers.values() {
+            if association.hostnqn == *host {
+                association.set_traced(on);
+            }
+        }
+        Ok(())
     }
 
     /// The controllers there are, by identifier.
@@ -224,8 +247,10 @@ impl Directory {
         let cntlid = state
             .free_cntlid(self.limits.controllers)
             .ok_or_else(|| Refusal::busy("all controllers are in use"))?;
+        let traced = state.traced.contains(&hostnqn);
         let host = (hostnqn, data.hostid());
         let association = Arc::new(Association::new(cntlid, (subsystem, subnqn), host, thread));
+        association.set_traced(traced);
         state
             .controllers
             .insert(cntlid.get(), Arc::clone(&association));

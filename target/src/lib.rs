@@ -34,6 +34,7 @@ mod draft;
 pub mod error;
 pub mod manage;
 pub mod media;
+pub mod metrics;
 pub mod ptpl;
 pub mod queue;
 pub mod reservation;

@@ -81,6 +81,9 @@ fn serve(args: &Args, log: Arc<LogControl>) -> Result<(), Failure> {
     if let Some(path) = management.rpc_socket() {
         println!("rpc: {}", path.display());
     }
+    if let Some(address) = management.metrics_address() {
+        println!("metrics: http://{address}/metrics");
+    }
     for uri in target.uris() {
         println!("ready: {uri}");
     }
@@ -140,6 +143,7 @@ fn manage(target: &Arc<Target>, log: Arc<LogControl>) -> Result<Management, Fail
     let options = |rpc_socket| Options {
         rpc_socket,
         log: Some(Arc::clone(&log)),
+        metrics: target.config().management.metrics,
         state_file: target.config().management.state_file.clone(),
         signal: Some(Box::new(|signal| {
             if let Err(error) = signal_hook::low_level::raise(signal) {
@@ -147,6 +151,9 @@ fn manage(target: &Arc<Target>, log: Arc<LogControl>) -> Result<Management, Fail
             }
         })),
     };
+    let slow = target.config().management.slow_io;
+    let slow_us = slow.map(|time| u32::try_from(time.as_micros()).unwrap_or(u32::MAX));
+    target.metrics().set_slow_us(slow_us);
     let (path, is_usual) = match &target.config().management.rpc_socket {
         RpcSocket::Default => (Some(DEFAULT_RPC_SOCKET.into()), true),
         RpcSocket::Path(path) => (Some(path.clone()), false),

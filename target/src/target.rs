@@ -22,6 +22,7 @@ use crate::counters;
 use crate::directory::Directory;
 use crate::draft::{self, Draft};
 use crate::error::{NamespaceError, StartError};
+use crate::metrics::{Metrics, Series};
 use crate::ptpl::State;
 use crate::snapshot::Snapshot;
 use crate::stats::{self, QueueReport, TargetStats, ThreadStats};
@@ -85,6 +86,7 @@ impl Target {
         let shared = Arc::new(Shared {
             directory: Directory::new(config.limits, budget),
             started: Instant::now(),
+            metrics: Metrics::default(),
             addresses: Addresses {
                 flexins: config.listener.address,
                 tcp,
@@ -410,6 +412,9 @@ impl Target {
             send(mailbox, || Mail::Snapshot(Arc::clone(&snapshot)));
         }
         drop(closed);
+        self.shared
+            .metrics
+            .retain(|series| is_there(&snapshot, series));
         Ok(result)
     }
 
@@ -460,6 +465,23 @@ impl Target {
         let deadline = Instant::now() + STATS_TIME;
         let left = || deadline.saturating_duration_since(Instant::now());
         std::iter::from_fn(|| reports.recv_timeout(left()).ok()).collect()
+    }
+
+    /// What hosts do.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Logs, or no longer logs, every command of a host. Kept for when it connects.
+    pub fn trace_host(&self, host: &Nqn, on: bool) -> Result<(), String> {
+        self.shared.directory.trace_host(host, on)
+    }
+
+    /// How long it has been running.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.shared.started.elapsed()
     }
 
     /// What the target was started with.
@@ -592,4 +614,12 @@ fn not_opened(error: NamespaceError, bdev: &str, subnqn: &str) -> StartError {
         },
         error => StartError::Namespace(error),
     }
+}
+
+/// Does the namespace still exist, on that device?
+fn is_there(snapshot: &Snapshot, series: &Series) -> bool {
+    let mut subsystems = snapshot.subsystems.iter().flatten();
+    let subsystem = subsystems.find(|subsystem| subsystem.nqn.as_str() == series.subsystem);
+    let namespace = subsystem.and_then(|subsystem| subsystem.namespace(Nsid::new(series.nsid)));
+    namespace.is_some_and(|namespace| namespace.device_id == series.device_id)
 }

@@ -167,6 +167,129 @@ fn spdk_rpc_drives_the_target() -> Result<()> {
     Ok(())
 }
 
+/// What a host does is counted under its name, by namespace and operation, with the time and where it
+/// went; a device that is slow is named in the log.
+#[test]
+fn io_is_counted_by_host_and_namespace() -> Result<()> {
+    let setup = Setup::new()?;
+    let options = TargetOptions {
+        extra: "[management]\nmetrics = \"127.0.0.1:0\"\nslow_io_us = 1000".to_owned(),
+        no_subsystem: true,
+        ..TargetOptions::default()
+    };
+    let target = setup.target_with(options)?;
+    let mut rpc = Rpc::connect(&target.rpc_socket())?;
+    let memory = json!({ "name": "m", "block_size": 512, "num_blocks": 32768 });
+    rpc.call("bdev_malloc_create", memory)?;
+    let slow = json!({
+        "name": "slow", "base_bdev_name": "m", "avg_read_latency": 5000, "p99_read_latency": 5000,
+        "avg_write_latency": 0, "p99_write_latency": 0,
+    });
+    rpc.call("bdev_delay_create", slow)?;
+    rpc.call(
+        "nvmf_create_subsystem",
+        json!({ "nqn": SUBNQN, "allow_any_host": true }),
+    )?;
+    let namespace = json!({ "bdev_name": "slow" });
+    rpc.call(
+        "nvmf_subsystem_add_ns",
+        json!({ "nqn": SUBNQN, "namespace": namespace }),
+    )?;
+    setup.file("in.bin", 64 << 10, 1)?;
+    setup
+        .flexblk_at(&target, "write", &["-i", "in.bin", "--offset", "0"])?
+        .success()?;
+    let read = ["--length", "64k", "--offset", "0", "-o", "out.bin"];
+    setup.flexblk_at(&target, "read", &read)?.success()?;
+
+    let io = rpc.call("flexblk_get_io", json!({}))?;
+    let series = io["series"].as_array().context("series")?;
+    assert_eq!(series.len(), 1, "{io:#}");
+    let series = &series[0];
+    assert_eq!(
+        (&series["nsid"], &series["bdev_name"]),
+        (&json!(1), &json!("slow"))
+    );
+    let host = series["host"].as_str().context("host")?;
+    assert!(host.starts_with("nqn."), "{host}");
+    assert_eq!(series["read"]["bytes"], 64 << 10, "{io:#}");
+    assert_eq!(series["write"]["bytes"], 64 << 10);
+    let reads = series["read"]["commands"].as_u64().context("reads")?;
+    let backend = series["read"]["backend"]["sum_us"]
+        .as_u64()
+        .context("time")?;
+    assert!(
+        backend >= reads * 4900,
+        "{reads} reads of 5 ms took {backend} us"
+    );
+    let iostat = rpc.call("bdev_get_iostat", json!({ "names": ["slow"] }))?;
+    assert_eq!(iostat["bdevs"][0]["bytes_read"], 64 << 10);
+    assert_eq!(iostat["bdevs"][0]["num_read_ops"], reads);
+    rpc.call("bdev_reset_iostat", json!({}))?;
+    let iostat = rpc.call("bdev_get_iostat", json!({ "names": ["slow"] }))?;
+    assert_eq!(iostat["bdevs"][0]["bytes_read"], 0);
+
+    let text = scrape(&target)?;
+    let labels = format!("host=\"{host}\",subsystem=\"{SUBNQN}\",nsid=\"1\",operation=\"read\"");
+    for wanted in [
+        format!("flexblk_commands_total{{{labels}}} {reads}\n"),
+        format!("flexblk_data_bytes_total{{{labels}}} 65536\n"),
+        format!("flexblk_command_duration_seconds_count{{{labels},stage=\"backend\"}} {reads}\n"),
+        format!(
+            "flexblk_command_duration_seconds_bucket{{le=\"+Inf\",{labels},stage=\"total\"}} {reads}\n"
+        ),
+    ] {
+        assert!(text.contains(&wanted), "{wanted}\nnot in\n{text}");
+    }
+    // Every line is a comment, or a name with labels and a number.
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').context("a value")?;
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        assert!(name.starts_with("flexblk_"), "{line}");
+    }
+    let log = target.output();
+    let slow = log.lines().find(|line| line.contains("what=\"slow\""));
+    let slow = slow.with_context(|| log.clone())?;
+    for wanted in [
+        host,
+        "cntlid=",
+        "qid=",
+        "cid=",
+        "nsid=1",
+        "lba=",
+        "backend_us=",
+    ] {
+        assert!(slow.contains(wanted), "{wanted}: {slow}");
+    }
+    // Each command of a host, from now on.
+    rpc.call("flexblk_set_slow_io", json!({ "threshold_us": 0 }))?;
+    rpc.call(
+        "flexblk_trace_host",
+        json!({ "host": host, "enable": true }),
+    )?;
+    setup
+        .flexblk_at(&target, "write", &["-i", "in.bin", "--offset", "0"])?
+        .success()?;
+    assert!(target.output().contains("what=\"traced\""));
+    Ok(())
+}
+
+fn scrape(target: &Target) -> Result<String> {
+    use std::io::{Read as _, Write as _};
+    let output = target.output();
+    let url = output
+        .lines()
+        .find_map(|line| line.strip_prefix("metrics: http://"))
+        .context("an address")?;
+    let address = url.strip_suffix("/metrics").context("a path")?;
+    let mut socket = std::net::TcpStream::connect(address)?;
+    socket.write_all(b"GET /metrics HTTP/1.1\r\n\r\n")?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("a body")?;
+    Ok(body.to_owned())
+}
+
 /// The 99th of a hundred requests is answered within 10 ms while reads take a core whole: once with
 /// management on the other core, and once when it has to share. Other tests may want the cores too:
 /// the best of several seconds counts.

@@ -134,6 +134,8 @@ struct ListenerTable {
 struct ManagementTable {
     rpc_socket: Option<String>,
     state_file: Option<PathBuf>,
+    metrics: Option<SocketAddr>,
+    slow_io_us: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -318,6 +320,8 @@ impl ManagementTable {
                 .map(RpcSocket::from)
                 .unwrap_or_default(),
             state_file: self.state_file,
+            metrics: self.metrics,
+            slow_io: self.slow_io_us.map(|us| Duration::from_micros(us.into())),
         }
     }
 }

@@ -218,6 +218,10 @@ pub struct Management {
     pub rpc_socket: RpcSocket,
     /// What runs is kept in this file, and restored from it.
     pub state_file: Option<PathBuf>,
+    /// Where metrics are scraped from, over HTTP.
+    pub metrics: Option<SocketAddr>,
+    /// Commands that take at least so long are logged.
+    pub slow_io: Option<Duration>,
 }
 
 /// Where the RPC socket is.

@@ -8,9 +8,11 @@
 mod apply;
 pub mod client;
 mod framing;
+mod http;
 mod jsonrpc;
 mod log;
 mod methods;
+mod openmetrics;
 mod params;
 mod place;
 mod rpc;
@@ -19,8 +21,9 @@ mod server;
 mod socket;
 mod state_file;
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use log::{LogControl, LogLevel};
@@ -47,6 +50,10 @@ const RUN_TIME: Duration = Duration::from_secs(30);
 /// How long a client may take for the rest of a request, or for reading an answer.
 const TRANSFER_TIME: Duration = Duration::from_secs(30);
 
+/// Clients of the metrics at a time, and how long each may take.
+const MAX_SCRAPERS: usize = 64;
+const SCRAPE_TIME: Duration = Duration::from_secs(10);
+
 /// What management needs of the program around it.
 #[derive(Default)]
 pub struct Options {
@@ -57,6 +64,8 @@ pub struct Options {
     /// Keeps what runs in this file, and restores it from there when it exists: start the target
     /// without anything then.
     pub state_file: Option<PathBuf>,
+    /// Where metrics are scraped from, over HTTP.
+    pub metrics: Option<SocketAddr>,
     /// Sends the program a signal, for `spdk_kill_instance`.
     pub signal: Option<Box<dyn Fn(i32) + Send + Sync>>,
 }
@@ -78,6 +87,14 @@ pub enum ManagementError {
     /// The state file.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The address for metrics.
+    #[error("metrics cannot be served at {address}: {source}; give another address with --metrics")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A thread, or what it needs.
     #[error("the management server cannot be started: {0}")]
     Server(#[source] std::io::Error),
@@ -86,6 +103,7 @@ pub enum ManagementError {
 /// The running servers. Dropping it stops them and removes the socket.
 pub struct Management {
     rpc: Option<(Server, RpcSocket)>,
+    metrics: Option<(Server, SocketAddr)>,
 }
 
 impl std::fmt::Debug for Management {
@@ -105,6 +123,7 @@ impl Management {
             log: options.log,
             signal: options.signal,
             state_file: options.state_file,
+            iostat_baseline: Mutex::default(),
         };
         if let Some(path) = &context.state_file
             && path.exists()
@@ -128,7 +147,17 @@ impl Management {
                 .map_err(ManagementError::Server)?;
             rpc = Some((server, socket));
         }
-        Ok(Self { rpc })
+        let metrics = match options.metrics {
+            Some(address) => Some(serve_metrics(target, address, &cores)?),
+            None => None,
+        };
+        Ok(Self { rpc, metrics })
+    }
+
+    /// Where metrics are served.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(|(_, address)| *address)
     }
 
     /// Path of the RPC socket.
@@ -136,6 +165,30 @@ impl Management {
     pub fn rpc_socket(&self) -> Option<&Path> {
         self.rpc.as_ref().map(|(_, socket)| socket.path())
     }
+}
+
+fn serve_metrics(
+    target: &Arc<Target>,
+    address: SocketAddr,
+    cores: &[usize],
+) -> Result<(Server, SocketAddr), ManagementError> {
+    let failed = |source| ManagementError::Metrics { address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    let limits = Limits {
+        clients: MAX_SCRAPERS,
+        request_bytes: http::MAX_HEAD_BYTES,
+        pending_bytes: MAX_SCRAPERS * http::MAX_HEAD_BYTES * 2,
+        run_time: SCRAPE_TIME,
+        transfer_time: SCRAPE_TIME,
+        idle_time: Some(SCRAPE_TIME),
+    };
+    let protocol = Arc::new(http::Http {
+        target: Arc::clone(target),
+    });
+    let server = Server::start("metrics", listener.into(), protocol, limits, cores);
+    Ok((server.map_err(failed)?, bound))
 }
 
 impl Drop for Management {

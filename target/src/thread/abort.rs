@@ -55,7 +55,8 @@ impl Parts {
         let Some(slot) = queue.slot(index).copied() else {
             return;
         };
-        let status = self.judge(queue, &slot, status);
+        let spent_us = queue.spent_us(index, self.now_us);
+        let status = self.judge(queue, &slot, status, spent_us);
         if let Some(slot) = queue.slot(index) {
             slot.stage = Stage::Abandoned;
         }

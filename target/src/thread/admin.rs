@@ -286,6 +286,7 @@ impl Parts {
                     subsystem,
                     association,
                     shared,
+                    series: Vec::new(),
                 });
                 cntlid
             }

@@ -10,6 +10,7 @@ use flexins::engine::Engine;
 use super::parts::Parts;
 use super::queue::{Place, Queue, Role, Slot, Stage, What};
 use super::respond::RETRY_SOON;
+use crate::metrics::Stage as TimeOf;
 use crate::queue::request::{self, Range};
 
 impl Parts {
@@ -193,6 +194,7 @@ impl Parts {
         index: u16,
         result: Result<(), IoError>,
     ) {
+        queue.spend(index, TimeOf::Backend, self.now_us);
         let Some(slot) = queue.slot(index) else {
             return;
         };

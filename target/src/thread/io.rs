@@ -14,6 +14,7 @@ use super::parts::Parts;
 use super::queue::{Fabric, Place, Queue, Role, Slot, Spill, Stage, What};
 use super::respond::RETRY_SOON;
 use super::transfer::{Kind, Last, Transfer};
+use crate::metrics::Stage as TimeOf;
 use crate::queue::request::{self, Range, Request, Source};
 
 /// Bytes of a read that are loaded ahead: the hardware sees by itself where a longer one goes, and a
@@ -31,6 +32,7 @@ impl Parts {
     ) {
         let Role::Io(io) = &queue.role else { return };
         io.shared.count();
+        self.open_series(queue, sqe.nsid());
         if (sqe.fuse() != Fuse::Normal || queue.fused.is_some())
             && self.fused_command(engine, queue, sqe, data)
         {
@@ -238,6 +240,9 @@ impl Parts {
             tracing::error!(peer = %queue.peer, "a host has sent more commands than it had credits for");
             return None;
         };
+        if matches!(queue.role, Role::Io(_)) {
+            queue.begin(index, self.now_us);
+        }
         if slot.counted {
             self.devices.begin(device);
         }
@@ -325,6 +330,7 @@ impl Parts {
         if let Some(slot) = queue.slot(index) {
             slot.place = Place::Held(held);
         }
+        queue.spend(index, TimeOf::Wait, self.now_us);
         if let Some(spill) = queue.take_spill(index) {
             self.buffers.copy_in(held, &spill.bytes);
         }
@@ -379,6 +385,7 @@ impl Parts {
 
     /// A command's data from the host is in its place.
     pub(super) fn data_ready(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
+        queue.spend(index, TimeOf::Network, self.now_us);
         let Some(slot) = queue.slot(index) else {
             return;
         };

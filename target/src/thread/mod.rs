@@ -15,6 +15,7 @@ mod io;
 mod lifecycle;
 mod liveness;
 pub(crate) mod mail;
+mod measure;
 pub(crate) mod parts;
 pub(crate) mod preempt;
 mod queue;
@@ -102,6 +103,7 @@ impl Core {
             id,
             shared,
             now: reactor.now(),
+            now_us: 0,
             pd,
             buffers,
             devices: Devices::default(),
@@ -166,6 +168,8 @@ impl Core {
     /// The time as of now; call it before anything else in a turn.
     pub(crate) fn set_now(&mut self, now: Instant) {
         self.parts.now = now;
+        let started = self.parts.shared.started;
+        self.parts.now_us = now.saturating_duration_since(started).as_micros() as u32;
     }
 
     /// A completion with the owner number of block devices.
@@ -471,6 +475,12 @@ impl Core {
         }
         let discovery = self.parts.snapshot.generation != generation;
         for queue in self.queues.iter_mut() {
+            if let Role::Io(io) = &mut queue.role
+                && changes.iter().any(|(slot, _)| *slot == io.subsystem)
+            {
+                // Another device has numbers of its own.
+                io.series.clear();
+            }
             let Role::Admin(admin) = &mut queue.role else {
                 continue;
             };

@@ -25,6 +25,7 @@ use crate::control::Desk;
 use crate::controller::{Addresses, Reason};
 use crate::counters::IoCounters;
 use crate::directory::Directory;
+use crate::metrics::Metrics;
 use crate::queue::request::View;
 use crate::snapshot::{Namespace, Snapshot, Subsystem};
 
@@ -32,6 +33,8 @@ use crate::snapshot::{Namespace, Snapshot, Subsystem};
 pub(crate) struct Shared {
     pub(crate) directory: Directory,
     pub(crate) started: Instant,
+    /// What hosts do.
+    pub(crate) metrics: Metrics,
     /// Where we listen: `traddr` and, as the port, `trsvcid`.
     pub(crate) addresses: Addresses,
     /// Data threads.
@@ -150,6 +153,8 @@ pub(crate) struct Parts {
     pub(crate) id: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) now: Instant,
+    /// The same in microseconds since the target's start, for what commands take; it wraps around.
+    pub(crate) now_us: u32,
     pub(crate) pd: Pd,
     pub(crate) buffers: Buffers,
     pub(crate) devices: Devices,

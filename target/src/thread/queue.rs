@@ -18,6 +18,7 @@ use crate::association::{Association, QueueShared};
 use crate::budget::Reservation;
 use crate::controller::{Addresses, Controller};
 use crate::directory::Announced;
+use crate::metrics::{Shard, Spent, Stage as TimeOf};
 use crate::queue::request::{Addressing, Range, Remote, Reserve};
 
 /// Names a queue of a thread; a later queue in the same place has another generation.
@@ -82,6 +83,8 @@ pub(crate) struct Io {
     pub(crate) subsystem: usize,
     pub(crate) association: Arc<Association>,
     pub(crate) shared: Arc<QueueShared>,
+    /// Numbers by NSID - 1; a namespace has them from its first command on.
+    pub(crate) series: Vec<Option<Arc<Shard>>>,
 }
 
 /// Where a command stands.
@@ -287,6 +290,9 @@ pub(crate) struct Queue {
     /// I/O buffers that its commands hold.
     pub(crate) share: Share,
     sqhd: u16,
+    /// Where the time of each slot's command goes; made with the first I/O command, so that a queue
+    /// that only waits has none.
+    spent: Vec<Spent>,
     slots: Vec<Slot>,
     free: Vec<u16>,
     /// Entries of commands whose data is being fetched and that are judged when it is there.
@@ -324,7 +330,8 @@ pub(crate) fn send_requests_for(entries: u16) -> u32 {
 /// What a queue of that size costs: commands, the transport's queue pair (16 KiB and 80 bytes for
 /// each send request), completions of 64 bytes. `memory_per_queue` in the tests holds it to that.
 pub(crate) fn queue_bytes(entries: u16) -> u64 {
-    let slots = u64::from(slots_for(entries) + 1) * (size_of::<Slot>() as u64 + 2);
+    let per_slot = size_of::<Slot>() + size_of::<Spent>() + 2;
+    let slots = u64::from(slots_for(entries) + 1) * per_slot as u64;
     let requests = u64::from(send_requests_for(entries)) * (80 + 64);
     size_of::<Queue>() as u64 + slots + requests + (16 << 10)
 }
@@ -353,6 +360,7 @@ impl Queue {
             timer: Some(timer),
             share: Share::default(),
             sqhd: 0,
+            spent: Vec::new(),
             slots: vec![Slot::FREE; usize::from(count)],
             free: (0..count).rev().collect(),
             fetching: Vec::new(),
@@ -370,6 +378,29 @@ impl Queue {
             *place = slot;
         }
         Some(index)
+    }
+
+    /// The command of a slot begins.
+    pub(crate) fn begin(&mut self, index: u16, now_us: u32) {
+        if self.spent.is_empty() {
+            self.spent = vec![Spent::ZERO; self.slots.len()];
+        }
+        if let Some(spent) = self.spent.get_mut(usize::from(index)) {
+            *spent = Spent::begin(now_us);
+        }
+    }
+
+    /// The time since the last call, or since the beginning, was spent there.
+    pub(crate) fn spend(&mut self, index: u16, stage: TimeOf, now_us: u32) {
+        if let Some(spent) = self.spent.get_mut(usize::from(index)) {
+            spent.spend(stage, now_us);
+        }
+    }
+
+    /// The time that a slot's command has taken, whole and by stage.
+    pub(crate) fn spent_us(&self, index: u16, now_us: u32) -> [u32; 4] {
+        let spent = self.spent.get(usize::from(index));
+        spent.map_or([0; 4], |spent| spent.end(now_us))
     }
 
     /// Gives a slot back, and what was in it.

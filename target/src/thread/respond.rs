@@ -25,7 +25,8 @@ impl Parts {
         mut slot: Slot,
         status: Status,
     ) {
-        slot.status = self.judge(queue, &slot, status);
+        // It ends in the turn in which it came.
+        slot.status = self.judge(queue, &slot, status, [0; 4]);
         let cqe = Cqe::new(slot.cid, slot.status)
             .with_result(slot.result)
             .with_sqhd(queue.head());
@@ -83,7 +84,8 @@ impl Parts {
         let Some(slot) = queue.slot(index).copied() else {
             return;
         };
-        let status = self.judge(queue, &slot, status);
+        let spent_us = queue.spent_us(index, self.now_us);
+        let status = self.judge(queue, &slot, status, spent_us);
         if let Some(slot) = queue.slot(index) {
             slot.what = What::Respond;
             slot.status = status;
@@ -92,7 +94,13 @@ impl Parts {
     }
 
     /// Counts a command by how it ended; a failed one goes to the error log, and its status says so.
-    pub(super) fn judge(&self, queue: &Queue, slot: &Slot, status: Status) -> Status {
+    pub(super) fn judge(
+        &self,
+        queue: &Queue,
+        slot: &Slot,
+        status: Status,
+        spent_us: [u32; 4],
+    ) -> Status {
         match &queue.role {
             Role::Io(io) => {
                 if let Some(counters) = self.counters(io.subsystem) {
@@ -103,6 +111,7 @@ impl Parts {
                         _ => counters.other(),
                     }
                 }
+                self.measure(io, slot, status, &spent_us);
                 note_error(&io.association, io.qid, slot, status)
             }
             Role::Admin(admin) => {
@@ -171,14 +180,16 @@ impl Parts {
 
     /// A read has been answered with success.
     pub(super) fn count_read(&self, queue: &mut Queue, index: u16) {
-        let length = match queue.slot(index) {
-            Some(slot) if slot.what == What::Read => slot.length,
+        let slot = match queue.slot(index) {
+            Some(slot) if slot.what == What::Read => *slot,
             _ => return,
         };
-        if let Role::Io(io) = &queue.role
-            && let Some(counters) = self.counters(io.subsystem)
-        {
-            counters.read(length.into());
+        if let Role::Io(io) = &queue.role {
+            if let Some(counters) = self.counters(io.subsystem) {
+                counters.read(slot.length.into());
+            }
+            let spent_us = queue.spent_us(index, self.now_us);
+            self.measure(io, &slot, Status::SUCCESS, &spent_us);
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod bdev;
 mod framework;
+mod io;
 pub(crate) mod listeners;
 mod log;
 mod nvmf;
@@ -10,7 +11,7 @@ mod reports;
 mod state;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
@@ -29,6 +30,8 @@ pub(crate) struct Context {
     pub(crate) signal: Option<Box<dyn Fn(i32) + Send + Sync>>,
     /// Where to keep what runs.
     pub(crate) state_file: Option<PathBuf>,
+    /// What `bdev_get_iostat` counts from.
+    pub(crate) iostat_baseline: Mutex<io::Baseline>,
 }
 
 type Result<T = Value> = core::result::Result<T, RpcError>;
@@ -63,6 +66,7 @@ fn all() -> impl Iterator<Item = &'static Method> {
         bdev::METHODS,
         nvmf::METHODS,
         reports::METHODS,
+        io::METHODS,
         state::METHODS,
     ];
     groups.into_iter().flatten()
