@@ -11,13 +11,60 @@ pub struct TransportCounters {
     pub engine: Counters,
     /// The port's.
     pub port: PortCounters,
+    /// Those of an NVMe/TCP connection, which has neither of the two.
+    pub tcp: TcpCounters,
+}
+
+/// Counters of one NVMe/TCP connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpCounters {
+    /// `sendmsg` calls.
+    pub sends: u64,
+    /// Bytes sent.
+    pub bytes_tx: u64,
+    /// Receives that brought something.
+    pub receives: u64,
+    /// Bytes received.
+    pub bytes_rx: u64,
+    /// PDUs received.
+    pub pdus_rx: u64,
+    /// Of those, data that also said that the command has succeeded.
+    pub success_flags: u64,
+    /// Payload bytes that the kernel put where they belong.
+    pub payload_bytes_placed: u64,
+    /// Payload bytes that came to a buffer of ours and were copied.
+    pub payload_bytes_copied: u64,
+    /// Receives in which something else came than was foreseen.
+    pub wrong_guesses: u64,
+}
+
+impl TcpCounters {
+    /// Whether the controller uses the SUCCESS flag.
+    pub(crate) fn success_flags_seen(&self) -> bool {
+        self.success_flags > 0
+    }
+
+    fn entries(&self) -> [(&'static str, u64); 9] {
+        [
+            ("tcp_sends", self.sends),
+            ("tcp_bytes_tx", self.bytes_tx),
+            ("tcp_receives", self.receives),
+            ("tcp_bytes_rx", self.bytes_rx),
+            ("tcp_pdus_rx", self.pdus_rx),
+            ("tcp_success_flags", self.success_flags),
+            ("tcp_payload_bytes_placed", self.payload_bytes_placed),
+            ("tcp_payload_bytes_copied", self.payload_bytes_copied),
+            ("tcp_wrong_guesses", self.wrong_guesses),
+        ]
+    }
 }
 
 impl TransportCounters {
-    /// Names and values: the engine's, then those of the port that the engine does not have.
+    /// Names and values: the engine's, then those of the port that the engine does not have; of a TCP connection its own.
     pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let port = &self.port;
-        self.engine.entries().chain([
+        let is_tcp = self.tcp != TcpCounters::default();
+        let flexins = self.engine.entries().chain([
             ("trains_tx", port.trains_tx),
             ("segments_tx", port.segments_tx),
             ("trains_rx", port.trains_rx),
@@ -27,6 +74,9 @@ impl TransportCounters {
             ("gso_fallbacks", port.gso_fallbacks),
             ("rx_restarts", port.rx_restarts),
             ("rx_dropped_by_kernel", port.rx_dropped_by_kernel),
-        ])
+        ]);
+        flexins
+            .filter(move |_| !is_tcp)
+            .chain(self.tcp.entries().into_iter().filter(move |_| is_tcp))
     }
 }

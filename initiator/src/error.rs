@@ -31,10 +31,12 @@ pub enum Error {
         cause: std::io::Error,
     },
     /// Nothing answered.
-    #[error("no answer from {address} within {after:?}: is the target running, and is UDP port {port} open?", port = .address.port())]
+    #[error("no answer from {address} within {after:?}: is the target running, and is {protocol} port {port} open?", port = .address.port())]
     Unreachable {
         /// Where the packets went.
         address: SocketAddr,
+        /// `UDP` or `TCP`.
+        protocol: &'static str,
         /// How long we tried.
         after: Duration,
     },

@@ -1,4 +1,4 @@
-//! The NVMe-oF host: discovery, controllers and queue pairs over FlexiNS.
+//! The NVMe-oF host: discovery, controllers and queue pairs over FlexiNS or NVMe/TCP.
 //!
 //! [`Controller::connect`] brings a controller up; a control thread of its own keeps it alive.
 //! [`Controller::queue_pair`] makes an I/O queue pair for the calling thread. [`BlockHandle`] is the
@@ -41,7 +41,7 @@ mod view;
 pub use block_handle::BlockHandle;
 pub use command::{Busy, Command, DiscardRange, InvalidCommand, IoCompletion, IoError, Op};
 pub use controller::{AdminCommand, AdminReply, Controller, ControllerState, Event};
-pub use counters::TransportCounters;
+pub use counters::{TcpCounters, TransportCounters};
 pub use discovery::{
     AddressFamily, DiscoveryLog, DiscoveryRecord, SubsystemType, TransportType, discover,
 };

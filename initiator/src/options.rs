@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flexblk_nvme::TransportId;
+use flexblk_nvme::transport_id::TrType;
 
 use crate::{Error, Host};
 
@@ -35,7 +36,7 @@ pub struct ConnectOptions {
     pub host: Host,
     /// Local address to connect from.
     pub host_traddr: Option<IpAddr>,
-    /// UDP port of the target's FlexiNS responder (not `trsvcid`, which is the service id). Default 4791.
+    /// FlexiNS: UDP port of the target's responder (not `trsvcid`, which is the service id). Default 4791.
     pub udp_port: u16,
     /// Keep-alive time-out; zero turns it off. Default 5 s.
     pub kato: Duration,
@@ -49,21 +50,25 @@ pub struct ConnectOptions {
     pub nr_io_queues: u16,
     /// Commands a queue pair may have outstanding unless it asks otherwise. Default 128.
     pub queue_size: u16,
-    /// Where the engine runs. Default inline.
+    /// FlexiNS: where the engine runs. Default inline.
     pub engine: EngineMode,
-    /// `header-only` or `copy`.
+    /// FlexiNS: `header-only` or `copy`.
     pub tx: TxMode,
-    /// `in-cache` or `ring`.
+    /// FlexiNS: `in-cache` or `ring`.
     pub rx: RxMode,
-    /// Packet checksum.
+    /// FlexiNS: packet checksum.
     pub digest: Digest,
-    /// Largest payload per packet that we offer; `None`: the transport's default.
+    /// FlexiNS: largest payload per packet that we offer; `None`: the transport's default.
     pub mtu: Option<u32>,
     /// How long to spin after the last activity before going to sleep. Default 100 us.
     pub poll_budget: Duration,
-    /// Deliberate faults on our own packets, for tests.
+    /// NVMe/TCP: a digest over the header of every PDU.
+    pub hdr_digest: bool,
+    /// NVMe/TCP: a digest over the data of every PDU.
+    pub data_digest: bool,
+    /// FlexiNS: deliberate faults on our own packets, for tests.
     pub fault: Option<FaultConfig>,
-    /// Write every packet to this pcapng file; queue `n` of the controller adds `.q<n>` before the extension. A
+    /// FlexiNS: write every packet to this pcapng file; queue `n` of the controller adds `.q<n>` before the extension. A
     /// captured queue pair shares its endpoint with no other.
     pub capture: Option<PathBuf>,
 }
@@ -103,6 +108,8 @@ impl ConnectOptions {
             digest: Digest::Crc32c,
             mtu: None,
             poll_budget: Duration::from_micros(100),
+            hdr_digest: false,
+            data_digest: false,
             fault: None,
             capture: None,
         }
@@ -122,7 +129,7 @@ impl ConnectOptions {
     /// Sets one option by its word: `udp_port`, `kato_ms`, `io_timeout_ms`, `connect_timeout_ms`,
     /// `admin_timeout_ms`, `nr_io_queues`, `queue_size`, `engine` (`inline`, `thread`, `thread:CORE`), `tx`
     /// (`header-only`, `copy`), `rx` (`in-cache`, `ring`, `ring:MIB`), `digest` (`none`, `crc32c`), `mtu`,
-    /// `poll_budget_us`, `fault` (`loss=0.01,...`), `capture`, `host_traddr`.
+    /// `hdr_digest` and `data_digest` (`0`, `1`), `poll_budget_us`, `fault` (`loss=0.01,...`), `capture`, `host_traddr`.
     pub fn set(&mut self, word: &str, value: &str) -> Result<(), Error> {
         match word {
             "udp_port" => self.udp_port = number("udp_port", value)?,
@@ -174,6 +181,8 @@ impl ConnectOptions {
                     _ => return Err(wrong("digest", value, "none or crc32c")),
                 }
             }
+            "hdr_digest" => self.hdr_digest = switch("hdr_digest", value)?,
+            "data_digest" => self.data_digest = switch("data_digest", value)?,
             "fault" => {
                 self.fault = Some(value.parse().map_err(|e| Error::Option {
                     name: "fault".into(),
@@ -188,6 +197,54 @@ impl ConnectOptions {
             }
         }
         Ok(())
+    }
+}
+
+impl ConnectOptions {
+    /// Whether every option is one that the transport has. FlexiNS's defaults are no demands.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let unsuitable = |name: &str, reason: &str| {
+            Err(Error::Option {
+                name: name.to_owned(),
+                reason: reason.to_owned(),
+            })
+        };
+        const OF_FLEXINS: &str = "trtype=tcp does not have it: leave it out, or use trtype=flexins";
+        if self.target.trtype != TrType::Tcp {
+            return match (self.hdr_digest, self.data_digest) {
+                (true, _) => unsuitable("hdr_digest", OF_TCP),
+                (_, true) => unsuitable("data_digest", OF_TCP),
+                _ => Ok(()),
+            };
+        }
+        const OF_TCP: &str =
+            "only trtype=tcp has it; FlexiNS has a checksum over every packet (digest=crc32c)";
+        if self.digest != Digest::Crc32c {
+            return unsuitable(
+                "digest",
+                "trtype=tcp has hdr_digest and data_digest instead, both off unless asked for",
+            );
+        }
+        let foreign = [
+            ("engine", self.engine != EngineMode::Inline),
+            ("tx", self.tx != TxMode::HeaderOnly),
+            ("rx", self.rx != RxMode::InCache),
+            ("mtu", self.mtu.is_some()),
+            ("fault", self.fault.is_some()),
+            ("capture", self.capture.is_some()),
+        ];
+        match foreign.iter().find(|(_, given)| *given) {
+            Some((name, _)) => unsuitable(name, OF_FLEXINS),
+            None => Ok(()),
+        }
+    }
+}
+
+fn switch(name: &str, value: &str) -> Result<bool, Error> {
+    match value {
+        "1" | "true" | "on" => Ok(true),
+        "0" | "false" | "off" => Ok(false),
+        _ => Err(wrong(name, value, "0 or 1")),
     }
 }
 

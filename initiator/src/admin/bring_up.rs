@@ -10,6 +10,7 @@ use flexblk_nvme::features::{AsyncEventConfig, FeatureValue, NumberOfQueues};
 use flexblk_nvme::identify::{self, Oncs, descriptors};
 use flexblk_nvme::property::{Cap, Cc, Csts, Property};
 use flexblk_nvme::status::{CodeSpace, StatusCode};
+use flexblk_nvme::transport_id::TrType;
 use flexblk_nvme::{Cntlid, Nqn, Nsid, Qid, Sgl};
 
 use super::runner::{Payload, Reply, Runner};
@@ -46,6 +47,7 @@ pub(crate) struct Facts {
 
 /// Connects to the subsystem `subnqn` and enables the controller.
 pub(crate) fn bring_up(options: &ConnectOptions, subnqn: &Nqn) -> Result<BroughtUp, Error> {
+    options.check()?;
     let address = resolve(options)?;
     let link = open(&OpenArgs {
         options,
@@ -428,12 +430,17 @@ impl Who<'_> {
 /// The target's address; a name is looked up with a deadline.
 fn resolve(options: &ConnectOptions) -> Result<SocketAddr, Error> {
     let name = options.target.traddr.clone();
+    let port = match options.target.trtype {
+        TrType::Tcp => options.target.port(),
+        // The service id is in the connection request.
+        _ => options.udp_port,
+    };
     if let Ok(ip) = name.parse::<IpAddr>() {
-        return Ok(SocketAddr::new(ip, options.udp_port));
+        return Ok(SocketAddr::new(ip, port));
     }
     let wanted = options.host_traddr;
     let (tx, rx) = mpsc::sync_channel(1);
-    let lookup = (name.clone(), options.udp_port);
+    let lookup = (name.clone(), port);
     // The C library's resolver has time-outs of its own: a thread that outlives ours does no harm.
     std::thread::Builder::new()
         .name("resolve".into())

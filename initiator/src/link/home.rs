@@ -1,4 +1,4 @@
-//! What the links of one thread share: a reactor, and the FlexiNS endpoints on it.
+//! What the links of one thread share: a reactor, with FlexiNS endpoints and NVMe/TCP connections on it.
 //!
 //! A ring, a socket with its receive buffers and a set of trains cost some hundred KiB; a queue pair by itself a
 //! tenth of that. So a thread has them once. Whichever link turns, turns for all: what arrives for another waits
@@ -16,6 +16,7 @@ use flexins::middleware::FaultConfig;
 use flexins::verbs::{Digest, WcStatus};
 
 use super::open::{OpenArgs, Outcome};
+use super::tcp::connection::{self, Connection};
 use crate::options::{RxMode, TxMode};
 use crate::{ConnectOptions, Error, LostReason, TransportCounters};
 
@@ -32,6 +33,10 @@ pub(crate) struct Home {
     // The reactor goes first: its drop waits for operations that use the endpoints' buffers and callers' memory.
     reactor: Reactor,
     endpoints: Vec<Slot>,
+    /// NVMe/TCP connections by their numbers.
+    connections: Vec<Option<Box<Connection>>>,
+    /// For received bytes that came to the wrong place.
+    scratch: Vec<u8>,
     completions: Vec<Completion>,
     poll_budget: Duration,
 }
@@ -101,6 +106,8 @@ impl Home {
         Ok(Home {
             reactor: Reactor::new(&config).map_err(|e| Error::Transport(e.to_string()))?,
             endpoints: Vec::new(),
+            connections: Vec::new(),
+            scratch: Vec::new(),
             completions: Vec::with_capacity(256),
             poll_budget: options.poll_budget,
         })
@@ -176,6 +183,7 @@ impl Home {
             .map_or_else(TransportCounters::default, |slot| TransportCounters {
                 engine: *slot.endpoint.counters(),
                 port: slot.endpoint.port_counters(),
+                ..TransportCounters::default()
             })
     }
 
@@ -190,6 +198,43 @@ impl Home {
     pub(crate) fn cancel_sends(&mut self, place: Place) {
         if let Some(slot) = self.endpoints.get_mut(place.endpoint) {
             slot.endpoint.cancel_trains(&mut self.reactor);
+        }
+    }
+
+    /// A number for one more TCP connection.
+    pub(crate) fn free_connection(&mut self) -> usize {
+        match self.connections.iter().position(Option::is_none) {
+            Some(free) => free,
+            None => {
+                self.connections.push(None);
+                self.connections.len() - 1
+            }
+        }
+    }
+
+    pub(crate) fn add_connection(&mut self, index: usize, connection: Box<Connection>) {
+        if let Some(place) = self.connections.get_mut(index) {
+            *place = Some(connection);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn connection(&mut self, index: usize) -> Option<&mut Connection> {
+        self.connections.get_mut(index)?.as_deref_mut()
+    }
+
+    pub(crate) fn cancel_connection(&mut self, index: usize) {
+        if let Some(Some(connection)) = self.connections.get_mut(index) {
+            connection.cancel(&mut self.reactor);
+        }
+    }
+
+    /// The connection is over. What the kernel still uses of it stays until the reactor goes.
+    pub(crate) fn remove_connection(&mut self, index: usize) {
+        if let Some(connection) = self.connections.get_mut(index).and_then(Option::take)
+            && connection.is_busy()
+        {
+            self.reactor.keeper().keep(connection);
         }
     }
 
@@ -223,6 +268,9 @@ impl Home {
         for slot in &mut self.endpoints {
             slot.endpoint.flush(&mut self.reactor, now);
         }
+        for connection in self.connections.iter_mut().flatten() {
+            connection.flush(&mut self.reactor);
+        }
         self.reactor
             .turn(wait, &mut self.completions)
             .map_err(|error| {
@@ -231,7 +279,12 @@ impl Home {
             })?;
         for completion in self.completions.drain(..) {
             let owner = usize::from(completion.token.owner());
-            if let Some(slot) = self.endpoints.get_mut(owner) {
+            if completion.token.owner() == connection::OWNER {
+                let index = connection::index_of(completion.token);
+                if let Some(Some(connection)) = self.connections.get_mut(index) {
+                    connection.on_completion(&completion, &mut self.scratch);
+                }
+            } else if let Some(slot) = self.endpoints.get_mut(owner) {
                 slot.on_completion(&mut self.reactor, &completion);
             }
         }

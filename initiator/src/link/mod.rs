@@ -1,4 +1,4 @@
-//! What a queue needs from its transport: the seam at which NVMe/TCP joins FlexiNS.
+//! What a queue needs from its transport: the seam between NVMe queues and FlexiNS or NVMe/TCP.
 //!
 //! A link carries one queue: capsules out, data both ways, responses in. It decides how data travels
 //! (in the capsule, by RDMA, in PDUs) and tells when it no longer needs a command's buffer.
@@ -8,6 +8,7 @@ mod inline;
 pub(crate) mod open;
 pub(crate) mod rdma;
 pub(crate) mod sim;
+mod tcp;
 mod thread;
 mod verbs;
 

@@ -16,6 +16,7 @@ use flexins::remote::EngineThread;
 use super::Link;
 use super::inline::InlineVerbs;
 use super::rdma::{Agreed, RdmaLink};
+use super::tcp::TcpLink;
 use super::thread::{ThreadVerbs, start_engine};
 use crate::{ConnectOptions, EngineMode, Error};
 
@@ -75,9 +76,10 @@ pub(crate) enum Outcome {
 pub(crate) fn open(args: &OpenArgs<'_>) -> Result<Box<dyn Link>, Error> {
     match args.options.target.trtype {
         TrType::Flexins => {}
+        TrType::Tcp => return Ok(Box::new(TcpLink::connect(args)?)),
         other => {
             return Err(Error::Address(format!(
-                "transport {other} is not supported yet: use flexins"
+                "transport {other} is not supported: use flexins or tcp"
             )));
         }
     }
@@ -146,6 +148,10 @@ impl OpenArgs<'_> {
     pub(crate) fn unreachable(&self) -> Error {
         Error::Unreachable {
             address: self.address,
+            protocol: match self.options.target.trtype {
+                TrType::Tcp => "TCP",
+                _ => "UDP",
+            },
             after: self.options.connect_timeout,
         }
     }

@@ -1,0 +1,307 @@
+//! A queue's socket on its thread's reactor: one send and one receive in flight at most.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use flexblk_nvme::tcp::TERM_MAX;
+use flexblk_reactor::{Completion, Op, Reactor, Token};
+use rustix::net::{
+    AddressFamily, SendFlags, Shutdown, SocketAddrAny, SocketFlags, SocketType, bind, ipproto,
+    send, shutdown, socket_with, sockopt,
+};
+
+use super::batch::Batch;
+use super::queue::{Broken, Queue};
+use crate::LostReason;
+
+/// Owner of every TCP connection's operations on the reactor; which connection it is and what it does is in the
+/// token's slot.
+pub(crate) const OWNER: u8 = 200;
+const OPERATIONS: u64 = 4;
+const SEND: u64 = 0;
+const RECEIVE: u64 = 1;
+const CONNECT: u64 = 2;
+const CANCEL: u64 = 3;
+
+/// The connection that a token of [`OWNER`] belongs to.
+pub(crate) fn index_of(token: Token) -> usize {
+    usize::try_from(token.slot() / OPERATIONS).unwrap_or(usize::MAX)
+}
+
+/// Everything that the kernel may use; boxed, so that it stays where it is.
+pub(crate) struct Connection {
+    fd: OwnedFd,
+    /// Its number on the reactor.
+    index: u64,
+    pub(super) queue: Queue,
+    state: State,
+    /// In the kernel, or with something left to send.
+    sending: Option<Batch>,
+    send_in_flight: bool,
+    send_header: libc::msghdr,
+    receive_in_flight: bool,
+    receive_header: libc::msghdr,
+    receive_entries: Vec<libc::iovec>,
+    connect_in_flight: bool,
+    address: libc::sockaddr_storage,
+    address_len: u32,
+    lost: Option<LostReason>,
+}
+
+#[derive(Debug)]
+enum State {
+    Connecting,
+    Open,
+    /// Connecting failed; the error is to be taken.
+    Failed(Option<io::Error>),
+}
+
+impl Connection {
+    /// A socket that is not connected yet.
+    pub(super) fn new(
+        index: usize,
+        peer: SocketAddr,
+        from: Option<IpAddr>,
+        queue: Queue,
+    ) -> io::Result<Box<Connection>> {
+        let family = match peer {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let fd = socket_with(
+            family,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            Some(ipproto::TCP),
+        )?;
+        // Batches are built here; the kernel shall not wait for more.
+        sockopt::set_tcp_nodelay(&fd, true)?;
+        if let Some(from) = from {
+            bind(&fd, &SocketAddr::new(from, 0))?;
+        }
+        let any: SocketAddrAny = peer.into();
+        // SAFETY: all zeroes is valid for these C structures.
+        let (mut address, send_header, receive_header): (libc::sockaddr_storage, _, _) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
+        let address_len = any.addr_len().min(size_of_val(&address) as u32);
+        // SAFETY: `any` holds `addr_len` bytes of a socket address, and sockaddr_storage has room for every one.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                any.as_ptr().cast::<u8>(),
+                (&raw mut address).cast::<u8>(),
+                address_len as usize,
+            );
+        }
+        Ok(Box::new(Connection {
+            fd,
+            index: index as u64,
+            queue,
+            state: State::Connecting,
+            sending: None,
+            send_in_flight: false,
+            send_header,
+            receive_in_flight: false,
+            receive_header,
+            receive_entries: Vec::with_capacity(64),
+            connect_in_flight: false,
+            address,
+            address_len,
+            lost: None,
+        }))
+    }
+
+    fn token(&self, operation: u64) -> Token {
+        Token::new(OWNER, self.index * OPERATIONS + operation)
+    }
+
+    /// Starts to connect.
+    pub(crate) fn connect(&mut self, reactor: &mut Reactor) {
+        let op = Op::Connect {
+            fd: self.fd.as_raw_fd(),
+            addr: &raw const self.address,
+            addr_len: self.address_len,
+        };
+        self.connect_in_flight = true;
+        let token = self.token(CONNECT);
+        // SAFETY: the address is boxed with us, and we stay until nothing is in flight.
+        unsafe { reactor.submit(op, token) };
+    }
+
+    /// The error of an attempt to connect that failed.
+    pub(crate) fn take_connect_error(&mut self) -> Option<io::Error> {
+        match &mut self.state {
+            State::Failed(error) => error.take(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn lost(&self) -> Option<LostReason> {
+        self.lost
+    }
+
+    /// Whether the kernel uses memory of ours or of the queue's commands.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.send_in_flight || self.receive_in_flight || self.connect_in_flight
+    }
+
+    /// Submits a send of what was posted and a receive, where none is in flight.
+    #[inline]
+    pub(crate) fn flush(&mut self, reactor: &mut Reactor) {
+        if self.lost.is_some() || !matches!(self.state, State::Open) {
+            return;
+        }
+        if !self.send_in_flight {
+            if self.sending.is_none() {
+                self.sending = self.queue.take_batch();
+            }
+            self.submit_send(reactor);
+        }
+        if !self.receive_in_flight {
+            self.submit_receive(reactor);
+        }
+    }
+
+    fn submit_send(&mut self, reactor: &mut Reactor) {
+        let Some(batch) = &self.sending else { return };
+        let entries = batch.entries();
+        self.send_header.msg_iov = entries.as_ptr().cast_mut();
+        self.send_header.msg_iovlen = entries.len() as _;
+        let op = Op::SendMsg {
+            fd: self.fd.as_raw_fd(),
+            msg: &raw const self.send_header,
+            // Without WAITALL a full socket buffer would end the operation short.
+            flags: (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32,
+        };
+        self.send_in_flight = true;
+        let token = self.token(SEND);
+        // SAFETY: header, gather list and the bytes of the batch are ours and untouched until the completion, and we
+        // are boxed and stay so long; payload is lent by commands that complete only after their batch was sent.
+        unsafe { reactor.submit(op, token) };
+    }
+
+    fn submit_receive(&mut self, reactor: &mut Reactor) {
+        self.queue.plan();
+        self.receive_entries.clear();
+        self.receive_entries
+            .extend(self.queue.planned.iter().map(|piece| libc::iovec {
+                iov_base: piece.span.as_ptr().cast(),
+                iov_len: piece.span.len() as usize,
+            }));
+        self.receive_header.msg_iov = self.receive_entries.as_mut_ptr();
+        self.receive_header.msg_iovlen = self.receive_entries.len() as _;
+        let op = Op::RecvMsg {
+            fd: self.fd.as_raw_fd(),
+            msg: &raw mut self.receive_header,
+            flags: 0,
+        };
+        self.receive_in_flight = true;
+        let token = self.token(RECEIVE);
+        // SAFETY: header, scatter list and the queue's memory are ours and untouched until the completion, and we are
+        // boxed and stay so long; buffers of commands are lent until these complete, which takes a received byte.
+        unsafe { reactor.submit(op, token) };
+    }
+
+    pub(crate) fn on_completion(&mut self, completion: &Completion, scratch: &mut Vec<u8>) {
+        match completion.token.slot() % OPERATIONS {
+            SEND => self.on_sent(completion),
+            RECEIVE => self.on_received(completion, scratch),
+            CONNECT => {
+                self.connect_in_flight = false;
+                self.state = match completion.bytes() {
+                    Ok(_) => State::Open,
+                    Err(errno) => State::Failed(Some(io::Error::from_raw_os_error(errno))),
+                };
+            }
+            _ => {}
+        }
+    }
+
+    fn on_sent(&mut self, completion: &Completion) {
+        self.send_in_flight = false;
+        let Some(mut batch) = self.sending.take() else {
+            return;
+        };
+        match completion.bytes() {
+            Ok(len) => {
+                self.queue.counters.sends += 1;
+                self.queue.counters.bytes_tx += u64::from(len);
+                if batch.sent(len as usize) {
+                    self.queue.batch_sent(batch);
+                    return;
+                }
+            }
+            Err(libc::EINTR | libc::EAGAIN) => {}
+            Err(errno) => self.lose(lost_by(errno)),
+        }
+        self.sending = Some(batch);
+    }
+
+    fn on_received(&mut self, completion: &Completion, scratch: &mut Vec<u8>) {
+        self.receive_in_flight = false;
+        if self.lost.is_some() {
+            return;
+        }
+        match completion.bytes() {
+            Ok(0) => {
+                if !self.queue.stream.is_between_pdus() {
+                    tracing::warn!("the target closed the connection in the middle of a PDU");
+                }
+                self.lose(LostReason::PeerClosed);
+            }
+            Ok(len) => {
+                if let Err(broken) = self.queue.received(len as usize, scratch) {
+                    self.end(broken);
+                }
+            }
+            Err(libc::EINTR | libc::EAGAIN) => {}
+            Err(errno) => self.lose(lost_by(errno)),
+        }
+    }
+
+    fn lose(&mut self, reason: LostReason) {
+        self.lost.get_or_insert(reason);
+    }
+
+    /// The protocol is broken: the peer is told when that is possible at once.
+    #[cold]
+    fn end(&mut self, broken: Broken) {
+        tracing::warn!(reason = %broken, "NVMe/TCP connection ends");
+        let mut bytes = [0; TERM_MAX];
+        let len = self.queue.term_req(broken, &mut bytes);
+        // In the middle of another PDU it would only be taken for its data.
+        if len > 0
+            && self.sending.is_none()
+            && let Some(term) = bytes.get(..len)
+        {
+            // Nobody waits for it: it is a courtesy to whoever reads the other end's log.
+            let _ = send(&self.fd, term, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        }
+        self.lose(broken.reason());
+    }
+
+    /// Ends the connection: what is in flight completes soon.
+    pub(crate) fn shut_down(&mut self) {
+        self.lose(LostReason::Closed);
+        // Not connected, or reset by the peer: then it is down already.
+        let _ = shutdown(&self.fd, Shutdown::Both);
+    }
+
+    /// For what the end of the connection did not end.
+    pub(crate) fn cancel(&mut self, reactor: &mut Reactor) {
+        for operation in [SEND, RECEIVE, CONNECT] {
+            let token = self.token(operation);
+            let cancel = self.token(CANCEL);
+            // SAFETY: no pointers.
+            unsafe { reactor.submit(Op::Cancel { token }, cancel) };
+        }
+    }
+}
+
+fn lost_by(errno: i32) -> LostReason {
+    match errno {
+        libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH => LostReason::Retries,
+        _ => LostReason::PeerClosed,
+    }
+}
