@@ -19,7 +19,7 @@ const ADDRESS_WORDS: [&str; 9] = [
     "host_traddr",
 ];
 /// Options that go to the initiator library as they are.
-const CONNECT_WORDS: [&str; 10] = [
+const CONNECT_WORDS: [&str; 12] = [
     "udp_port",
     "kato_ms",
     "io_timeout_ms",
@@ -28,6 +28,8 @@ const CONNECT_WORDS: [&str; 10] = [
     "tx",
     "rx",
     "digest",
+    "hdr_digest",
+    "data_digest",
     "fault",
     "capture",
 ];

@@ -50,10 +50,10 @@ const fn number(name: &'static str, default: &'static str, help: &'static str) -
 /// Every option. None of the names is one of fio's own.
 #[rustfmt::skip]
 pub(crate) static SPECS: &[Spec] = &[
-    text("trtype", "Transport type (default flexins)"),
+    text("trtype", "Transport type: flexins or tcp (default flexins)"),
     text("adrfam", "Address family, ipv4 or ipv6 (default: as traddr)"),
     text("traddr", "Address or name of the target"),
-    text("trsvcid", "NVMe-oF service id of the target (default 4420)"),
+    text("trsvcid", "Service id of the target, with tcp its port (default 4420)"),
     text("subnqn", "NQN of the subsystem (default: the only one that discovery at traddr shows)"),
     number("nsid", "1", "Namespace id"),
     text("hostnqn", "Host NQN (default: /etc/nvme/hostnqn, else derived from the machine id)"),
@@ -65,6 +65,8 @@ pub(crate) static SPECS: &[Spec] = &[
         help: "Checksum of every packet",
         kind: Kind::Choice { default: "crc32c", words: &[("none", "no checksum"), ("crc32c", "CRC32C")] },
     },
+    Spec { name: "hdr_digest", help: "With trtype=tcp: a digest over the header of every PDU", kind: Kind::Flag },
+    Spec { name: "data_digest", help: "With trtype=tcp: a digest over the data of every PDU", kind: Kind::Flag },
     Spec {
         name: "tx",
         help: "How packets are built",

@@ -209,6 +209,8 @@ impl ConnectOptions {
                 reason: reason.to_owned(),
             })
         };
+        const OF_TCP: &str =
+            "only trtype=tcp has it; FlexiNS has a checksum over every packet (digest=crc32c)";
         const OF_FLEXINS: &str = "trtype=tcp does not have it: leave it out, or use trtype=flexins";
         if self.target.trtype != TrType::Tcp {
             return match (self.hdr_digest, self.data_digest) {
@@ -217,8 +219,6 @@ impl ConnectOptions {
                 _ => Ok(()),
             };
         }
-        const OF_TCP: &str =
-            "only trtype=tcp has it; FlexiNS has a checksum over every packet (digest=crc32c)";
         if self.digest != Digest::Crc32c {
             return unsuitable(
                 "digest",

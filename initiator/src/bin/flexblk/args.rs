@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{nvme_args, size};
 
-/// Remote block devices over FlexiNS.
+/// Remote block devices over FlexiNS and NVMe/TCP.
 #[derive(Parser, Debug)]
 #[command(name = "flexblk", version, max_term_width = 100, after_help = crate::exit::HELP, disable_help_subcommand = true)]
 pub(crate) struct Cli {
@@ -25,6 +25,7 @@ pub(crate) enum Action {
     #[command(after_help = "\
 Examples:
   flexblk discover -a 192.0.2.7
+  flexblk discover -t tcp -a 192.0.2.7 -s 4420
   flexblk discover nvme+flexins://storage.example:8009 --json")]
     Discover(Discover),
     /// Show the controller and the namespaces of a subsystem.
@@ -94,16 +95,16 @@ Examples:
 /// Where the subsystem is.
 #[derive(Args, Debug, Default)]
 pub(crate) struct Address {
-    /// `nvme+flexins://HOST[:PORT]/SUBNQN[?nsid=N]`, or words: `traddr=192.0.2.7 subnqn=... nsid=1`.
+    /// `nvme+flexins://HOST[:PORT]/SUBNQN[?nsid=N]` or `nvme+tcp://...`, or words: `traddr=192.0.2.7 subnqn=... nsid=1`.
     #[arg(value_name = "TARGET")]
     pub(crate) target: Option<String>,
-    /// Transport type.
+    /// Transport type: `flexins` or `tcp` [default: flexins].
     #[arg(short = 't', long, value_name = "TYPE", help_heading = "Address")]
     pub(crate) trtype: Option<String>,
     /// Address or host name of the target.
     #[arg(short = 'a', long, value_name = "ADDRESS", help_heading = "Address")]
     pub(crate) traddr: Option<String>,
-    /// Service id [default: 4420, discovery 8009].
+    /// Service id, of `tcp` the port [default: 4420, discovery 8009].
     #[arg(short = 's', long, value_name = "ID", help_heading = "Address")]
     pub(crate) trsvcid: Option<String>,
     /// NQN of the subsystem.
@@ -144,6 +145,12 @@ pub(crate) struct Connection {
     /// Limit for reaching the target [default: 5s].
     #[arg(long, value_name = "TIME", value_parser = size::parse_duration, help_heading = "Connection")]
     pub(crate) connect_timeout: Option<Duration>,
+    /// With `tcp`: a digest over the header of every PDU.
+    #[arg(short = 'g', long, help_heading = "Connection")]
+    pub(crate) hdr_digest: bool,
+    /// With `tcp`: a digest over the data of every PDU.
+    #[arg(short = 'G', long, help_heading = "Connection")]
+    pub(crate) data_digest: bool,
     /// Where the transport engine runs: `inline`, `thread` or `thread:CORE` [default: inline].
     #[arg(long, value_name = "WHERE", help_heading = "Connection")]
     pub(crate) engine: Option<String>,

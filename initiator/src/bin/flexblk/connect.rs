@@ -49,6 +49,8 @@ pub(crate) fn options(
         .unwrap_or(options.connect_timeout);
     options.poll_budget = connection.poll_budget.unwrap_or(options.poll_budget);
     options.mtu = connection.mtu.or(options.mtu);
+    options.hdr_digest |= connection.hdr_digest;
+    options.data_digest |= connection.data_digest;
     options.capture = connection.capture.clone().or(options.capture);
     Ok(options)
 }
@@ -98,7 +100,7 @@ fn override_target(
         target.trtype = *known
             .iter()
             .find(|known| known.as_str() == text)
-            .ok_or_else(|| Usage(format!("-t {text}: use flexins")))?;
+            .ok_or_else(|| Usage(format!("-t {text}: use flexins or tcp")))?;
     }
     if let (Some(traddr), true) = (&address.traddr, address.target.is_some()) {
         let fresh = TransportId::new(target.trtype, traddr)
