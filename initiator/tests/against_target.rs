@@ -2,17 +2,18 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flexblk_initiator::{
     BlockHandle, Command, ConnectOptions, Controller, ControllerState, DiscardRange, Error, Event,
     Host, IoCompletion, IoError, Nqn, Nsid, Op, QueuePair, QueuePairOptions, SharedMemory, Span,
-    StatusCode, discover,
+    StatusCode, TrType, discover,
 };
 use flexblk_reactor::HugePages;
 use flexblk_target::Target;
-use flexblk_target::config::{AllowedHosts, Config, Namespace, Subsystem};
+use flexblk_target::config::{AllowedHosts, Config, Namespace, Subsystem, TcpDigest, TcpListener};
 use flexblk_tests::ports::free_udp_port;
 
 const NQN: &str = "nqn.2026-11.io.example:disk";
@@ -30,7 +31,64 @@ fn host() -> Host {
     }
 }
 
-/// A target on a free port with one subsystem.
+/// Over which transport a test runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Flexins,
+    Tcp,
+}
+
+impl Transport {
+    /// A target on a free port with one subsystem, and how to connect to it.
+    fn start(self, change: impl FnOnce(&mut Config)) -> (Target, ConnectOptions) {
+        if self == Transport::Flexins {
+            return start(change);
+        }
+        let (target, mut options) = start(|config| {
+            config.tcp = Some(TcpListener {
+                address: (Ipv4Addr::LOCALHOST, 0).into(),
+                ..TcpListener::default()
+            });
+            change(config);
+        });
+        options.target.trtype = TrType::Tcp;
+        options.target.trsvcid = target.tcp_address().map(|address| address.port());
+        (target, options)
+    }
+}
+
+/// Tests of what both transports have to do.
+macro_rules! over_both_transports {
+    ($($name:ident)*) => {
+        mod flexins {
+            $(#[test]
+            fn $name() {
+                super::$name(super::Transport::Flexins);
+            })*
+        }
+        mod tcp {
+            $(#[test]
+            fn $name() {
+                super::$name(super::Transport::Tcp);
+            })*
+        }
+    };
+}
+
+over_both_transports! {
+    operations
+    random_io_on_queue_pairs_of_two_threads
+    bytes_at_any_offset
+    a_pause_does_no_harm
+    namespaces_come_change_and_go
+    discovery_lists_the_subsystem
+    a_target_that_closes_ends_everything_once
+    a_command_that_takes_too_long_times_out
+    queue_pairs_of_one_thread_do_not_disturb_each_other
+    descriptors_and_memory_return_after_connect_and_disconnect
+}
+
+/// A target on a free port with one subsystem, over FlexiNS.
 fn start(change: impl FnOnce(&mut Config)) -> (Target, ConnectOptions) {
     let mut subsystem = Subsystem::new(nqn());
     subsystem.namespaces.push(Namespace::new("ram:64M"));
@@ -201,10 +259,85 @@ fn every_operation(options: &ConnectOptions) {
     assert_eq!(bench.queue.counters().bounced, 0);
 }
 
-#[test]
-fn operations_inline() {
-    let (target, options) = start(|_| {});
+fn operations(transport: Transport) {
+    let (target, options) = transport.start(|_| {});
     every_operation(&options);
+    assert!(target.shutdown());
+}
+
+#[test]
+fn operations_over_tcp_with_digests() {
+    let (target, mut options) = Transport::Tcp.start(|_| {});
+    for (header, data) in [(true, true), (true, false), (false, true)] {
+        (options.hdr_digest, options.data_digest) = (header, data);
+        every_operation(&options);
+    }
+    let controller = Controller::connect(&options).unwrap();
+    random_io(&controller, 21, 0, 1500);
+    drop(controller);
+    assert!(target.shutdown());
+}
+
+#[test]
+fn digests_are_agreed_on() {
+    let require = |config: &mut Config, header, data| {
+        if let Some(tcp) = &mut config.tcp {
+            (tcp.header_digest, tcp.data_digest) = (header, data);
+        }
+    };
+    let (target, mut options) =
+        Transport::Tcp.start(|config| require(config, TcpDigest::Require, TcpDigest::Off));
+    let error = Controller::connect(&options).unwrap_err();
+    assert!(matches!(error, Error::Refused { .. }), "{error}");
+    options.hdr_digest = true;
+    Controller::connect(&options).unwrap();
+    options.data_digest = true;
+    let error = Controller::connect(&options).unwrap_err().to_string();
+    assert!(error.contains("connect without data_digest"), "{error}");
+    assert!(target.shutdown());
+}
+
+#[test]
+fn reads_and_writes_over_tcp_are_not_copied() {
+    let (target, options) = Transport::Tcp.start(|_| {});
+    let controller = Controller::connect(&options).unwrap();
+    let mut bench = Bench::new(&controller, 32);
+    let mut out = Vec::new();
+    for round in 0..50 {
+        for tag in 0..32 {
+            let span = bench.span(tag * 4096, 4096);
+            let command = Command::read(NSID, tag * 8, 8, span);
+            bench.queue.submit(&command, tag).unwrap();
+        }
+        out.clear();
+        bench.queue.wait(Duration::from_secs(5), 32, &mut out);
+        assert_eq!(out.len(), 32, "round {round}");
+    }
+    let counters = bench.queue.transport_counters().tcp;
+    assert!(
+        counters.payload_bytes_placed > 9 * counters.payload_bytes_copied,
+        "{counters:?}"
+    );
+    assert!(
+        counters.sends < 200,
+        "many capsules leave together: {counters:?}"
+    );
+    assert_eq!(bench.queue.counters().bounced, 0);
+    drop((bench, controller));
+    assert!(target.shutdown());
+}
+
+fn random_io_on_queue_pairs_of_two_threads(transport: Transport) {
+    let (target, mut options) = transport.start(|_| {});
+    options.nr_io_queues = 2;
+    let controller = Controller::connect(&options).unwrap();
+    std::thread::scope(|scope| {
+        let controller = &controller;
+        for n in 0..2 {
+            scope.spawn(move || random_io(controller, 177 + n, n * 4096, 3000));
+        }
+    });
+    drop(controller);
     assert!(target.shutdown());
 }
 
@@ -415,9 +548,8 @@ fn random_io_with_an_engine_thread() {
     assert!(target.shutdown());
 }
 
-#[test]
-fn bytes_at_any_offset() {
-    let (target, options) = start(|_| {});
+fn bytes_at_any_offset(transport: Transport) {
+    let (target, options) = transport.start(|_| {});
     let controller = Controller::connect(&options).unwrap();
     let mut handle = BlockHandle::open(&controller, NSID).unwrap();
     let mut model = vec![0u8; 1 << 20];
@@ -443,9 +575,8 @@ fn bytes_at_any_offset() {
     assert!(target.shutdown());
 }
 
-#[test]
-fn a_pause_does_no_harm() {
-    let (target, options) = start(|_| {});
+fn a_pause_does_no_harm(transport: Transport) {
+    let (target, options) = transport.start(|_| {});
     let controller = Controller::connect(&options).unwrap();
     let mut bench = Bench::new(&controller, 4);
     std::thread::sleep(Duration::from_secs(4));
@@ -457,9 +588,8 @@ fn a_pause_does_no_harm() {
     assert!(target.shutdown());
 }
 
-#[test]
-fn namespaces_come_change_and_go() {
-    let (target, options) = start(|_| {});
+fn namespaces_come_change_and_go(transport: Transport) {
+    let (target, options) = transport.start(|_| {});
     let controller = Controller::connect(&options).unwrap();
     let absent = controller.namespace(Nsid::new(2)).unwrap_err();
     assert!(
@@ -496,9 +626,8 @@ fn namespaces_come_change_and_go() {
     assert!(target.shutdown());
 }
 
-#[test]
-fn discovery_lists_the_subsystem() {
-    let (target, options) = start(|_| {});
+fn discovery_lists_the_subsystem(transport: Transport) {
+    let (target, options) = transport.start(|_| {});
     let mut discovery = options.clone();
     discovery.target.subnqn = None;
     let log = discover(&discovery).unwrap();
@@ -538,9 +667,8 @@ fn who_may_not_is_told() {
     assert!(target.shutdown());
 }
 
-#[test]
-fn a_target_that_closes_ends_everything_once() {
-    let (target, options) = start(|_| {});
+fn a_target_that_closes_ends_everything_once(transport: Transport) {
+    let (target, options) = transport.start(|_| {});
     let controller = Controller::connect(&options).unwrap();
     let mut bench = Bench::new(&controller, 32);
     let span = bench.span(0, 4096);
@@ -590,9 +718,8 @@ fn a_target_that_closes_ends_everything_once() {
     assert!(closing.join().unwrap());
 }
 
-#[test]
-fn a_command_that_takes_too_long_times_out() {
-    let (target, mut options) = start(|config| {
+fn a_command_that_takes_too_long_times_out(transport: Transport) {
+    let (target, mut options) = transport.start(|config| {
         let bdevs = r#"
             [[bdev]]
             type = "ram"
@@ -631,11 +758,10 @@ fn a_command_that_takes_too_long_times_out() {
     assert!(target.shutdown());
 }
 
-#[test]
-fn queue_pairs_of_one_thread_share_an_endpoint_and_do_not_disturb_each_other() {
+fn queue_pairs_of_one_thread_do_not_disturb_each_other(transport: Transport) {
     const QUEUES: usize = 6;
     const READS: u64 = 16;
-    let (target, mut options) = start(|_| {});
+    let (target, mut options) = transport.start(|_| {});
     options.nr_io_queues = QUEUES as u16;
     let controller = Controller::connect(&options).unwrap();
     let mut benches: Vec<Bench> = (0..QUEUES)
@@ -666,11 +792,13 @@ fn queue_pairs_of_one_thread_share_an_endpoint_and_do_not_disturb_each_other() {
         .queue
         .wait(Duration::from_secs(10), READS as usize, &mut out);
     assert_eq!(all, READS as usize);
-    assert_eq!(
-        benches[0].queue.transport_counters(),
-        benches[1].queue.transport_counters(),
-        "one endpoint"
-    );
+    if transport == Transport::Flexins {
+        assert_eq!(
+            benches[0].queue.transport_counters(),
+            benches[1].queue.transport_counters(),
+            "one endpoint"
+        );
+    }
     // One goes with everything outstanding, another in order; the others keep what is theirs.
     drop(benches.remove(0));
     benches.pop().unwrap().queue.close(&mut out);
@@ -700,15 +828,19 @@ fn queue_pairs_of_one_thread_share_an_endpoint_and_do_not_disturb_each_other() {
         bench.read(0, 4096).unwrap();
         bench.queue.transport_counters()
     });
-    let ours = benches[0].queue.transport_counters();
-    assert!(counters.join().unwrap().port.segments_rx < ours.port.segments_rx);
+    let (theirs, ours) = (
+        counters.join().unwrap(),
+        benches[0].queue.transport_counters(),
+    );
+    if transport == Transport::Flexins {
+        assert!(theirs.port.segments_rx < ours.port.segments_rx);
+    }
     drop((benches, controller));
     assert!(target.shutdown());
 }
 
-#[test]
-fn descriptors_and_memory_return_after_connect_and_disconnect() {
-    let (target, options) = start(|_| {});
+fn descriptors_and_memory_return_after_connect_and_disconnect(transport: Transport) {
+    let (target, options) = transport.start(|_| {});
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let cycle = || {
         let controller = Controller::connect(&options).unwrap();
