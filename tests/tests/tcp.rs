@@ -1,5 +1,6 @@
 //! The real programs over NVMe/TCP: `flexblk` and fio against `flexblk-target`.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,8 +11,9 @@ use flexblk_tests::target::{Target, TargetOptions};
 
 /// A target with an NVMe/TCP listener on a free port, and the URI that it prints.
 fn target_and_uri(setup: &Setup) -> Result<(Target, String)> {
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let target = setup.target_with(TargetOptions {
-        extra: "[tcp]\naddress = \"127.0.0.1:0\"\n".to_owned(),
+        extra: format!("[tcp]\naddress = \"{free}\"\n"),
         ..TargetOptions::with_devices(&["ram:64M"])
     })?;
     let uri = || {

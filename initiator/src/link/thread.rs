@@ -330,6 +330,7 @@ fn counters_of(client: &Client) -> TransportCounters {
     TransportCounters {
         engine: counted.engine,
         port: counted.port,
+        ..TransportCounters::default()
     }
 }
 
