@@ -71,8 +71,7 @@ impl Cqe {
         zerocopy::transmute!(self)
     }
 
-    /// The 16 bytes as two little-endian words, put together from the fields: for writers that must
-    /// not read what has just been written in pieces.
+    /// The 16 bytes as two little-endian words, put together from the fields.
     #[inline]
     #[must_use]
     pub(crate) fn to_words(self) -> [u64; 2] {
