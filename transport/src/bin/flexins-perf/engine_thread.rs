@@ -6,27 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail, ensure};
+use anyhow::{Context as _, ensure};
 use flexins::cm::ServiceId;
 use flexins::remote::{Client, PostFailure, QueuePairConfig, ThreadConfig, spawn};
-use flexins::verbs::{Access, Qpn, SendFlags, SendWr, WcStatus, WorkCompletion};
-use hdrhistogram::Histogram;
+use flexins::verbs::{Access, SendFlags, SendWr, WorkCompletion};
 
 use crate::args::{Args, VerbsArgs};
-use crate::cpu::{Meter, pin};
+use crate::cpu::pin;
+use crate::tally::{Connection, Tally, wr_id};
 use crate::verbs::{
-    CONNECT_TIME, Measured, Operation, SERVICE_PORT, Side, WARM_UP, blocks, endpoint_config,
-    private_to_key, working_set,
+    CONNECT_TIME, Measured, Operation, SERVICE_PORT, Side, blocks, endpoint_config, private_to_key,
+    working_set,
 };
 
 /// How long the client sleeps for completions at a time.
 const SLEEP: Duration = Duration::from_millis(1);
-
-struct Connection {
-    qpn: Qpn,
-    free: Vec<u32>,
-    posted: Vec<Instant>,
-}
 
 /// As the inline one; the CPU time is that of the posting thread alone.
 pub(crate) fn measure(
@@ -56,26 +50,20 @@ pub(crate) fn measure(
     }
     let (address, rkey) = remote.context("no key in the answer")?;
 
-    let mut latency = Histogram::new_with_max(60_000_000_000, 3)?;
     let mut done: Vec<WorkCompletion> = Vec::with_capacity(1024);
-    let (mut next_block, mut operations, mut in_all) = (0_u64, 0_u64, 0_u64);
-    let warm_until = Instant::now() + args.duration().mul_f64(WARM_UP);
-    let until = warm_until + args.duration();
-    let mut meter: Option<Meter> = None;
+    let mut next_block = 0_u64;
+    let mut tally = Tally::start(args)?;
     loop {
         let now = Instant::now();
-        if now >= until {
+        if tally.is_over(now) {
             break;
-        }
-        if meter.is_none() && now >= warm_until {
-            meter = Some(Meter::start());
         }
         for (index, connection) in connections.iter_mut().enumerate() {
             while let Some(slot) = connection.free.pop() {
                 let offset = next_block % blocks(options) * u64::from(options.size);
                 let sges = [mr.sge(offset, options.size)];
                 let wr = SendWr {
-                    wr_id: (index as u64) << 32 | u64::from(slot),
+                    wr_id: wr_id(index, slot),
                     op: operation.at(address.wrapping_add(offset), rkey),
                     inline: &[],
                     sges: &sges,
@@ -90,9 +78,7 @@ pub(crate) fn measure(
                     Err(error) => return Err(error.into()),
                 }
                 next_block += 1;
-                if let Some(posted) = connection.posted.get_mut(slot as usize) {
-                    *posted = now;
-                }
+                connection.note_posted(slot, now);
             }
         }
         if client.poll_cq(&mut done) == 0 {
@@ -100,39 +86,18 @@ pub(crate) fn measure(
             client.wait(SLEEP);
             client.poll_cq(&mut done);
         }
-        let now = Instant::now();
-        for completion in done.drain(..) {
-            if completion.status != WcStatus::Success {
-                bail!("operation failed: {}", completion.status);
-            }
-            in_all += 1;
-            let slot = completion.wr_id as u32;
-            let Some(connection) = connections.get_mut((completion.wr_id >> 32) as usize) else {
-                continue;
-            };
-            let posted = connection.posted.get(slot as usize).copied().unwrap_or(now);
-            connection.free.push(slot);
-            if meter.is_some() {
-                operations += 1;
-                latency.saturating_record(now.saturating_duration_since(posted).as_nanos() as u64);
-            }
-        }
+        tally.take(&mut done, &mut connections)?;
         ensure!(!stop.load(Ordering::Relaxed), "the server gave up");
     }
-    let (wall, cpu) = meter.ok_or_else(|| anyhow!("no time to measure"))?.stop();
-    let counted = client.counters()?;
-    Ok(Measured {
-        side: Side {
+    tally.finish(|cpu| {
+        let counted = client.counters()?;
+        Ok(Side {
             engine: counted.engine,
             port: counted.port,
             enters: counted.enters,
             cpu,
             memory: Arc::clone(&memory),
-        },
-        operations,
-        operations_in_all: in_all,
-        seconds: wall.as_secs_f64(),
-        latency,
+        })
     })
 }
 
@@ -150,10 +115,6 @@ fn connect(
     })?;
     let service = ServiceId::from_port(SERVICE_PORT);
     let connected = client.connect(qpn, to, service, &[], CONNECT_TIME)?;
-    let connection = Connection {
-        qpn,
-        free: (0..options.depth).rev().collect(),
-        posted: vec![Instant::now(); options.depth as usize],
-    };
+    let connection = Connection::new(qpn, options);
     Ok((connection, connected.private.as_slice().to_vec()))
 }

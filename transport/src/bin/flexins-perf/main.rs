@@ -10,6 +10,7 @@ mod engine_thread;
 mod port_stream;
 mod report;
 mod socket;
+mod tally;
 mod udp_rtt;
 mod udp_stream;
 mod verbs;

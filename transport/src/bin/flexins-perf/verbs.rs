@@ -15,8 +15,7 @@ use flexins::endpoint::{Endpoint, EndpointConfig};
 use flexins::engine::{ConnEvent, Delivery, Engine, EngineConfig};
 use flexins::port::PortCounters;
 use flexins::verbs::{
-    Access, AckRequest, Cq, Mr, Pd, QpInit, Qpn, Rkey, SendFlags, SendOp, SendWr, WcStatus,
-    WorkCompletion,
+    Access, AckRequest, Cq, Mr, Pd, QpInit, Qpn, Rkey, SendFlags, SendOp, SendWr, WorkCompletion,
 };
 use hdrhistogram::Histogram;
 
@@ -24,13 +23,11 @@ use crate::args::{Args, Mode, VerbsArgs};
 use crate::cpu::{Meter, pin, spawn};
 use crate::engine_thread;
 use crate::report::Report;
+use crate::tally::{Connection, Tally, wr_id};
 
 const PORT: u8 = 1;
 pub(crate) const SERVICE_PORT: u16 = 4420;
 pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(5);
-/// Time before measuring, as a share of the whole.
-pub(crate) const WARM_UP: f64 = 0.1;
-
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -370,15 +367,6 @@ fn serve(
     Ok(node.side(meter.map_or(0.0, |meter| meter.stop().1)))
 }
 
-/// A connection of the client.
-struct Connection {
-    qpn: Qpn,
-    /// Slots of requests that can be posted.
-    free: Vec<u32>,
-    /// When the request in each slot was posted.
-    posted: Vec<Instant>,
-}
-
 fn measure(
     core: usize,
     args: &Args,
@@ -389,35 +377,26 @@ fn measure(
 ) -> anyhow::Result<Measured> {
     let mut node = Node::new(core, options, operation != Operation::Read)?;
     let (mut connections, remote) = connect(&mut node, options, to, stop)?;
-    let mut latency = Histogram::new_with_max(60_000_000_000, 3)?;
     let mut done: Vec<WorkCompletion> = Vec::with_capacity(1024);
-    let (mut next_block, mut operations, mut in_all) = (0_u64, 0_u64, 0_u64);
-    let warm_until = Instant::now() + args.duration().mul_f64(WARM_UP);
-    let until = warm_until + args.duration();
-    let mut meter: Option<Meter> = None;
+    let mut next_block = 0_u64;
+    let mut tally = Tally::start(args)?;
     loop {
         let now = Instant::now();
-        if now >= until {
+        if tally.is_over(now) {
             break;
-        }
-        if meter.is_none() && now >= warm_until {
-            meter = Some(Meter::start());
         }
         for (index, connection) in connections.iter_mut().enumerate() {
             while let Some(slot) = connection.free.pop() {
-                let wr_id = (index as u64) << 32 | u64::from(slot);
                 let offset = next_block % blocks(options) * u64::from(options.size);
                 next_block += 1;
-                if let Some(posted) = connection.posted.get_mut(slot as usize) {
-                    *posted = now;
-                }
+                connection.note_posted(slot, now);
                 post(
                     node.endpoint.engine(),
                     connection.qpn,
                     &node.mr,
                     operation,
                     options,
-                    wr_id,
+                    wr_id(index, slot),
                     offset,
                     &remote,
                 )?;
@@ -425,33 +404,10 @@ fn measure(
         }
         node.turn(&mut |_, _, _| {})?;
         node.endpoint.engine().poll_cq(node.cq, &mut done);
-        let now = Instant::now();
-        for completion in done.drain(..) {
-            if completion.status != WcStatus::Success {
-                bail!("operation failed: {}", completion.status);
-            }
-            in_all += 1;
-            let slot = completion.wr_id as u32;
-            let Some(connection) = connections.get_mut((completion.wr_id >> 32) as usize) else {
-                continue;
-            };
-            let posted = connection.posted.get(slot as usize).copied().unwrap_or(now);
-            connection.free.push(slot);
-            if meter.is_some() {
-                operations += 1;
-                latency.saturating_record(now.saturating_duration_since(posted).as_nanos() as u64);
-            }
-        }
+        tally.take(&mut done, &mut connections)?;
         ensure!(!stop.load(Ordering::Relaxed), "the server gave up");
     }
-    let (wall, cpu) = meter.ok_or_else(|| anyhow!("no time to measure"))?.stop();
-    Ok(Measured {
-        side: node.side(cpu),
-        operations,
-        operations_in_all: in_all,
-        seconds: wall.as_secs_f64(),
-        latency,
-    })
+    tally.finish(|cpu| Ok(node.side(cpu)))
 }
 
 fn connect(
@@ -473,12 +429,7 @@ fn connect(
             &[],
             Instant::now(),
         )?;
-        let posted = vec![Instant::now(); options.depth as usize];
-        connections.push(Connection {
-            qpn,
-            free: (0..options.depth).rev().collect(),
-            posted,
-        });
+        connections.push(Connection::new(qpn, options));
     }
     let (mut established, mut remote) = (0, None);
     while established < options.connections {
