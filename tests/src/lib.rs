@@ -10,5 +10,6 @@ pub mod process;
 pub mod rpc;
 pub mod setup;
 pub mod skip;
+pub mod spdk;
 pub mod target;
 pub mod vm;

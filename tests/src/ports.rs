@@ -19,3 +19,10 @@ pub fn free_udp_port() -> Result<u16> {
     }
     anyhow::bail!("no UDP port between 10000 and 30000 is free")
 }
+
+/// A TCP port that nobody has now.
+pub fn free_tcp_port() -> Result<u16> {
+    // The kernel gives out ports of its own range in turn: it is long until this one comes again.
+    let socket = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    Ok(socket.local_addr()?.port())
+}
