@@ -8,6 +8,7 @@ use flexblk_tests::target::SUBNQN;
 use flexblk_tests::vm::image_or_skip;
 use flexblk_tests::vm::machine;
 use flexblk_tests::vm::network::Network;
+use flexblk_tests::vm::outside::Outside;
 use flexblk_tests::vm::scenario::Scenario;
 
 /// Runs a list in a guest that is host and target at once.
@@ -17,17 +18,7 @@ fn kernel_with_itself(test: &str, script: &'static str) -> Result<()> {
     };
     let network = Network::enter()?;
     let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
-    let scenario = Scenario::new(test, script)
-        .variable("PEER", "nvmet")
-        .variable("SUBNQN", SUBNQN)
-        .variable(
-            "NVME_CORE",
-            if script.contains("without multipath") {
-                "multipath=N"
-            } else {
-                ""
-            },
-        );
+    let scenario = scenario(test, "nvmet", script);
     let outcome = machine::run(
         &image,
         &network,
@@ -38,17 +29,41 @@ fn kernel_with_itself(test: &str, script: &'static str) -> Result<()> {
     outcome.check(test)
 }
 
-/// One list, with the kernel's own target.
-macro_rules! kernel_with_itself {
-    ($($test:ident: $script:literal;)*) => {$(
+/// Runs a list in a guest against our target, which runs outside.
+fn linux_host(test: &str, script: &'static str) -> Result<()> {
+    let Some(image) = image_or_skip(test) else {
+        return Ok(());
+    };
+    let network = Network::enter()?;
+    let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
+    let mut outside = Outside::new(&network, directory.path())?;
+    let scenario = scenario(test, "outside", script);
+    let outcome = machine::run(&image, &network, &scenario, directory.path(), &mut |words| {
+        outside.answer(words)
+    })?;
+    outcome.check(test)?;
+    outside.check()
+}
+
+fn scenario(test: &str, peer: &str, script: &'static str) -> Scenario {
+    let multipath = !script.contains("without multipath");
+    Scenario::new(test, script)
+        .variable("PEER", peer)
+        .variable("SUBNQN", SUBNQN)
+        .variable("NVME_CORE", if multipath { "" } else { "multipath=N" })
+}
+
+/// Lists that run with each peer.
+macro_rules! lists {
+    ($run:ident: $($test:ident: $script:literal;)*) => {$(
         #[test]
         fn $test() -> Result<()> {
-            kernel_with_itself(stringify!($test), include_str!(concat!("../vm/", $script)))
+            $run(stringify!($test), include_str!(concat!("../vm/", $script)))
         }
     )*};
 }
 
-kernel_with_itself! {
+lists! { kernel_with_itself:
     kernel_commands: "host-commands.sh";
     kernel_options: "host-options.sh";
     kernel_loss: "host-loss.sh";
@@ -56,4 +71,11 @@ kernel_with_itself! {
     kernel_paths: "host-paths.sh";
     kernel_discovery: "host-discovery.sh";
     kernel_reservations: "host-reservations.sh";
+}
+
+lists! { linux_host:
+    linux_host_commands: "host-commands.sh";
+    linux_host_options: "host-options.sh";
+    linux_host_loss: "host-loss.sh";
+    linux_host_discovery: "host-discovery.sh";
 }

@@ -31,7 +31,7 @@ id_ctrl() {
     # Base specification: an I/O controller (1), 2.x or 1.3 and up, SGLs supported.
     holds /tmp/id-ctrl '.cntrltype == 1 and .ver >= 66304 and (.sgls % 4) >= 1'
     holds /tmp/id-ctrl '.nn >= 2 and .maxcmd >= 16 and .kas > 0'
-    # Several controllers, ANA reporting.
+    # Several controllers.
     holds /tmp/id-ctrl '(.cmic / 2 | floor) % 2 == 1'
     nvme id-ctrl "/dev/$(controller)" -H >/dev/null
 }
@@ -42,7 +42,8 @@ id_ns() {
         device=$(disk $nsid)
         nvme id-ns "$device" -o json >/tmp/id-ns
         holds /tmp/id-ns '.nsze > 0 and .ncap <= .nsze and .nuse <= .ncap'
-        holds /tmp/id-ns '.nmic % 2 == 1 and .anagrpid >= 1'
+        holds /tmp/id-ns '.nmic % 2 == 1'
+        ! reports_ana || holds /tmp/id-ns '.anagrpid >= 1'
         # What the kernel made of it: size and block size.
         same "size of namespace $nsid" "$(sectors "$device")" \
             "$(jq '.nsze * pow(2; .lbafs[.flbas % 16].ds) / 512 | floor' /tmp/id-ns)"
@@ -90,7 +91,13 @@ error_log() {
     }
 }
 
+# reports_ana: whether the controller does.
+reports_ana() {
+    nvme id-ctrl "/dev/$(controller)" -o json | jq -e '(.cmic / 8 | floor) % 2 == 1' >/dev/null
+}
+
 ana_log() {
+    reports_ana || skip 'the target does not report ANA'
     nvme ana-log "/dev/$(controller)" -o json >/tmp/ana
     holds /tmp/ana '[.["ANA DESC LIST "]? // .ana_desc_list? // . | .. | objects | select(has("state"))] | length >= 1'
     holds /tmp/ana '[.. | objects | select(has("state")) | .state] | any(. == "optimized")'
@@ -98,7 +105,7 @@ ana_log() {
 
 other_logs() {
     nvme fw-log "/dev/$(controller)" -o json >/tmp/fw
-    nvme effects-log "/dev/$(controller)" -o json >/tmp/effects
+    nvme effects-log "/dev/$(controller)" -o json >/tmp/effects || { cat /tmp/effects; return 1; }
     nvme changed-ns-list-log "/dev/$(controller)" -o json >/tmp/changed
     # Read (2) and write (1) are supported, by the command effects log.
     nvme effects-log "/dev/$(controller)" >/tmp/effects.text
@@ -221,7 +228,7 @@ compare() {
     nvme compare "$device" -s 0 -c $((blocks - 1)) -z 8192 -d /tmp/fill
     printf 'y' | dd of=/tmp/fill bs=1 seek=5000 conv=notrunc 2>/dev/null
     # Compare Failure.
-    fails '0x2085|0x285|0x4285' nvme compare "$device" -s 0 -c $((blocks - 1)) -z 8192 -d /tmp/fill
+    fails '0x285|0x2285|0x4285|0x6285|0x2085' nvme compare "$device" -s 0 -c $((blocks - 1)) -z 8192 -d /tmp/fill
 }
 
 # Write Uncorrectable marks blocks that a read must not return.
@@ -233,7 +240,7 @@ write_uncorrectable() {
     blocks=$(lbas "$device" 1)
     nvme write-uncor "$device" -s "$(lbas "$device" 101)" -c $((blocks - 1))
     # Unrecovered Read Error.
-    fails '0x2281|0x281|0x4281|0x6281' nvme read "$device" -s "$(lbas "$device" 101)" -c $((blocks - 1)) -z 4096 -d /tmp/read
+    fails '0x281|0x2281|0x4281|0x6281' nvme read "$device" -s "$(lbas "$device" 101)" -c $((blocks - 1)) -z 4096 -d /tmp/read
     dd if="$device" bs=4k skip=100 count=1 iflag=direct 2>/dev/null | cmp -n 4096 - /tmp/fill
     # A write makes it readable again.
     fill "$device" 101 1

@@ -43,7 +43,7 @@ step() {
     started=$(centiseconds)
     dmesg -c >/dev/null
     # Not inside a condition: there `set -e` would have no effect.
-    ( set -eu; "$@" ) >/tmp/step 2>&1 &
+    ( set -eux; "$@" ) >/tmp/step 2>&1 &
     pid=$!
     ( sleep "${STEP_LIMIT:-90}"; kill -9 $pid ) 2>/dev/null &
     watchdog=$!

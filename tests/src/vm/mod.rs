@@ -12,6 +12,7 @@ pub mod debian;
 pub mod image;
 pub mod machine;
 pub mod network;
+pub mod outside;
 pub mod report;
 pub mod scenario;
 
