@@ -69,6 +69,7 @@ lists! { kernel_with_itself:
     kernel_loss: "host-loss.sh";
     kernel_events: "host-events.sh";
     kernel_paths: "host-paths.sh";
+    kernel_ana: "host-ana.sh";
     kernel_discovery: "host-discovery.sh";
     kernel_reservations: "host-reservations.sh";
 }
@@ -77,5 +78,8 @@ lists! { linux_host:
     linux_host_commands: "host-commands.sh";
     linux_host_options: "host-options.sh";
     linux_host_loss: "host-loss.sh";
+    linux_host_events: "host-events.sh";
+    linux_host_paths: "host-paths.sh";
     linux_host_discovery: "host-discovery.sh";
+    linux_host_reservations: "host-reservations.sh";
 }

@@ -5,8 +5,9 @@ ADDRESS_2=10.77.1.1
 PORT_1=4420
 PORT_2=4420
 
+# target_start [everywhere]: on path 1, or on every address.
 target_start() {
-    ask start
+    ask start "$@"
 }
 
 target_stop() {
@@ -27,10 +28,6 @@ target_remove() {
 
 target_resize() {
     ask resize "$1" "$2"
-}
-
-target_ana() {
-    ask ana "$1" "$2"
 }
 
 target_is_kernel() {

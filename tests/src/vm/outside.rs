@@ -1,13 +1,15 @@
 //! Our target outside of a guest, and what a guest asks to be done to it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
-use super::network::{Network, OUTSIDE, TAP};
+use super::network::{Network, OUTSIDE, OUTSIDE_2, TAP};
 use crate::binaries::Binaries;
-use crate::target::{Target, TargetOptions};
+use crate::rpc::Rpc;
+use crate::target::{SUBNQN, Target, TargetOptions};
 
 /// Size of namespace 2, a file.
 const FILE_MIB: u64 = 32;
@@ -15,7 +17,6 @@ const FILE_MIB: u64 = 32;
 /// A target that guests reach over NVMe/TCP: namespace 1 in RAM, namespace 2 a file.
 pub struct Outside<'a> {
     network: &'a Network,
-    binaries: &'static Binaries,
     directory: PathBuf,
     target: Option<Target>,
 }
@@ -23,58 +24,116 @@ pub struct Outside<'a> {
 impl<'a> Outside<'a> {
     /// Starts nothing yet: guests ask for it.
     pub fn new(network: &'a Network, directory: &Path) -> Result<Outside<'a>> {
-        File::create(directory.join("namespace-2.img"))?.set_len(FILE_MIB << 20)?;
-        Ok(Outside {
+        let outside = Outside {
             network,
-            binaries: Binaries::get()?,
             directory: directory.to_owned(),
             target: None,
-        })
+        };
+        outside.set_len(2, FILE_MIB)?;
+        Ok(outside)
     }
 
     /// Does what a guest asks for.
     pub fn answer(&mut self, words: &[String]) -> Result<String> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words.as_slice() {
-            ["start" | "again"] => {
-                let device = format!("file:{}", self.directory.join("namespace-2.img").display());
-                let options = TargetOptions {
-                    extra: format!("[tcp]\naddress = \"{OUTSIDE}:4420\"\n"),
-                    udp_port: Some(4791),
-                    ..TargetOptions::with_devices(&["ram:64M", &device])
-                };
-                self.target = Some(Target::start(self.binaries, &self.directory, options)?);
-            }
+            // Its own address, which is what the discovery log has to name.
+            ["start"] => self.start(OUTSIDE)?,
+            // Every address, so that there is more than one path.
+            ["start", "everywhere"] => self.start("0.0.0.0")?,
             // As a crash does: nothing is said to hosts.
             ["stop"] => self.running()?.kill()?,
-            ["path-down", path] => self.network.ip(&format!("addr del {} dev {TAP}", address(path)?))?,
-            ["path-up", path] => self.network.ip(&format!("addr add {} dev {TAP}", address(path)?))?,
+            ["again"] => self.running()?.restart(Binaries::get()?)?,
+            ["path-down", path] => {
+                let address = address(path)?;
+                self.network.ip(&format!("addr del {address}/24 dev {TAP}"))?;
+            }
+            ["path-up", path] => {
+                let address = address(path)?;
+                self.network.ip(&format!("addr add {address}/24 dev {TAP}"))?;
+            }
+            ["add", nsid, mib] => self.add(nsid.parse()?, mib.parse()?)?,
+            ["remove", nsid] => self.remove(nsid.parse()?)?,
+            ["resize", nsid, mib] => self.resize(nsid.parse()?, mib.parse()?)?,
             _ => bail!("unknown request"),
         }
         Ok(String::new())
+    }
+
+    fn start(&mut self, address: &str) -> Result<()> {
+        let device = format!("file:{}", self.file(2).display());
+        let options = TargetOptions {
+            extra: format!("[tcp]\naddress = \"{address}:4420\"\n"),
+            ..TargetOptions::with_devices(&["ram:64M", &device])
+        };
+        self.target = Some(Target::start(Binaries::get()?, &self.directory, options)?);
+        Ok(())
+    }
+
+    fn file(&self, nsid: u32) -> PathBuf {
+        self.directory.join(format!("namespace-{nsid}.img"))
+    }
+
+    fn set_len(&self, nsid: u32, mib: u64) -> Result<()> {
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(self.file(nsid))?;
+        Ok(file.set_len(mib << 20)?)
+    }
+
+    fn rpc(&mut self) -> Result<Rpc> {
+        Rpc::connect(&self.running()?.rpc_socket())
+    }
+
+    fn add(&mut self, nsid: u32, mib: u64) -> Result<()> {
+        self.set_len(nsid, mib)?;
+        let filename = self.file(nsid);
+        let name = format!("namespace-{nsid}");
+        let mut rpc = self.rpc()?;
+        let device = json!({ "name": name, "filename": filename, "block_size": 512 });
+        rpc.call("bdev_aio_create", device)?;
+        let namespace = json!({ "bdev_name": name, "nsid": nsid });
+        let call = json!({ "nqn": SUBNQN, "namespace": namespace });
+        rpc.call("nvmf_subsystem_add_ns", call)?;
+        Ok(())
+    }
+
+    fn remove(&mut self, nsid: u32) -> Result<()> {
+        let mut rpc = self.rpc()?;
+        rpc.call("nvmf_subsystem_remove_ns", json!({ "nqn": SUBNQN, "nsid": nsid }))?;
+        let name = format!("namespace-{nsid}");
+        rpc.call("bdev_aio_delete", json!({ "name": name }))?;
+        Ok(())
+    }
+
+    fn resize(&mut self, nsid: u32, mib: u64) -> Result<()> {
+        self.set_len(nsid, mib)?;
+        let name = format!("namespace-{nsid}");
+        self.rpc()?.call("bdev_aio_rescan", json!({ "name": name }))?;
+        Ok(())
     }
 
     fn running(&mut self) -> Result<&mut Target> {
         self.target.as_mut().context("no target was started")
     }
 
-    /// What the target printed, for messages; and whether it still runs as it should.
+    /// Whether the target still runs as it should.
     pub fn check(&mut self) -> Result<()> {
-        let Some(target) = &mut self.target else {
-            return Ok(());
-        };
+        let target = self.running()?;
         let output = target.output();
         if output.contains("panicked") || !target.is_running() {
             bail!("the target has died:\n{output}");
         }
-        let _ = fs::write(self.directory.join("target.log"), output);
         Ok(())
     }
 }
 
-fn address(path: &str) -> Result<String> {
+fn address(path: &str) -> Result<&'static str> {
     match path {
-        "1" => Ok(format!("{OUTSIDE}/24")),
+        "1" => Ok(OUTSIDE),
+        "2" => Ok(OUTSIDE_2),
         _ => bail!("no path {path}"),
     }
 }
