@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use flexblk_tests::ports::free_tcp_port;
+use flexblk_tests::setup::Setup;
 use flexblk_tests::spdk::{Spdk, free_huge_pages};
-use flexblk_tests::target::SUBNQN;
+use flexblk_tests::target::{SUBNQN, TargetOptions};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -69,9 +70,19 @@ fn perf(bench: &Bench<'_>) -> Result<()> {
         let text = bench.run("spdk_nvme_perf", &arguments)?;
         let total = text
             .lines()
-            .find_map(|line| line.strip_prefix("Total")?.split(':').nth(1)?.split_whitespace().next()?.parse::<f64>().ok())
+            .find_map(|line| {
+                line.strip_prefix("Total")?
+                    .split(':')
+                    .nth(1)?
+                    .split_whitespace()
+                    .next()?
+                    .parse::<f64>()
+                    .ok()
+            })
             .with_context(|| format!("no total in:\n{text}"))?;
-        println!("spdk_nvme_perf: {block} bytes, depth {depth}, {digests:?}: {total} I/O per second");
+        println!(
+            "spdk_nvme_perf: {block} bytes, depth {depth}, {digests:?}: {total} I/O per second"
+        );
         ensure!(total > 0.0, "{text}");
     }
     Ok(())
@@ -93,7 +104,9 @@ fn bdevperf(bench: &Bench<'_>) -> Result<()> {
         for block in ["4096", "65536"] {
             let text = bench.run(
                 "bdevperf",
-                &["--json", path, "-q", "32", "-o", block, "-w", "verify", "-t", "3", "-m", "0x2"],
+                &[
+                    "--json", path, "-q", "32", "-o", block, "-w", "verify", "-t", "3", "-m", "0x2",
+                ],
             )?;
             ensure!(text.contains("Total"), "{text}");
             ensure!(!text.to_lowercase().contains("miscompare"), "{text}");
@@ -105,7 +118,24 @@ fn bdevperf(bench: &Bench<'_>) -> Result<()> {
 fn abort(bench: &Bench<'_>) -> Result<()> {
     let text = bench.run(
         "abort",
-        &["-r", &bench.address(), "-q", "64", "-t", "2", "-a", "4", "-c", "0x1", "-w", "rw", "-M", "50", "-o", "4096"],
+        &[
+            "-r",
+            &bench.address(),
+            "-q",
+            "64",
+            "-t",
+            "2",
+            "-a",
+            "4",
+            "-c",
+            "0x1",
+            "-w",
+            "rw",
+            "-M",
+            "50",
+            "-o",
+            "4096",
+        ],
     )?;
     // "abort submitted N, failed to submit M", "success A, unsuccessful B, failed C".
     ensure!(text.contains("abort submitted"), "{text}");
@@ -115,16 +145,33 @@ fn abort(bench: &Bench<'_>) -> Result<()> {
 
 fn fuzz(bench: &Bench<'_>) -> Result<()> {
     for seed in ["1", "123456"] {
-        let arguments = ["-m", "0x2", "-t", "15", "-S", seed, "-F", &bench.address(), "-N", "-a"];
+        let arguments = [
+            "-m",
+            "0x2",
+            "-t",
+            "15",
+            "-S",
+            seed,
+            "-F",
+            &bench.address(),
+            "-N",
+            "-a",
+        ];
         let text = bench.run("nvme_fuzz", &arguments)?;
-        ensure!(text.contains("Shutting down the fuzz application"), "{text}");
+        ensure!(
+            text.contains("Shutting down the fuzz application"),
+            "{text}"
+        );
     }
     // It still serves.
     identify(bench)
 }
 
 fn connect_stress(bench: &Bench<'_>) -> Result<()> {
-    bench.run("connect_stress", &["-c", "0x2", "-t", "5", "-r", &bench.address()])?;
+    bench.run(
+        "connect_stress",
+        &["-c", "0x2", "-t", "5", "-r", &bench.address()],
+    )?;
     Ok(())
 }
 
@@ -206,4 +253,25 @@ fn spdk_with_itself() -> Result<()> {
         directory: directory.path(),
         test: "spdk_with_itself",
     })
+}
+
+#[test]
+fn spdk_with_our_target() -> Result<()> {
+    let Some(spdk) = Spdk::or_skip("spdk_with_our_target") else {
+        return Ok(());
+    };
+    let setup = Setup::new()?;
+    let port = free_tcp_port()?;
+    let mut target = setup.target_with(TargetOptions {
+        extra: format!("[tcp]\naddress = \"127.0.0.1:{port}\"\n"),
+        ..TargetOptions::with_devices(&["ram:64M"])
+    })?;
+    run_list(&Bench {
+        spdk: &spdk,
+        port,
+        directory: setup.path(),
+        test: "spdk_with_our_target",
+    })?;
+    ensure!(target.is_running(), "{}", target.output());
+    Ok(())
 }

@@ -38,9 +38,13 @@ fn linux_host(test: &str, script: &'static str) -> Result<()> {
     let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
     let mut outside = Outside::new(&network, directory.path())?;
     let scenario = scenario(test, "outside", script);
-    let outcome = machine::run(&image, &network, &scenario, directory.path(), &mut |words| {
-        outside.answer(words)
-    })?;
+    let outcome = machine::run(
+        &image,
+        &network,
+        &scenario,
+        directory.path(),
+        &mut |words| outside.answer(words),
+    )?;
     outcome.check(test)?;
     outside.check()
 }

@@ -307,7 +307,7 @@ reservations() {
     # The holder still writes.
     fill "$device" 0 1
     # A wrong key is a Reservation Conflict.
-    fails '0x2083|0x83|0x4083' nvme resv-release "$device" -n 1 --crkey=0x9999 --rtype=1 --rrela=0
+    fails '0x83|0x2083|0x4083|0x6083' nvme resv-release "$device" -n 1 --crkey=0x9999 --rtype=1 --rrela=0
     nvme resv-release "$device" -n 1 --crkey=0x1234 --rtype=1 --rrela=0
     nvme resv-report "$device" -n 1 -e -o json >/tmp/report
     holds /tmp/report '.rtype == 0 and .regctl == 1'

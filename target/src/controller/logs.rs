@@ -53,7 +53,7 @@ impl Controller {
             .and_then(|len| usize::try_from(len).ok())
             .ok_or_else(invalid)?;
         // No page is a list that an index (OT 1) could count; offsets are of dwords (Base 5.1.12).
-        if get.offset_is_index || !get.offset.is_multiple_of(4) || get.csi != Csi::Nvm {
+        if get.offset_is_index || !get.offset.is_multiple_of(4) || !csi_fits(get) {
             return Err(invalid());
         }
         let page = self.page(get, environment)?;
@@ -94,7 +94,7 @@ impl Controller {
             LogPageId::Smart => self.smart(get.nsid, environment)?.bytes().to_vec(),
             LogPageId::FirmwareSlot => FirmwareSlot::single(identify::FIRMWARE).bytes().to_vec(),
             LogPageId::ChangedNamespaces => self.changed_page().bytes().to_vec(),
-            LogPageId::Effects => effects().bytes().to_vec(),
+            LogPageId::Effects => effects(get.csi).bytes().to_vec(),
             LogPageId::FeatureEffects => feature_effects(),
             LogPageId::Ana => self.ana_page(get.lsp & ana::RETURN_GROUPS_ONLY != 0, environment)?,
             LogPageId::Reservation => self.reservation_page().bytes().to_vec(),
@@ -214,7 +214,13 @@ pub const fn portid(transport: TransportType) -> u16 {
     }
 }
 
-fn effects() -> Effects {
+/// Only Commands Supported and Effects is a page per I/O command set. Of a set that is not supported it has no I/O
+/// command: nvme-cli's `effects-log` asks for the zoned set whatever the namespaces are, and fails where that fails.
+fn csi_fits(get: &GetLogPage) -> bool {
+    get.csi == Csi::Nvm || get.lid == LogPageId::Effects
+}
+
+fn effects(csi: Csi) -> Effects {
     let mut effects = Effects::zeroed();
     for opcode in [
         admin::GET_LOG_PAGE,
@@ -226,6 +232,9 @@ fn effects() -> Effects {
         admin::KEEP_ALIVE,
     ] {
         effects.set_admin(opcode, CommandEffects::SUPPORTED);
+    }
+    if csi != Csi::Nvm {
+        return effects;
     }
     for opcode in [
         nvm::FLUSH,

@@ -444,6 +444,23 @@ fn identify_namespace() {
     );
 }
 
+/// A host that asks for the commands of a set that is not supported gets those of all sets (Base 5.1.12.1.6).
+#[test]
+fn effects_of_a_set_without_commands() {
+    let world = World::new();
+    let mut controller = world.ready();
+    for (csi, read) in [(Csi::Nvm, true), (Csi::Zoned, false)] {
+        let get = GetLogPage {
+            csi,
+            ..GetLogPage::new(LogPageId::Effects, 0, 4096)
+        };
+        let page = data(world.send(&mut controller, get.emit(Cid::new(1), &ANYWHERE)));
+        let page = flexblk_nvme::log::Effects::view(&page).unwrap();
+        assert_eq!(page.io[2].get() & 1 == 1, read, "{csi:?}");
+        assert_eq!(page.admin[6].get() & 1, 1, "Identify");
+    }
+}
+
 /// Number of Queues is answered from what there is (Base 5.1.25.1.5): the budget has room for ten
 /// queues, the limit is eight, a second host gets what is left without the reserve.
 #[test]

@@ -46,11 +46,13 @@ impl<'a> Outside<'a> {
             ["again"] => self.running()?.restart(Binaries::get()?)?,
             ["path-down", path] => {
                 let address = address(path)?;
-                self.network.ip(&format!("addr del {address}/24 dev {TAP}"))?;
+                self.network
+                    .ip(&format!("addr del {address}/24 dev {TAP}"))?;
             }
             ["path-up", path] => {
                 let address = address(path)?;
-                self.network.ip(&format!("addr add {address}/24 dev {TAP}"))?;
+                self.network
+                    .ip(&format!("addr add {address}/24 dev {TAP}"))?;
             }
             ["add", nsid, mib] => self.add(nsid.parse()?, mib.parse()?)?,
             ["remove", nsid] => self.remove(nsid.parse()?)?,
@@ -102,7 +104,10 @@ impl<'a> Outside<'a> {
 
     fn remove(&mut self, nsid: u32) -> Result<()> {
         let mut rpc = self.rpc()?;
-        rpc.call("nvmf_subsystem_remove_ns", json!({ "nqn": SUBNQN, "nsid": nsid }))?;
+        rpc.call(
+            "nvmf_subsystem_remove_ns",
+            json!({ "nqn": SUBNQN, "nsid": nsid }),
+        )?;
         let name = format!("namespace-{nsid}");
         rpc.call("bdev_aio_delete", json!({ "name": name }))?;
         Ok(())
@@ -111,7 +116,8 @@ impl<'a> Outside<'a> {
     fn resize(&mut self, nsid: u32, mib: u64) -> Result<()> {
         self.set_len(nsid, mib)?;
         let name = format!("namespace-{nsid}");
-        self.rpc()?.call("bdev_aio_rescan", json!({ "name": name }))?;
+        self.rpc()?
+            .call("bdev_aio_rescan", json!({ "name": name }))?;
         Ok(())
     }
 
