@@ -226,7 +226,7 @@ impl Directory {
         thread: usize,
     ) -> Result<Connected, Refusal> {
         let mut state = lock(&self.state);
-        let subsystem = if subnqn.is_discovery() {
+        let subsystem = if state.snapshot.is_discovery(&subnqn) {
             None
         } else {
             let subsystem = state
@@ -369,6 +369,7 @@ mod tests {
         let snapshot = Snapshot {
             epoch: 0,
             generation: 1,
+            discovery: Arc::default(),
             subsystems: vec![Some(Arc::new(subsystem))],
         };
         directory.replace(snapshot);

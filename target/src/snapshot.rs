@@ -10,7 +10,7 @@ use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nqn, Nsid, Status, StatusCode};
 use uuid::Uuid;
 
-use crate::config::AllowedHosts;
+use crate::config::{AllowedHosts, Discovery};
 use crate::counters::IoCounters;
 use crate::media::Media;
 use crate::reservation::Reservations;
@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub epoch: u64,
     /// Counts changes of the discovery log: its Generation Counter (Base 5.1.12.3.1).
     pub generation: u64,
+    /// The discovery service's name and referrals.
+    pub discovery: Arc<Discovery>,
     /// Subsystems by slot; a removed one leaves its slot empty.
     pub subsystems: Vec<Option<Arc<Subsystem>>>,
 }
@@ -158,6 +160,18 @@ impl Snapshot {
     #[must_use]
     pub fn subsystem(&self, slot: usize) -> Option<&Arc<Subsystem>> {
         self.subsystems.get(slot)?.as_ref()
+    }
+
+    /// Is that a name of the discovery service?
+    #[must_use]
+    pub fn is_discovery(&self, nqn: &Nqn) -> bool {
+        nqn.is_discovery() || self.discovery.nqn.as_ref() == Some(nqn)
+    }
+
+    /// The name that the discovery service tells hosts.
+    #[must_use]
+    pub fn discovery_nqn(&self) -> Nqn {
+        self.discovery.nqn.clone().unwrap_or_else(Nqn::discovery)
     }
 
     /// The subsystem of that name.

@@ -120,6 +120,7 @@ impl Target {
     fn open_devices(&self) -> Result<(), StartError> {
         let config = Arc::clone(&self.config);
         self.change(|draft| {
+            draft.snapshot.discovery = Arc::new(config.discovery.clone());
             for bdev in &config.bdevs {
                 draft
                     .create_bdev(bdev.clone(), false)
@@ -286,6 +287,17 @@ impl Target {
         namespace: &config::Namespace,
     ) -> Result<Nsid, NamespaceError> {
         self.change(|draft| draft.add_namespace(nqn, namespace))
+    }
+
+    /// Changes name and referrals of the discovery service. Discovery controllers are told.
+    pub fn set_discovery(&self, discovery: config::Discovery) {
+        let changed: Result<(), std::convert::Infallible> = self.change(|draft| {
+            draft.snapshot.discovery = Arc::new(discovery);
+            draft.snapshot.generation += 1;
+            Ok(())
+        });
+        // It cannot fail.
+        let Ok(()) = changed;
     }
 
     /// Changes which hosts see a namespace, of those that may connect. Hosts that see a difference are

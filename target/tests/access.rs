@@ -21,9 +21,12 @@ use flexblk_nvme::features::{
 };
 use flexblk_nvme::identify::{self, NamespaceList};
 use flexblk_nvme::log::ana::{self, AnaState};
+use flexblk_nvme::log::discovery::Page;
 use flexblk_nvme::log::{LogPageId, ReservationNotification};
 use flexblk_nvme::{Cid, HostId, Lba, Nqn, Nsid, Sgl, StatusCode, U64};
-use flexblk_target::config::{AllowedHosts, Config, Namespace};
+use flexblk_target::config::{
+    AllowedHosts, Config, Discovery, Namespace, Referral, ReferralTransport,
+};
 use host::{Answer, Host, Queue};
 use world::{World, code, nqn, open, read, write};
 
@@ -829,4 +832,44 @@ fn one_device_in_two_subsystems() {
         .target
         .add_namespace(&nqn(), &Namespace::new("base"))
         .unwrap();
+}
+
+/// The discovery service by both of its names; a change of its referrals is an event.
+#[test]
+fn discovery_by_both_names() {
+    let own = Nqn::new("nqn.2026-11.test:discovery").unwrap();
+    let world = World::with(&["ram:1M"], |config| {
+        config.discovery.nqn = Some(own.clone())
+    });
+    for name in [own.clone(), Nqn::discovery()] {
+        let mut host = world.host();
+        let (admin, _) = host.controller(&name);
+        let bytes = host.identify(admin, &Identify::new(Cns::Controller, Nsid::NONE));
+        assert_eq!(
+            identify::Controller::view(&bytes).unwrap().subnqn,
+            own.to_field()
+        );
+        let config = AsyncEventConfig::new().with_discovery_log(true);
+        let set = SetFeatures::new(config.into());
+        assert!(
+            host.command(admin, |cid| set.emit(cid, &Sgl::NONE))
+                .status()
+                .is_success()
+        );
+        let event = host.cid();
+        host.send(admin, &AsyncEventRequest.emit(event, &Sgl::NONE), None);
+        let referral = Referral {
+            trtype: ReferralTransport::Tcp,
+            address: "192.0.2.7:8009".parse().unwrap(),
+            nqn: None,
+            hosts: AllowedHosts::Any,
+        };
+        world.target.set_discovery(Discovery {
+            nqn: Some(own.clone()),
+            referrals: vec![referral],
+        });
+        assert_eq!(host.answer(admin, event).result(), 0x0070_F002);
+        let page = host.log(admin, &GetLogPage::new(LogPageId::Discovery, 0, 4096));
+        assert_eq!(Page::parse(&page).unwrap().record_count(), 3);
+    }
 }

@@ -14,9 +14,9 @@ use toml::Spanned;
 use uuid::Uuid;
 
 use super::{
-    AllowedHosts, Config, Digest, Limits, Listener, MAX_ALLOWED_HOSTS, MAX_ANA_GROUPS, MAX_CORES,
-    MAX_NSID, MAX_SUBSYSTEMS, Management, Namespace, RpcSocket, Rx, Subsystem, TcpDigest,
-    TcpListener, Tx, bdev_tables, size,
+    AllowedHosts, Config, Digest, Discovery, Limits, Listener, MAX_ALLOWED_HOSTS, MAX_ANA_GROUPS,
+    MAX_CORES, MAX_NSID, MAX_REFERRALS, MAX_SUBSYSTEMS, Management, Namespace, Referral,
+    ReferralTransport, RpcSocket, Rx, Subsystem, TcpDigest, TcpListener, Tx, bdev_tables, size,
 };
 
 /// Largest configuration file that is read.
@@ -95,6 +95,8 @@ struct File {
     #[serde(default)]
     listener: ListenerTable,
     tcp: Option<TcpTable>,
+    #[serde(default)]
+    discovery: DiscoveryTable,
     #[serde(default)]
     management: ManagementTable,
     #[serde(default)]
@@ -224,6 +226,7 @@ impl File {
             );
             return Err(at.line(0, "subsystem", what));
         }
+        config.discovery = self.discovery.check(at)?;
         config.bdevs = self.bdev;
         let names: Vec<&str> = config.bdevs.iter().map(BdevConfig::name).collect();
         for table in self.subsystem {
@@ -336,6 +339,55 @@ impl TcpTable {
         tcp.header_digest = self.header_digest.unwrap_or_default();
         tcp.data_digest = self.data_digest.unwrap_or_default();
         Ok(tcp)
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiscoveryTable {
+    nqn: Option<Spanned<String>>,
+    #[serde(default)]
+    referral: Vec<ReferralTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReferralTable {
+    #[serde(default)]
+    trtype: ReferralTransport,
+    address: Spanned<String>,
+    nqn: Option<Spanned<String>>,
+    allow_hosts: Option<Spanned<Vec<Spanned<String>>>>,
+}
+
+impl DiscoveryTable {
+    fn check(self, at: &Place<'_>) -> Result<Discovery, ConfigError> {
+        let name = |nqn: Option<Spanned<String>>| {
+            nqn.map(|nqn| parse_nqn(nqn.as_ref()).map_err(|e| at.value(&nqn.span(), "nqn", e)))
+                .transpose()
+        };
+        if self.referral.len() > MAX_REFERRALS {
+            let what = format!("at most {MAX_REFERRALS} referrals are possible");
+            return Err(at.line(0, "referral", what));
+        }
+        let mut discovery = Discovery {
+            nqn: name(self.nqn)?,
+            referrals: Vec::new(),
+        };
+        for table in self.referral {
+            let span = table.address.span();
+            let address = table.address.as_ref().parse().map_err(|_| {
+                let what = "write an address and a port, such as \"192.0.2.7:8009\"";
+                at.value(&span, "address", what)
+            })?;
+            discovery.referrals.push(Referral {
+                trtype: table.trtype,
+                address,
+                nqn: name(table.nqn)?,
+                hosts: allowed_hosts(at, table.allow_hosts)?,
+            });
+        }
+        Ok(discovery)
     }
 }
 

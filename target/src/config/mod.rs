@@ -59,6 +59,8 @@ pub struct Config {
     /// File for what has to survive a power loss besides data: reservations with Persist Through
     /// Power Loss (PTPL), write protection. `None` does not offer that to hosts.
     pub ptpl_file: Option<PathBuf>,
+    /// The discovery service.
+    pub discovery: Discovery,
     /// Block devices that namespaces name.
     pub bdevs: Vec<BdevConfig>,
     /// What is exported.
@@ -76,6 +78,7 @@ impl Default for Config {
             limits: Limits::default(),
             management: Management::default(),
             ptpl_file: None,
+            discovery: Discovery::default(),
             bdevs: Vec::new(),
             subsystems: Vec::new(),
         }
@@ -244,6 +247,43 @@ impl From<&str> for RpcSocket {
         }
     }
 }
+
+/// The discovery service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Discovery {
+    /// A name of its own, beside the well-known one: hosts that come by either are served, and both
+    /// tell them this name.
+    pub nqn: Option<Nqn>,
+    /// Other discovery services that hosts are told of.
+    pub referrals: Vec<Referral>,
+}
+
+/// Another discovery service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Referral {
+    /// How it is reached.
+    pub trtype: ReferralTransport,
+    /// Where.
+    pub address: SocketAddr,
+    /// Its name, if it is not the well-known one.
+    pub nqn: Option<Nqn>,
+    /// Who is told of it.
+    pub hosts: AllowedHosts,
+}
+
+/// Transport of a referral.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReferralTransport {
+    /// FlexiNS.
+    #[default]
+    Flexins,
+    /// NVMe/TCP.
+    Tcp,
+}
+
+/// Most referrals.
+pub const MAX_REFERRALS: usize = 256;
 
 /// One NVM subsystem.
 #[derive(Clone, Debug)]

@@ -163,6 +163,7 @@ impl Controller {
     fn identify_discovery(&self, environment: &Environment<'_>) -> identify::Controller {
         let mut id = self.identify_common(environment);
         id.cntrltype = ControllerType::Discovery.raw();
+        id.subnqn = environment.snapshot.discovery_nqn().to_field();
         id.oaes = U32::new(Oaes::DISCOVERY_LOG.bits());
         id
     }

@@ -18,6 +18,7 @@ use flexblk_nvme::{Cntlid, Nqn, Nsid, Status, StatusCode, U32, U64, U128};
 use super::events::Event;
 use super::features::{IO_FEATURES, is_of_namespace};
 use super::{Addresses, Controller, Environment, Kind, identify};
+use crate::config::{Referral, ReferralTransport};
 use crate::counters;
 use crate::queue::request::MAX_TRANSFER_BYTES;
 use crate::reservation::Notice;
@@ -287,7 +288,7 @@ pub fn discovery_log(snapshot: &Snapshot, addresses: Addresses, host: &Nqn) -> V
     let subsystems = snapshot.subsystems.iter().flatten();
     let allowed = subsystems.filter(|subsystem| subsystem.hosts.allows(host));
     let names: Vec<(SubsystemType, Nqn)> =
-        std::iter::once((SubsystemType::CurrentDiscovery, Nqn::discovery()))
+        std::iter::once((SubsystemType::CurrentDiscovery, snapshot.discovery_nqn()))
             .chain(allowed.map(|subsystem| (SubsystemType::Nvm, subsystem.nqn.clone())))
             .collect();
     let ports = [
@@ -300,7 +301,23 @@ pub fn discovery_log(snapshot: &Snapshot, addresses: Addresses, host: &Nqn) -> V
             records.push(record(*subtype, subnqn.clone(), transport, address));
         }
     }
+    let referrals = snapshot.discovery.referrals.iter();
+    records.extend(
+        referrals
+            .filter(|referral| referral.hosts.allows(host))
+            .map(refer),
+    );
     discovery::emit(snapshot.generation, &records)
+}
+
+/// The entry of another discovery service.
+fn refer(referral: &Referral) -> Record {
+    let transport = match referral.trtype {
+        ReferralTransport::Flexins => TransportType::Flexins,
+        ReferralTransport::Tcp => TransportType::Tcp,
+    };
+    let nqn = referral.nqn.clone().unwrap_or_else(Nqn::discovery);
+    record(SubsystemType::Referral, nqn, transport, referral.address)
 }
 
 fn record(

@@ -21,7 +21,7 @@ use flexblk_nvme::{Cid, Cntlid, HostId, Lba, Nqn, Nsid, Qid, Sgl, Sqe, Status, S
 use super::*;
 use crate::association::Association;
 use crate::budget::Budget;
-use crate::config::{AllowedHosts, Limits};
+use crate::config::{AllowedHosts, Discovery, Limits, Referral, ReferralTransport};
 use crate::counters::IoCounters;
 use crate::snapshot::Namespace;
 
@@ -95,6 +95,7 @@ impl World {
             snapshot: Snapshot {
                 epoch: 1,
                 generation: 7,
+                discovery: Arc::default(),
                 subsystems: vec![Some(Arc::new(open)), Some(Arc::new(private))],
             },
             directory: Directory::new(limits, Budget::new(1_000_000)),
@@ -705,6 +706,57 @@ fn log_pages_are_bounded() {
     ] {
         assert_eq!(data(world.log(&mut controller, lid, 0, 512)).len(), 512);
     }
+}
+
+/// A discovery subsystem with a name of its own says so in Identify and in its own entry (Base
+/// 3.1.3.3); referrals are entries of type 1 for the hosts that they are for; the log can be read at
+/// any offset and length, and its generation counter tells when it has changed (5.1.12.3.1).
+#[test]
+fn unique_name_and_referrals() {
+    let mut world = World::new();
+    let own = nqn("nqn.2026-11.test:discovery");
+    let referral = |port, hosts| Referral {
+        trtype: ReferralTransport::Tcp,
+        address: SocketAddr::from(([192, 0, 2, 9], port)),
+        nqn: None,
+        hosts,
+    };
+    let only = AllowedHosts::Only(vec![nqn("other")]);
+    world.snapshot.discovery = Arc::new(Discovery {
+        nqn: Some(own.clone()),
+        referrals: vec![referral(8009, AllowedHosts::Any), referral(8010, only)],
+    });
+    assert!(world.snapshot.is_discovery(&own) && world.snapshot.is_discovery(&Nqn::discovery()));
+    let mut controller = world.discovery();
+    let bytes = data(world.log(&mut controller, LogPageId::Discovery, 0, 8192));
+    let page = Page::parse(&bytes).unwrap();
+    let records: Vec<_> = page
+        .entries()
+        .map(|entry| entry.record().unwrap())
+        .collect();
+    assert_eq!(records.len(), 3);
+    assert_eq!(records[0].subnqn, own);
+    let referral = &records[2];
+    assert_eq!(referral.subtype, SubsystemType::Referral);
+    assert_eq!(
+        (referral.traddr.as_str(), referral.trsvcid.as_str()),
+        ("192.0.2.9", "8009")
+    );
+    assert!(referral.subnqn.is_discovery());
+    for (offset, len) in [
+        (0, 16),
+        (4, 4),
+        (1020, 8),
+        (2048, 1024),
+        (4092, 4),
+        (4096, 4),
+    ] {
+        let piece = data(world.log(&mut controller, LogPageId::Discovery, offset, len));
+        let at = offset as usize;
+        assert_eq!(piece, bytes[at..at + len as usize], "{offset}+{len}");
+    }
+    let beyond = world.log(&mut controller, LogPageId::Discovery, 4100, 4);
+    assert_eq!(beyond, Reply::Done(StatusCode::InvalidField.dnr(), 0));
 }
 
 /// The discovery log shows a host what it may connect to, can be read in pieces, and a change is an
