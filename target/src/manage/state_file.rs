@@ -27,7 +27,7 @@ pub enum StateError {
         /// Why.
         source: io::Error,
     },
-    /// It is not what [`save`] writes.
+    /// It is not what the target writes there.
     #[error("the state file {} is damaged ({what}); move it away to start from the configuration", path.display())]
     Damaged {
         /// The file.

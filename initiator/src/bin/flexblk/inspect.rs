@@ -1,7 +1,7 @@
 //! `flexblk list`, `id-ctrl`, `id-ns` and the log pages.
 
 use anyhow::{Context, Result, anyhow};
-use flexblk_initiator::{Controller, LogPageId, Nsid, SubsystemType, TransportType};
+use flexblk_initiator::{Controller, LogPageId, Nsid, SubsystemType, TrType, TransportType};
 use flexblk_nvme::command::admin::Cns;
 use flexblk_nvme::identify;
 use flexblk_nvme::log::{ErrorEntry, Smart, ana};
@@ -289,9 +289,16 @@ fn state_name(state: ana::AnaState) -> &'static str {
 pub(crate) fn list(args: &List) -> Result<()> {
     let options = connect::options(&args.address, &args.connection, true)?;
     let log = flexblk_initiator::discover(&options)?;
+    // The log names every way to a subsystem; the one that it was asked over is enough.
+    let trtype = options.target.trtype;
+    let wire = match trtype {
+        TrType::Flexins => TransportType::Flexins,
+        TrType::Tcp => TransportType::Tcp,
+        TrType::Rdma => TransportType::Rdma,
+    };
     let mut subsystems = Vec::new();
     for record in &log.records {
-        if record.subtype != SubsystemType::Nvm || record.trtype != TransportType::Flexins {
+        if record.subtype != SubsystemType::Nvm || record.trtype != wire {
             continue;
         }
         let mut own = options.clone();
@@ -315,7 +322,7 @@ pub(crate) fn list(args: &List) -> Result<()> {
         subsystems.push(json!({
             "SubsystemNQN": record.subnqn.as_str(),
             "Address": format!("traddr={},trsvcid={}", record.traddr, record.trsvcid),
-            "Transport": "flexins",
+            "Transport": trtype.as_str(),
             "SerialNumber": trim_ascii(&id.sn),
             "ModelNumber": trim_ascii(&id.mn),
             "Firmware": trim_ascii(&id.fr),
