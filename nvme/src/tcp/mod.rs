@@ -2,7 +2,7 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | headers as they stand on the wire | [`wire`] |
+//! | headers as they stand on the wire | [`mod@wire`] |
 //! | PDUs as values, and [`Framing`], which writes the bytes in front of a PDU's data | [`pdu`], [`framing`] |
 //! | [`Stream`]: what comes in, in any fragmentation | [`stream`] |
 //! | [`Cursor`]: is a data PDU the one that is due | [`cursor`] |
