@@ -13,6 +13,7 @@ use flexblk_tests::spdk::{Spdk, free_huge_pages};
 use flexblk_tests::target::{SUBNQN, TargetOptions};
 use serde_json::json;
 
+const HOSTNQN: &str = "nqn.2026-11.dev.flexblk:spdk";
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// What an item of the list works with.
@@ -30,6 +31,11 @@ impl Bench<'_> {
             "trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{} subnqn:{SUBNQN}",
             self.port
         )
+    }
+
+    /// The address for `spdk_nvme_perf`, which sends an empty HOSTNQN unless it is given one; our target refuses that.
+    fn address_with_host(&self) -> String {
+        format!("{} hostnqn:{HOSTNQN}", self.address())
     }
 
     fn run(&self, name: &str, arguments: &[&str]) -> Result<String> {
@@ -56,7 +62,7 @@ fn discover(bench: &Bench<'_>) -> Result<()> {
 
 /// Reads and writes of several sizes and depths, with and without digests.
 fn perf(bench: &Bench<'_>) -> Result<()> {
-    let address = bench.address();
+    let address = bench.address_with_host();
     for (block, depth, digests) in [
         ("512", "1", &[][..]),
         ("4096", "128", &[]),
