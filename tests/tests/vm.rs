@@ -6,6 +6,7 @@
 use anyhow::{Result, bail};
 use flexblk_tests::target::SUBNQN;
 use flexblk_tests::vm::image_or_skip;
+use flexblk_tests::vm::initiator::Initiator;
 use flexblk_tests::vm::machine;
 use flexblk_tests::vm::network::Network;
 use flexblk_tests::vm::outside::Outside;
@@ -86,4 +87,25 @@ lists! { linux_host:
     linux_host_paths: "host-paths.sh";
     linux_host_discovery: "host-discovery.sh";
     linux_host_reservations: "host-reservations.sh";
+}
+
+/// Our initiator to the kernel's target.
+#[test]
+fn linux_target() -> Result<()> {
+    let Some(image) = image_or_skip("linux_target") else {
+        return Ok(());
+    };
+    let network = Network::enter()?;
+    let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
+    let mut initiator = Initiator::new()?;
+    let script = include_str!("../vm/target-serve.sh");
+    let scenario = scenario("linux_target", "nvmet", script);
+    let outcome = machine::run(
+        &image,
+        &network,
+        &scenario,
+        directory.path(),
+        &mut |words| initiator.answer(words),
+    )?;
+    outcome.check("linux_target")
 }

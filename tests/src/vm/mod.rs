@@ -10,6 +10,7 @@
 mod cpio;
 pub mod debian;
 pub mod image;
+pub mod initiator;
 pub mod machine;
 pub mod network;
 pub mod outside;

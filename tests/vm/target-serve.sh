@@ -1,0 +1,24 @@
+# The kernel's target for an initiator outside, which does its steps and answers when it is through.
+
+outside() {
+    ask "$1"
+}
+
+# The target goes away and comes back while the initiator is connected.
+outage() {
+    ask outage-start
+    target_stop
+    sleep 3
+    target_again
+    ask outage-end
+}
+
+need 'a target is there' target_start
+step 'discover' outside discover
+step 'info, id-ctrl, id-ns, smart-log, ana-log' outside identify
+step 'write and read back' outside copy
+step 'write and read back with digests' outside copy-digests
+step 'fio verify' outside fio
+step 'fio verify with digests' outside fio-digests
+step 'flush and discard' outside discard
+step 'connection loss: a clear error, then it works again' outage
