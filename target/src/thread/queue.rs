@@ -411,6 +411,10 @@ impl Queue {
         }
         let old = core::mem::replace(slot, Slot::FREE);
         self.free.push(index);
+        if !self.fetching.is_empty() {
+            // Of a command that ended before its data was judged: the slot's next one has its own.
+            let _ = self.take_fetching(index);
+        }
         Some(old)
     }
 
@@ -608,6 +612,24 @@ mod tests {
             Budget::new(1).reserve(1).unwrap(),
             Instant::now(),
         )
+    }
+
+    /// A command that ends while its data is fetched leaves nothing to the next one in its slot.
+    #[test]
+    fn a_released_slot_keeps_no_entry() {
+        let key = QueueKey {
+            index: 0,
+            generation: 1,
+        };
+        let mut queue = queue(key, 32);
+        let slot = queue
+            .alloc(Slot::new(What::AdminIn, 9, Cid::new(1)))
+            .unwrap();
+        queue.fetching.push((slot, [1; 64]));
+        queue.release(slot).unwrap();
+        let next = queue.alloc(Slot::new(What::AdminIn, 9, Cid::new(2)));
+        assert_eq!(next, Some(slot));
+        assert_eq!(queue.take_fetching(slot), None);
     }
 
     /// What the budget is charged for a queue is what it takes, and an idle one of usual size takes

@@ -578,9 +578,6 @@ impl Core {
             command.doomed = StatusCode::TransientTransportError.into();
         }
         if command.fetched == command.length {
-            if !command.doomed.is_success() && command.what == What::AdminIn {
-                queue.take_fetching(slot);
-            }
             parts.data_ready(engine, queue, slot);
             let timer = queue.timer;
             if timer.is_some() {
