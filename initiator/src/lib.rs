@@ -37,6 +37,7 @@ mod queue;
 mod queue_pair;
 pub mod sim;
 mod view;
+pub mod volume;
 
 pub use block_handle::BlockHandle;
 pub use command::{Busy, Command, DiscardRange, InvalidCommand, IoCompletion, IoError, Op};

@@ -583,13 +583,19 @@ impl QueuePair {
         }
     }
 
+    /// When the next command runs into its time-out.
+    pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
+        self.slots.next_deadline()
+    }
+
     fn put_back(&mut self, context: Context) {
         if let Some(bounce) = context.bounce {
             self.bounce.put(bounce);
         }
     }
 
-    fn turn(&mut self, wait: Wait, out: &mut Vec<IoCompletion>) {
+    /// Once around: sends, receives, appends completions to `out`.
+    pub(crate) fn turn(&mut self, wait: Wait, out: &mut Vec<IoCompletion>) {
         self.clock = None;
         let wait = if self.rejected.is_empty() {
             wait

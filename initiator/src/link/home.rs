@@ -15,6 +15,7 @@ use flexins::engine::{ConnEvent, Engine};
 use flexins::middleware::FaultConfig;
 use flexins::verbs::{Digest, WcStatus};
 
+use super::guest::{Guests, SharedGuest};
 use super::open::{OpenArgs, Outcome};
 use super::tcp::connection::{self, Connection};
 use crate::options::{RxMode, TxMode};
@@ -35,6 +36,7 @@ pub(crate) struct Home {
     endpoints: Vec<Slot>,
     /// NVMe/TCP connections by their numbers.
     connections: Vec<Option<Box<Connection>>>,
+    guests: Guests,
     /// For received bytes that came to the wrong place.
     scratch: Vec<u8>,
     completions: Vec<Completion>,
@@ -79,37 +81,43 @@ thread_local! {
 /// captured has one for itself, because the capture is a file of its own.
 pub(crate) fn of_this_thread(options: &ConnectOptions) -> Result<SharedHome, Error> {
     if options.capture.is_some() {
-        return Ok(Rc::new(RefCell::new(Home::new(options)?)));
+        return Ok(Rc::new(RefCell::new(Home::new(options.poll_budget)?)));
     }
+    with_poll_budget(options.poll_budget)
+}
+
+/// The same, for whoever has no connection yet.
+pub(crate) fn with_poll_budget(poll_budget: Duration) -> Result<SharedHome, Error> {
     HOMES.with_borrow_mut(|homes| {
         homes.retain(|home| home.strong_count() > 0);
         let fits = |home: &SharedHome| {
             let home = home.borrow();
-            home.poll_budget == options.poll_budget && home.endpoints.len() < MAX_ENDPOINTS
+            home.poll_budget == poll_budget && home.endpoints.len() < MAX_ENDPOINTS
         };
         if let Some(home) = homes.iter().filter_map(Weak::upgrade).find(fits) {
             return Ok(home);
         }
-        let home = Rc::new(RefCell::new(Home::new(options)?));
+        let home = Rc::new(RefCell::new(Home::new(poll_budget)?));
         homes.push(Rc::downgrade(&home));
         Ok(home)
     })
 }
 
 impl Home {
-    fn new(options: &ConnectOptions) -> Result<Home, Error> {
+    fn new(poll_budget: Duration) -> Result<Home, Error> {
         let config = Config {
             entries: RING_ENTRIES,
-            poll_budget: options.poll_budget,
+            poll_budget,
             name: "flexblk queues",
         };
         Ok(Home {
             reactor: Reactor::new(&config).map_err(|e| Error::Transport(e.to_string()))?,
             endpoints: Vec::new(),
             connections: Vec::new(),
+            guests: Guests::default(),
             scratch: Vec::new(),
             completions: Vec::with_capacity(256),
-            poll_budget: options.poll_budget,
+            poll_budget,
         })
     }
 
@@ -238,6 +246,20 @@ impl Home {
         }
     }
 
+    #[allow(dead_code)] // until the first export lands
+    /// One more on this reactor; the owner number for its tokens.
+    pub(crate) fn add_guest(&mut self, guest: SharedGuest) -> Result<u8, Error> {
+        self.guests
+            .add(guest)
+            .ok_or_else(|| Error::Transport("too many exports on one thread".into()))
+    }
+
+    #[allow(dead_code)] // until the first export lands
+    /// It leaves.
+    pub(crate) fn remove_guest(&mut self, owner: u8) {
+        self.guests.remove(owner);
+    }
+
     /// Acknowledges what was received, with the next turn.
     pub(crate) fn prepare_sleep(&mut self) {
         let now = self.reactor.now();
@@ -271,6 +293,7 @@ impl Home {
         for connection in self.connections.iter_mut().flatten() {
             connection.flush(&mut self.reactor);
         }
+        self.guests.flush(&mut self.reactor);
         self.reactor
             .turn(wait, &mut self.completions)
             .map_err(|error| {
@@ -286,6 +309,8 @@ impl Home {
                 }
             } else if let Some(slot) = self.endpoints.get_mut(owner) {
                 slot.on_completion(&mut self.reactor, &completion);
+            } else {
+                self.guests.on_completion(&mut self.reactor, &completion);
             }
         }
         let now = self.reactor.now();

@@ -3,7 +3,8 @@
 //! A link carries one queue: capsules out, data both ways, responses in. It decides how data travels
 //! (in the capsule, by RDMA, in PDUs) and tells when it no longer needs a command's buffer.
 
-mod home;
+pub(crate) mod guest;
+pub(crate) mod home;
 mod inline;
 pub(crate) mod open;
 pub(crate) mod rdma;
