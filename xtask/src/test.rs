@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flexblk_tests::binaries;
 use flexblk_tests::process::find_program;
-use flexblk_tests::vm::DIRECTORY_VARIABLE;
+use flexblk_tests::vm::{DIRECTORY_VARIABLE, NO_IMAGE};
 use serde_json::Value;
 
 use crate::apt;
@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     /// Linux as a peer instead: the tests that run in a virtual machine with Debian's kernel (needs root).
     #[arg(long)]
     vm: bool,
+    /// The usual ones, then those in a virtual machine: what CI runs.
+    #[arg(long, conflicts_with_all = ["vm", "quick"])]
+    all: bool,
     /// With --vm, only the tests whose names contain this.
     #[arg(long, requires = "vm")]
     only: Option<String>,
@@ -76,7 +79,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     if !arguments.quick {
         lints(&mut counts)?;
     }
-    tests(&mut counts)?;
+    tests(&mut counts, arguments.all)?;
+    if arguments.all {
+        virtual_machines(&mut counts, arguments)?;
+    }
     Ok(summary(counts))
 }
 
@@ -107,7 +113,7 @@ fn virtual_machines(counts: &mut Counts, arguments: &Arguments) -> Result<()> {
         test.env(DIRECTORY_VARIABLE, directory);
     }
     counts.add(counted("virtual machines", &mut test, libtest_summary)?);
-    note_skips(counts, &skip_file)
+    note_skips(counts, &skip_file, |_| false)
 }
 
 /// The programs under test, and where tests note that they were skipped.
@@ -155,37 +161,13 @@ fn lints(counts: &mut Counts) -> Result<()> {
     let deny = ["--", "-D", "warnings"];
     let mut clippy = cargo(&["clippy", "--quiet", "--workspace", "--all-targets"]);
     step(counts, "cargo clippy, default features", clippy.args(deny))?;
-    for (package, features) in features()? {
-        for feature in features {
-            let mut clippy = cargo(&[
-                "clippy",
-                "--quiet",
-                "--all-targets",
-                "-p",
-                &package,
-                "--no-default-features",
-                "--features",
-                &feature,
-            ]);
-            step(
-                counts,
-                &format!("cargo clippy, {package} with feature {feature} alone"),
-                clippy.args(deny),
-            )?;
+    for package in features()? {
+        for set in package.sets() {
+            let mut clippy = cargo(&["clippy", "--quiet", "--all-targets", "-p", &package.name]);
+            clippy.args(&set.flags).args(deny);
+            let name = format!("cargo clippy, {} {}", package.name, set.description);
+            step(counts, &name, &mut clippy)?;
         }
-        let mut clippy = cargo(&[
-            "clippy",
-            "--quiet",
-            "--all-targets",
-            "-p",
-            &package,
-            "--no-default-features",
-        ]);
-        step(
-            counts,
-            &format!("cargo clippy, {package} without features"),
-            clippy.args(deny),
-        )?;
     }
     let mut doc = cargo(&[
         "doc",
@@ -214,8 +196,44 @@ fn step(counts: &mut Counts, name: &str, command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Packages of the workspace that have features, each with its features (`default` is not one to try alone).
-fn features() -> Result<Vec<(String, Vec<String>)>> {
+/// A package of the workspace that has features.
+struct Package {
+    name: String,
+    /// `default` is not one of them.
+    features: Vec<String>,
+    default: Vec<String>,
+}
+
+/// Some of its features.
+struct FeatureSet {
+    description: String,
+    /// For Cargo.
+    flags: Vec<String>,
+}
+
+impl Package {
+    /// None, and each alone, except what the default is.
+    fn sets(&self) -> Vec<FeatureSet> {
+        let none = FeatureSet {
+            description: "without features".to_owned(),
+            flags: vec!["--no-default-features".to_owned()],
+        };
+        let alone = |feature: &String| FeatureSet {
+            description: format!("with feature {feature} alone"),
+            flags: vec![
+                "--no-default-features".to_owned(),
+                format!("--features={feature}"),
+            ],
+        };
+        let others = self
+            .features
+            .iter()
+            .filter(|feature| self.default != [feature.as_str()]);
+        std::iter::once(none).chain(others.map(alone)).collect()
+    }
+}
+
+fn features() -> Result<Vec<Package>> {
     let output = cargo(&["metadata", "--no-deps", "--format-version=1"])
         .stderr(Stdio::inherit())
         .output()?;
@@ -235,19 +253,30 @@ fn features() -> Result<Vec<(String, Vec<String>)>> {
             .get("features")
             .and_then(Value::as_object)
             .context("a package has features")?;
-        let names: Vec<String> = features
+        let default = features
+            .get("default")
+            .and_then(Value::as_array)
+            .map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned))
+            .map(Iterator::collect)
+            .unwrap_or_default();
+        let features: Vec<String> = features
             .keys()
             .filter(|name| *name != "default")
             .cloned()
             .collect();
-        if !names.is_empty() {
-            found.push((name.to_owned(), names));
+        if !features.is_empty() {
+            found.push(Package {
+                name: name.to_owned(),
+                features,
+                default,
+            });
         }
     }
     Ok(found)
 }
 
-fn tests(counts: &mut Counts) -> Result<()> {
+/// `machines_follow`: those that want a virtual machine run later, and are not counted here.
+fn tests(counts: &mut Counts, machines_follow: bool) -> Result<()> {
     let Some(programs) = programs(counts) else {
         return Ok(());
     };
@@ -292,11 +321,33 @@ fn tests(counts: &mut Counts) -> Result<()> {
         "flexblk-fio",
     ]);
     counts.add(counted("documentation tests", &mut doc, libtest_summary)?);
-    note_skips(counts, &programs.skip_file())
+    note_skips(counts, &programs.skip_file(), |line| {
+        machines_follow && line.ends_with(NO_IMAGE)
+    })?;
+    tests_by_feature(counts, &programs)
 }
 
-/// Tests that found out that they cannot run here passed in the runner's eyes.
-fn note_skips(counts: &mut Counts, skip_file: &Path) -> Result<()> {
+/// The tests of packages with features, with each set of features that clippy looks at and that is not the default.
+fn tests_by_feature(counts: &mut Counts, programs: &Programs) -> Result<()> {
+    for package in features()? {
+        for set in package.sets() {
+            let name = format!("tests, {} {}", package.name, set.description);
+            let mut test = cargo(&["test", "--quiet", "-p", &package.name, "--lib", "--tests"]);
+            test.args(&set.flags);
+            programs.prepare(&mut test);
+            counts.add(counted(&name, &mut test, libtest_summary)?);
+        }
+    }
+    Ok(())
+}
+
+/// Tests that found out that they cannot run here passed in the runner's eyes. Those for which `elsewhere` holds run in
+/// another step, and count there.
+fn note_skips(
+    counts: &mut Counts,
+    skip_file: &Path,
+    elsewhere: impl Fn(&str) -> bool,
+) -> Result<()> {
     let Ok(text) = fs::read_to_string(skip_file) else {
         return Ok(());
     };
@@ -304,6 +355,10 @@ fn note_skips(counts: &mut Counts, skip_file: &Path) -> Result<()> {
     names.sort_unstable();
     names.dedup();
     for line in names {
+        if elsewhere(line) {
+            counts.passed = counts.passed.saturating_sub(1);
+            continue;
+        }
         println!("{line}");
         counts.skipped += 1;
         // The rest of a test that skipped a part did pass.
@@ -466,7 +521,7 @@ mod unit {
         let directory = std::env::temp_dir().join(format!("flexblk-skips-{}", std::process::id()));
         fs::write(
             &directory,
-            "SKIPPED b: no root\nSKIPPED a: no fio\nSKIPPED a: no fio\nSKIPPED part of c, step: not there\n",
+            "SKIPPED b: no root\nSKIPPED a: no fio\nSKIPPED a: no fio\nSKIPPED v: no kernel\nSKIPPED part of c, step: not there\n",
         )
         .expect("written");
         let mut counts = Counts {
@@ -474,12 +529,12 @@ mod unit {
             failed: 0,
             skipped: 1,
         };
-        note_skips(&mut counts, &directory).expect("read");
+        note_skips(&mut counts, &directory, |line| line.ends_with("no kernel")).expect("read");
         fs::remove_file(&directory).expect("removed");
         assert_eq!(
             counts,
             Counts {
-                passed: 8,
+                passed: 7,
                 failed: 0,
                 skipped: 4
             }

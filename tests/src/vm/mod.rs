@@ -26,6 +26,9 @@ use image::Image;
 /// Names the folder that `cargo xtask test --vm` has prepared; VM tests are skipped when it is not set.
 pub const DIRECTORY_VARIABLE: &str = "FLEXBLK_VM_DIR";
 
+/// Why VM tests are skipped among the others.
+pub const NO_IMAGE: &str = "virtual machines run in `cargo xtask test --vm`";
+
 /// The image to test with, or `None` after noting that `test` is skipped and why.
 pub fn image_or_skip(test: &str) -> Option<Image> {
     let image = directory().and_then(|directory| {
@@ -44,7 +47,7 @@ pub fn image_or_skip(test: &str) -> Option<Image> {
 
 fn directory() -> Result<PathBuf> {
     let Some(directory) = std::env::var_os(DIRECTORY_VARIABLE) else {
-        bail!("virtual machines run in `cargo xtask test --vm`");
+        bail!(NO_IMAGE);
     };
     PathBuf::from(directory)
         .canonicalize()
