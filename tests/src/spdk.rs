@@ -13,6 +13,15 @@ use crate::process::{Finished, Process, run};
 /// Names the folder that SPDK was built in.
 pub const DIRECTORY_VARIABLE: &str = "SPDK_DIR";
 
+/// A RAM disk of SPDK's target.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk {
+    /// Size in MiB.
+    pub mib: u32,
+    /// Bytes of a logical block.
+    pub block_size: u32,
+}
+
 /// A build of SPDK.
 #[derive(Clone, Debug)]
 pub struct Spdk {
@@ -22,20 +31,24 @@ pub struct Spdk {
 impl Spdk {
     /// The build in `SPDK_DIR`, or `None` after noting that `test` is skipped and why.
     pub fn or_skip(test: &str) -> Option<Spdk> {
+        match Spdk::find() {
+            Ok(Some(spdk)) => return Some(spdk),
+            Ok(None) => crate::skip::note(test, "SPDK_DIR names no build of SPDK"),
+            Err(error) => crate::skip::note(test, &format!("{error:#}")),
+        }
+        None
+    }
+
+    /// The build in `SPDK_DIR`; `None` when the variable is not set.
+    pub fn find() -> Result<Option<Spdk>> {
         let Some(directory) = std::env::var_os(DIRECTORY_VARIABLE) else {
-            crate::skip::note(test, "SPDK_DIR names no build of SPDK");
-            return None;
+            return Ok(None);
         };
         let spdk = Spdk {
             directory: PathBuf::from(directory),
         };
-        match spdk.program("spdk_nvme_identify") {
-            Ok(_) => Some(spdk),
-            Err(error) => {
-                crate::skip::note(test, &format!("{error:#}"));
-                None
-            }
-        }
+        spdk.program("spdk_nvme_identify")?;
+        Ok(Some(spdk))
     }
 
     /// A program of the build.
@@ -87,18 +100,38 @@ impl Spdk {
         finish(name, run(&mut command, limit)?)
     }
 
-    /// Starts SPDK's target with one RAM namespace at 127.0.0.1 and `port`.
+    /// Starts SPDK's target with one RAM namespace of 64 MiB at 127.0.0.1 and `port`, on core 0.
     pub fn target(&self, subnqn: &str, port: u16, directory: &Path) -> Result<Process> {
+        let disk = Disk {
+            mib: 64,
+            block_size: 512,
+        };
+        self.target_with(disk, 0, subnqn, port, directory)
+    }
+
+    /// As [`target`](Self::target), with this disk, on this core.
+    pub fn target_with(
+        &self,
+        disk: Disk,
+        core: usize,
+        subnqn: &str,
+        port: u16,
+        directory: &Path,
+    ) -> Result<Process> {
         let address = json!({
             "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port.to_string(),
         });
         let call = |method: &str, params: Value| json!({ "method": method, "params": params });
+        let num_blocks = (u64::from(disk.mib) << 20) / u64::from(disk.block_size);
         let config = json!({ "subsystems": [
             { "subsystem": "bdev", "config": [
-                call("bdev_malloc_create", json!({ "name": "disk", "num_blocks": 131_072, "block_size": 512 })),
+                call("bdev_malloc_create", json!({
+                    "name": "disk", "num_blocks": num_blocks, "block_size": disk.block_size,
+                })),
             ]},
             { "subsystem": "nvmf", "config": [
-                call("nvmf_create_transport", json!({ "trtype": "TCP" })),
+                // 129 entries hold 128 commands; the default is one less.
+                call("nvmf_create_transport", json!({ "trtype": "TCP", "max_queue_depth": 256 })),
                 call("nvmf_create_subsystem", json!({ "nqn": subnqn, "allow_any_host": true, "serial_number": "SPDK" })),
                 call("nvmf_subsystem_add_ns", json!({ "nqn": subnqn, "namespace": { "bdev_name": "disk", "nsid": 1 } })),
                 call("nvmf_subsystem_add_listener", json!({ "nqn": subnqn, "listen_address": address })),
@@ -109,8 +142,11 @@ impl Spdk {
         ]});
         let path = directory.join("nvmf_tgt.json");
         fs::write(&path, config.to_string())?;
-        let mut command = self.command("nvmf_tgt")?;
-        command.arg("-c").arg(&path).args(["-m", "0x1", "-r"]);
+        // Enough for the pools of SPDK's block layer, and the disk.
+        let mut command = Command::new(self.program("nvmf_tgt")?);
+        command.args(["--no-huge", "-s", &(1024 + disk.mib).to_string()]);
+        command.arg("-c").arg(&path);
+        command.args(["-m", &format!("{:#x}", 1u64 << core), "-r"]);
         command.arg(directory.join("nvmf_tgt.sock"));
         let mut process = Process::spawn(&mut command, "nvmf_tgt", directory)?;
         let deadline = Instant::now() + Duration::from_secs(30);

@@ -29,6 +29,8 @@ pub struct TargetOptions {
     pub fault: Option<String>,
     /// UDP port; a free one when `None`.
     pub udp_port: Option<u16>,
+    /// NVMe/TCP at this port beside FlexiNS.
+    pub tcp_port: Option<u16>,
     /// Run on this core only, as a thread that is pinned there.
     pub core: Option<usize>,
     /// Host NQNs that may connect; anybody when `None`.
@@ -62,6 +64,9 @@ impl TargetOptions {
             if let Some(value) = value {
                 text += &format!("{key} = \"{value}\"\n");
             }
+        }
+        if let Some(port) = self.tcp_port {
+            text += &format!("[tcp]\naddress = \"127.0.0.1:{port}\"\n");
         }
         if self.no_subsystem {
             return text;
@@ -176,6 +181,11 @@ impl Target {
     /// Its URI with a namespace.
     pub fn uri(&self, nsid: u32) -> String {
         format!("nvme+flexins://127.0.0.1/{SUBNQN}?nsid={nsid}")
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
     }
 
     /// kill -9.

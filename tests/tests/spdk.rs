@@ -269,7 +269,7 @@ fn spdk_with_our_target() -> Result<()> {
     let setup = Setup::new()?;
     let port = free_tcp_port()?;
     let mut target = setup.target_with(TargetOptions {
-        extra: format!("[tcp]\naddress = \"127.0.0.1:{port}\"\n"),
+        tcp_port: Some(port),
         ..TargetOptions::with_devices(&["ram:64M"])
     })?;
     run_list(&Bench {

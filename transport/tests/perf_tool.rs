@@ -30,7 +30,7 @@ fn number(report: &Value, name: &str) -> f64 {
 
 #[test]
 fn ceilings_are_measured() {
-    for test in ["udp-stream", "port-stream"] {
+    for test in ["udp-stream", "tcp-stream", "port-stream"] {
         let report = json(&[test, "--size", "1024", "--train", "8"]);
         assert!(number(&report, "blocks_per_second") > 0.0);
         let (sent, received) = (number(&report, "sent"), number(&report, "received"));

@@ -48,6 +48,8 @@ impl Args {
 pub(crate) enum Test {
     /// Ceiling of throughput: plain UDP GSO trains one way, blocks that arrive are counted
     UdpStream(StreamArgs),
+    /// Ceiling of NVMe/TCP's throughput: a plain TCP stream one way, blocks that arrive are counted
+    TcpStream(StreamArgs),
     /// Ceiling of latency: plain UDP round trips, both sides polling
     UdpRtt(RttArgs),
     /// The UDP port without the engine: trains one way
@@ -69,7 +71,7 @@ pub(crate) struct StreamArgs {
     /// Header (and trailer) bytes of a block
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(12..=256))]
     pub(crate) header: u32,
-    /// Blocks of a train (as many as fit into 64 KiB, if fewer)
+    /// Blocks of a train, or of one send of tcp-stream (as many as fit into 64 KiB, if fewer)
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) train: u32,
     /// Memory that the payload is taken from in turn, in KiB

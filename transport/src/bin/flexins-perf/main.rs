@@ -1,8 +1,8 @@
 //! Measures FlexiNS and what is below it on this machine, like perftest's tools for RDMA: each test
 //! runs a client and a server thread, pinned to a core each, over 127.0.0.1.
 //!
-//! `udp-stream` and `udp-rtt` are the ceilings (plain sockets, no FlexiNS), `port-stream` is the UDP
-//! port without the engine, `write`, `read` and `send` are the verbs.
+//! `udp-stream` and `udp-rtt` are the ceilings (plain sockets, no FlexiNS), `tcp-stream` is that of
+//! NVMe/TCP, `port-stream` is the UDP port without the engine, `write`, `read` and `send` are the verbs.
 
 mod args;
 mod cpu;
@@ -11,6 +11,7 @@ mod port_stream;
 mod report;
 mod socket;
 mod tally;
+mod tcp_stream;
 mod udp_rtt;
 mod udp_stream;
 mod verbs;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match &args.test {
         Test::UdpStream(options) => udp_stream::run(&args, options),
+        Test::TcpStream(options) => tcp_stream::run(&args, options),
         Test::UdpRtt(options) => udp_rtt::run(&args, options),
         Test::PortStream(options) => port_stream::run(&args, options),
         Test::Write(options) => verbs::run(&args, options, verbs::Operation::Write),

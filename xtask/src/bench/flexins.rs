@@ -1,47 +1,20 @@
-//! `cargo xtask bench`: how fast and how big, beside what raw sockets reach in the same run.
+//! FlexiNS, through fio, beside what raw UDP sockets reach in the same run.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
-use flexblk_tests::binaries::{self, Binaries};
+use flexblk_tests::binaries::Binaries;
 use flexblk_tests::proc::resident_bytes;
-use flexblk_tests::process::{Process, eventually, run as run_program};
+use flexblk_tests::process::{Process, eventually};
 use flexblk_tests::target::{Target, TargetOptions};
 use serde_json::{Value, json};
 
-use crate::apt;
+use super::{Arguments, DEPTHS, Goal, LIMIT, median, number, perf};
 use crate::load::{Counters, Load, MODES, Mode, Run, cells, value};
 use crate::table::{Table, count, micros};
-
-#[derive(Args)]
-pub(crate) struct Arguments {
-    /// Install what is missing without asking.
-    #[arg(long)]
-    yes: bool,
-    /// Seconds for each run.
-    #[arg(long, default_value_t = 1)]
-    seconds: u32,
-    /// Rounds of all runs, raw sockets between them; the median of each counts.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
-    rounds: u32,
-    /// Cores of target and fio.
-    #[arg(long, default_value = "0,1", value_parser = two_cores)]
-    cores: (usize, usize),
-    /// Sizes of the RAM namespaces in MiB: one that fits into the processor's cache, one that does not.
-    #[arg(long, default_value = "64,1024", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(16..=65536))]
-    ram: Vec<u32>,
-    /// Print one JSON object instead of tables.
-    #[arg(long)]
-    json: bool,
-    /// End with an error when a goal is missed.
-    #[arg(long)]
-    check: bool,
-}
 
 /// At depth 128: at least this part of what raw UDP trains reach, whether they send the same 64 KiB over
 /// and over (which never leaves the first-level cache) or blocks from as much memory as the namespace has.
@@ -50,19 +23,8 @@ const GOAL_OF_STREAM: f64 = 0.5;
 const GOAL_OF_ROUND_TRIP: f64 = 2.5;
 /// Memory of an idle queue pair.
 const GOAL_IDLE_BYTES: u64 = 64 << 10;
-/// Queue depths of the runs.
-const DEPTHS: [u32; 3] = [1, 32, 128];
 /// Queue pairs of the memory measurement.
 const IDLE_QUEUES: u64 = 32;
-
-fn two_cores(text: &str) -> Result<(usize, usize), String> {
-    let wrong = || format!("'{text}' is not two cores such as 0,1");
-    let (a, b) = text.split_once(',').ok_or_else(wrong)?;
-    Ok((
-        a.trim().parse().map_err(|_| wrong())?,
-        b.trim().parse().map_err(|_| wrong())?,
-    ))
-}
 
 /// One measurement of raw sockets.
 struct Ceiling {
@@ -86,35 +48,20 @@ struct Row {
     stream_from_memory: f64,
 }
 
-struct Goal {
-    what: String,
-    measured: String,
-    goal: String,
-    met: bool,
+/// Everything that was measured.
+pub(super) struct Report {
+    rows: Vec<Row>,
+    ceilings: Vec<Ceiling>,
+    counted: Vec<(Mode, Counters, Counters)>,
+    idle: Idle,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
-    apt::ensure(&[apt::FIO, apt::TASKSET], arguments.yes)?;
-    if !arguments.json {
-        println!("== building in release mode");
-    }
-    let binaries = binaries::build(true)?;
-    let directory = binaries::target_directory()?.join("bench");
-    if directory.exists() {
-        fs::remove_dir_all(&directory)?;
-    }
-    fs::create_dir_all(&directory)?;
-    let good = measure(arguments, &binaries, &directory);
-    fs::remove_dir_all(&directory)?;
-    good
-}
-
-fn measure(arguments: &Arguments, binaries: &Binaries, directory: &Path) -> Result<bool> {
-    let say = |text: &str| {
-        if !arguments.json {
-            println!("== {text}");
-        }
-    };
+pub(super) fn measure(
+    arguments: &Arguments,
+    binaries: &Binaries,
+    directory: &Path,
+) -> Result<Report> {
+    let say = |text: &str| arguments.say(text);
     let mut rows = Vec::new();
     let mut ceilings = Vec::new();
     let mut counted = Vec::new();
@@ -184,16 +131,13 @@ fn measure(arguments: &Arguments, binaries: &Binaries, directory: &Path) -> Resu
     }
     say("memory of idle queue pairs");
     let idle = idle_bytes(binaries, directory)?;
-    let goals = goals(&rows, &ceilings, &counted, idle);
-    if arguments.json {
-        println!("{:#}", as_json(&rows, &ceilings, &counted, idle, &goals));
-    } else {
-        print(&rows, &ceilings, &counted, &goals);
-    }
-    Ok(!arguments.check || goals.iter().all(|goal| goal.met))
+    Ok(Report {
+        rows,
+        ceilings,
+        counted,
+        idle,
+    })
 }
-
-const LIMIT: Duration = Duration::from_secs(600);
 
 fn one(
     load: &Load<'_>,
@@ -219,26 +163,7 @@ fn one(
 
 /// What plain sockets reach now: trains one way, and round trips of a request and a block.
 fn ceiling(arguments: &Arguments, binaries: &Binaries) -> Result<Ceiling> {
-    let (a, b) = arguments.cores;
-    let measure = |test: &[&str]| -> Result<Value> {
-        let mut command = Command::new(&binaries.flexins_perf);
-        command.args(test).args([
-            "--json",
-            "--cores",
-            &format!("{a},{b}"),
-            "--seconds",
-            &arguments.seconds.to_string(),
-        ]);
-        let done = run_program(&mut command, LIMIT)?
-            .success()
-            .with_context(|| format!("flexins-perf {}", test.join(" ")))?;
-        serde_json::from_str(done.stdout.trim()).context("flexins-perf prints JSON")
-    };
-    let number = |json: &Value, name: &str| {
-        json.get(name)
-            .and_then(Value::as_f64)
-            .with_context(|| format!("flexins-perf prints {name}: {json}"))
-    };
+    let measure = |test: &[&str]| perf(arguments, binaries, test);
     let stream = measure(&["udp-stream", "--size", "4096"])?;
     let mut from_memory = Vec::new();
     for mib in &arguments.ram {
@@ -298,14 +223,6 @@ fn idle_bytes(binaries: &Binaries, directory: &Path) -> Result<Idle> {
     })
 }
 
-/// The value in the middle, by `key`.
-fn median<T>(values: impl Iterator<Item = T>, key: impl Fn(&T) -> f64) -> Option<T> {
-    let mut values: Vec<T> = values.collect();
-    values.sort_by(|a, b| key(a).total_cmp(&key(b)));
-    let middle = values.len() / 2;
-    (middle < values.len()).then(|| values.swap_remove(middle))
-}
-
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
     if count == 0.0 { 0.0 } else { sum / count }
@@ -316,6 +233,20 @@ fn copies_per_byte(counters: &Counters) -> f64 {
     let copied = value(counters, "payload_bytes_copied") as f64;
     let sent = copied + value(counters, "payload_bytes_gathered") as f64;
     if sent == 0.0 { 0.0 } else { copied / sent }
+}
+
+impl Report {
+    pub(super) fn goals(&self) -> Vec<Goal> {
+        goals(&self.rows, &self.ceilings, &self.counted, self.idle)
+    }
+
+    pub(super) fn print(&self) {
+        print(&self.rows, &self.ceilings, &self.counted);
+    }
+
+    pub(super) fn as_json(&self) -> Value {
+        as_json(&self.rows, &self.ceilings, &self.counted, self.idle)
+    }
 }
 
 fn goals(
@@ -392,12 +323,7 @@ fn goals(
     goals
 }
 
-fn print(
-    rows: &[Row],
-    ceilings: &[Ceiling],
-    counted: &[(Mode, Counters, Counters)],
-    goals: &[Goal],
-) {
+fn print(rows: &[Row], ceilings: &[Ceiling], counted: &[(Mode, Counters, Counters)]) {
     println!();
     let mut table = Table::new(&[
         "4 KiB at random over FlexiNS",
@@ -487,17 +413,6 @@ fn print(
         }
     }
     table.print();
-    println!();
-    let mut table = Table::new(&["goal", "measured", "wanted", ""]);
-    for goal in goals {
-        table.row(&[
-            goal.what.as_str(),
-            &goal.measured,
-            &goal.goal,
-            if goal.met { "met" } else { "MISSED" },
-        ]);
-    }
-    table.print();
 }
 
 fn as_json(
@@ -505,7 +420,6 @@ fn as_json(
     ceilings: &[Ceiling],
     counted: &[(Mode, Counters, Counters)],
     idle: Idle,
-    goals: &[Goal],
 ) -> Value {
     let rows: Vec<Value> = rows
         .iter()
@@ -535,12 +449,8 @@ fn as_json(
         .iter()
         .map(|(mode, initiator, target)| json!({ "tx": mode.tx, "rx": mode.rx, "initiator": initiator, "target": target }))
         .collect();
-    let goals: Vec<Value> = goals
-        .iter()
-        .map(|goal| json!({ "what": goal.what, "measured": goal.measured, "goal": goal.goal, "met": goal.met }))
-        .collect();
     json!({
-        "runs": rows, "raw_udp": ceilings, "counters": counters, "goals": goals,
+        "runs": rows, "raw_udp": ceilings, "counters": counters,
         "idle_queue_pair_bytes": { "target": idle.target, "initiator": idle.initiator },
     })
 }
