@@ -25,7 +25,7 @@ use flexblk_nvme::log::discovery::Page;
 use flexblk_nvme::log::{LogPageId, ReservationNotification};
 use flexblk_nvme::{Cid, HostId, Lba, Nqn, Nsid, Sgl, StatusCode, U64};
 use flexblk_target::config::{
-    AllowedHosts, Config, Discovery, Namespace, Referral, ReferralTransport,
+    AllowedHosts, Config, Discovery, Namespace, Referral, Transport,
 };
 use host::{Answer, Host, Queue};
 use world::{World, code, nqn, open, read, write};
@@ -859,7 +859,7 @@ fn discovery_by_both_names() {
         let event = host.cid();
         host.send(admin, &AsyncEventRequest.emit(event, &Sgl::NONE), None);
         let referral = Referral {
-            trtype: ReferralTransport::Tcp,
+            trtype: Transport::Tcp,
             address: "192.0.2.7:8009".parse().unwrap(),
             nqn: None,
             hosts: AllowedHosts::Any,

@@ -1,8 +1,11 @@
 //! What the daemon is told: subsystems, listener, limits. Built from TOML ([`Config::from_file`]) or
 //! from flags; every value is checked when it gets in, so that the rest of the crate need not.
 
+mod ana;
 mod bdev_tables;
+mod exports;
 mod file;
+mod place;
 pub mod size;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,6 +18,7 @@ use flexblk_nvme::{Nqn, Nsid};
 use flexins::middleware::FaultConfig;
 use uuid::Uuid;
 
+pub use ana::{ana_state_word, parse_ana_state};
 pub use file::ConfigError;
 
 /// Name of the subsystem when none is given.
@@ -262,7 +266,7 @@ pub struct Discovery {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Referral {
     /// How it is reached.
-    pub trtype: ReferralTransport,
+    pub trtype: Transport,
     /// Where.
     pub address: SocketAddr,
     /// Its name, if it is not the well-known one.
@@ -271,10 +275,10 @@ pub struct Referral {
     pub hosts: AllowedHosts,
 }
 
-/// Transport of a referral.
+/// How NVMe-oF is carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ReferralTransport {
+pub enum Transport {
     /// FlexiNS.
     #[default]
     Flexins,

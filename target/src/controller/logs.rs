@@ -18,7 +18,7 @@ use flexblk_nvme::{Cntlid, Nqn, Nsid, Status, StatusCode, U32, U64, U128};
 use super::events::Event;
 use super::features::{IO_FEATURES, is_of_namespace};
 use super::{Addresses, Controller, Environment, Kind, identify};
-use crate::config::{Referral, ReferralTransport};
+use crate::config::{Referral, Transport};
 use crate::counters;
 use crate::queue::request::MAX_TRANSFER_BYTES;
 use crate::reservation::Notice;
@@ -313,8 +313,8 @@ pub fn discovery_log(snapshot: &Snapshot, addresses: Addresses, host: &Nqn) -> V
 /// The entry of another discovery service.
 fn refer(referral: &Referral) -> Record {
     let transport = match referral.trtype {
-        ReferralTransport::Flexins => TransportType::Flexins,
-        ReferralTransport::Tcp => TransportType::Tcp,
+        Transport::Flexins => TransportType::Flexins,
+        Transport::Tcp => TransportType::Tcp,
     };
     let nqn = referral.nqn.clone().unwrap_or_else(Nqn::discovery);
     record(SubsystemType::Referral, nqn, transport, referral.address)

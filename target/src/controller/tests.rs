@@ -21,7 +21,7 @@ use flexblk_nvme::{Cid, Cntlid, HostId, Lba, Nqn, Nsid, Qid, Sgl, Sqe, Status, S
 use super::*;
 use crate::association::Association;
 use crate::budget::Budget;
-use crate::config::{AllowedHosts, Discovery, Limits, Referral, ReferralTransport};
+use crate::config::{AllowedHosts, Discovery, Limits, Referral, Transport};
 use crate::counters::IoCounters;
 use crate::snapshot::Namespace;
 
@@ -716,7 +716,7 @@ fn unique_name_and_referrals() {
     let mut world = World::new();
     let own = nqn("nqn.2026-11.test:discovery");
     let referral = |port, hosts| Referral {
-        trtype: ReferralTransport::Tcp,
+        trtype: Transport::Tcp,
         address: SocketAddr::from(([192, 0, 2, 9], port)),
         nqn: None,
         hosts,
