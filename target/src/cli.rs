@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand};
 use flexblk_nvme::Nqn;
 use flexblk_target::StartError;
 use flexblk_target::config::{
-    AllowedHosts, Config, ConfigError, DEFAULT_SUBNQN, Digest, Namespace, RpcSocket, Rx, Subsystem,
-    TcpDigest, Tx, parse_cores, parse_listen, parse_nqn, size,
+    AllowedHosts, Config, ConfigError, DEFAULT_SUBNQN, Digest, Discovery, Namespace, RpcSocket, Rx,
+    Subsystem, TcpDigest, Tx, parse_cores, parse_listen, parse_nqn, size,
 };
 use flexblk_target::manage::{DEFAULT_RPC_SOCKET, client};
 use flexins::middleware::FaultConfig;
@@ -309,6 +309,7 @@ impl Args {
             }
             config.subsystems.clear();
             config.bdevs.clear();
+            config.discovery = Discovery::default();
             return Ok(config);
         }
         // With an RPC socket of its own it may be waiting for calls that fill it.

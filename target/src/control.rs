@@ -41,7 +41,16 @@ pub(crate) struct Order {
     pub(crate) subsystem: usize,
     pub(crate) nsid: Nsid,
     pub(crate) what: What,
-    pub(crate) from: From,
+    pub(crate) from: Asker,
+}
+
+/// Who wants it, and is told how it ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Asker {
+    /// A host's command.
+    Command(From),
+    /// Management.
+    Management(SyncSender<Status>),
 }
 
 /// The command that an order comes from.
@@ -131,7 +140,15 @@ impl Control {
             Ok(abort) => (Status::SUCCESS, abort),
             Err(status) => (status, Arc::default()),
         };
-        let (from, subsystem, nsid) = (order.from, order.subsystem, order.nsid);
+        let from = match &order.from {
+            Asker::Command(from) => *from,
+            Asker::Management(reply) => {
+                // Whoever asked may have stopped waiting.
+                let _ = reply.try_send(status);
+                return;
+            }
+        };
+        let (subsystem, nsid) = (order.subsystem, order.nsid);
         self.mail(from.place.thread, || Mail::Ordered {
             from,
             subsystem,

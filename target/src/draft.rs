@@ -10,7 +10,9 @@ use flexblk_nvme::{Nqn, Nsid};
 use sha2::{Digest as _, Sha256};
 
 use crate::bdevs::Bdev;
-use crate::config::{self, AllowedHosts, MAX_ANA_GROUPS, MAX_BDEVS, MAX_NSID, MAX_SUBSYSTEMS};
+use crate::config::{
+    self, AllowedHosts, Discovery, MAX_ANA_GROUPS, MAX_BDEVS, MAX_NSID, MAX_SUBSYSTEMS,
+};
 use crate::counters::IoCounters;
 use crate::error::NamespaceError;
 use crate::ptpl::State;
@@ -106,6 +108,9 @@ impl Draft {
         if !(1..=MAX_NSID).contains(&nsid.get()) {
             return Err(NamespaceError::Range);
         }
+        if !(1..=MAX_ANA_GROUPS).contains(&namespace.anagrpid) {
+            return Err(NamespaceError::AnaGroup(namespace.anagrpid));
+        }
         if subsystem.namespace(nsid).is_some() {
             let subnqn = nqn.as_str().to_owned();
             return Err(NamespaceError::Exists {
@@ -150,29 +155,25 @@ impl Draft {
         })
     }
 
-    /// Changes the state of an ANA group, through one port or all.
+    /// Changes the state of an ANA group, or of all groups, through one port or all.
     pub(crate) fn set_ana_state(
         &mut self,
         nqn: &Nqn,
-        group: u32,
+        group: Option<u32>,
         port: Option<u16>,
         state: AnaState,
     ) -> Result<(), NamespaceError> {
-        if !(1..=MAX_ANA_GROUPS).contains(&group) {
-            return Err(NamespaceError::AnaGroup(group));
-        }
+        let all = 1..=MAX_ANA_GROUPS;
+        let groups = match group {
+            Some(group) if !all.contains(&group) => return Err(NamespaceError::AnaGroup(group)),
+            Some(group) => group..=group,
+            None => all,
+        };
         self.edit(nqn, |subsystem| {
             subsystem.ana_changes += 1;
             let changes = subsystem.ana_changes;
-            let groups = &mut subsystem.ana_groups;
-            let at = match groups.binary_search_by_key(&group, |other| other.id) {
-                Ok(at) => at,
-                Err(at) => {
-                    groups.insert(at, ana_group(group, AnaState::Optimized));
-                    at
-                }
-            };
-            if let Some(group) = groups.get_mut(at) {
+            for id in groups {
+                let group = subsystem.ana_group_mut(id);
                 group.changes = changes;
                 match port {
                     None => {
@@ -187,6 +188,39 @@ impl Draft {
             }
             Ok(())
         })
+    }
+
+    /// Moves a namespace to another ANA group.
+    pub(crate) fn set_ana_group(
+        &mut self,
+        nqn: &Nqn,
+        nsid: Nsid,
+        group: u32,
+    ) -> Result<(), NamespaceError> {
+        if !(1..=MAX_ANA_GROUPS).contains(&group) {
+            return Err(NamespaceError::AnaGroup(group));
+        }
+        self.edit(nqn, |subsystem| {
+            let mut changed = Namespace::clone(active(subsystem, nsid)?);
+            if changed.anagrpid == group {
+                return Ok(());
+            }
+            let left = core::mem::replace(&mut changed.anagrpid, group);
+            set(subsystem, nsid, Some(Arc::new(changed)));
+            // Hosts find the namespace's group in the ANA log page, too (Base 8.1.1.3).
+            subsystem.ana_changes += 1;
+            let changes = subsystem.ana_changes;
+            for id in [left, group] {
+                subsystem.ana_group_mut(id).changes = changes;
+            }
+            Ok(())
+        })
+    }
+
+    /// Changes name and referrals of the discovery service.
+    pub(crate) fn set_discovery(&mut self, discovery: Discovery) {
+        self.snapshot.discovery = Arc::new(discovery);
+        self.snapshot.generation += 1;
     }
 
     /// Removes a namespace, and closes its device if it came with it.
@@ -333,18 +367,11 @@ impl Draft {
     }
 }
 
-fn ana_group(id: u32, state: AnaState) -> AnaGroup {
-    AnaGroup {
-        id,
-        state,
-        ports: Vec::new(),
-        changes: 0,
-    }
-}
-
 fn ana_groups(configured: &[(u32, AnaState)]) -> Vec<AnaGroup> {
     let groups = configured.iter();
-    let mut groups: Vec<AnaGroup> = groups.map(|(id, state)| ana_group(*id, *state)).collect();
+    let mut groups: Vec<AnaGroup> = groups
+        .map(|(id, state)| AnaGroup::new(*id, *state))
+        .collect();
     groups.sort_by_key(|group| group.id);
     groups
 }

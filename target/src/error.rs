@@ -136,6 +136,16 @@ pub enum NamespaceError {
     /// Too many block devices.
     #[error("at most {max} block devices are possible", max = crate::config::MAX_BDEVS)]
     TooManyBdevs,
+    /// Write protection goes from there nowhere, or needs a place to be saved.
+    #[error("write protection of namespace {nsid} of {subnqn} cannot be changed so: {status}")]
+    WriteProtect {
+        /// The subsystem.
+        subnqn: String,
+        /// The identifier.
+        nsid: u32,
+        /// What a host would be answered.
+        status: flexblk_nvme::Status,
+    },
     /// The device.
     #[error(transparent)]
     Device(#[from] flexblk_blockdev::Error),

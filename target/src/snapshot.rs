@@ -230,8 +230,27 @@ impl Subsystem {
     /// The state of an ANA group through a port.
     #[must_use]
     pub fn ana_state(&self, group: u32, port: u16) -> AnaState {
-        let group = self.ana_groups.iter().find(|other| other.id == group);
-        group.map_or(AnaState::Optimized, |group| group.state_of(port))
+        self.ana_group(group)
+            .map_or(AnaState::Optimized, |group| group.state_of(port))
+    }
+
+    /// An ANA group, if anything was ever said about it.
+    #[must_use]
+    pub fn ana_group(&self, id: u32) -> Option<&AnaGroup> {
+        let at = self.ana_groups.binary_search_by_key(&id, |group| group.id);
+        self.ana_groups.get(at.ok()?)
+    }
+
+    /// An ANA group, to be changed.
+    pub(crate) fn ana_group_mut(&mut self, id: u32) -> &mut AnaGroup {
+        let groups = &mut self.ana_groups;
+        let at = groups
+            .binary_search_by_key(&id, |group| group.id)
+            .unwrap_or_else(|at| {
+                groups.insert(at, AnaGroup::new(id, AnaState::Optimized));
+                at
+            });
+        &mut groups[at]
     }
 
     /// Does any namespace have a volatile write cache?
@@ -243,6 +262,17 @@ impl Subsystem {
 }
 
 impl AnaGroup {
+    /// A group in that state through every port.
+    #[must_use]
+    pub fn new(id: u32, state: AnaState) -> Self {
+        Self {
+            id,
+            state,
+            ports: Vec::new(),
+            changes: 0,
+        }
+    }
+
     /// Its state through a port.
     #[must_use]
     pub fn state_of(&self, port: u16) -> AnaState {

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use flexblk_blockdev::BdevConfig;
 use flexblk_nvme::log::ana::AnaState;
-use flexblk_nvme::{Nqn, Nsid};
+use flexblk_nvme::{Nqn, Nsid, Status, StatusCode};
 use flexblk_reactor::mailbox;
 
 use crate::association::{Association, lock};
 use crate::bdevs::Bdev;
 use crate::budget::Budget;
 use crate::config::{self, AllowedHosts, Config};
-use crate::control::{Control, Desk};
+use crate::control::{Asker, Control, Desk, Order, What};
 use crate::controller::Addresses;
 use crate::counters;
 use crate::directory::Directory;
@@ -24,7 +24,7 @@ use crate::draft::{self, Draft};
 use crate::error::{NamespaceError, StartError};
 use crate::metrics::{Metrics, Series};
 use crate::ptpl::State;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Protection, Snapshot};
 use crate::stats::{self, QueueReport, TargetStats, ThreadStats};
 use crate::thread::mail::Mail;
 use crate::thread::parts::Shared;
@@ -40,6 +40,8 @@ const MIN_QUEUES: u64 = 2;
 const USUAL_ENTRIES: u16 = 128;
 /// How long a report of the threads may take.
 const STATS_TIME: Duration = Duration::from_secs(1);
+/// How long the control thread may take for an order of management.
+const ORDER_TIME: Duration = Duration::from_secs(10);
 /// How long the threads have to end, beyond their own time to drain.
 const STOP_TIME: Duration = Duration::from_secs(5);
 
@@ -292,8 +294,7 @@ impl Target {
     /// Changes name and referrals of the discovery service. Discovery controllers are told.
     pub fn set_discovery(&self, discovery: config::Discovery) {
         let changed: Result<(), std::convert::Infallible> = self.change(|draft| {
-            draft.snapshot.discovery = Arc::new(discovery);
-            draft.snapshot.generation += 1;
+            draft.set_discovery(discovery);
             Ok(())
         });
         // It cannot fail.
@@ -311,16 +312,55 @@ impl Target {
         self.change(|draft| draft.set_namespace_hosts(nqn, nsid, hosts))
     }
 
-    /// Changes the state of an ANA group (1 to [`config::MAX_ANA_GROUPS`]), through the port of that
-    /// identifier or through all. Hosts are told; I/O of other groups does not notice.
+    /// Changes the state of an ANA group (1 to [`config::MAX_ANA_GROUPS`]) or of all groups, through
+    /// the port of that identifier or through all. Hosts are told; I/O of other groups does not notice.
     pub fn set_ana_state(
         &self,
         nqn: &Nqn,
-        group: u32,
+        group: Option<u32>,
         port: Option<u16>,
         state: AnaState,
     ) -> Result<(), NamespaceError> {
         self.change(|draft| draft.set_ana_state(nqn, group, port, state))
+    }
+
+    /// Moves a namespace to another ANA group. Hosts are told.
+    pub fn set_ana_group(&self, nqn: &Nqn, nsid: Nsid, group: u32) -> Result<(), NamespaceError> {
+        self.change(|draft| draft.set_ana_group(nqn, nsid, group))
+    }
+
+    /// Changes a namespace's write protection, as a host can do with Set Features: it is saved before
+    /// it is in force, and in force on every data thread when this returns. Hosts are told.
+    pub fn set_write_protection(
+        &self,
+        nqn: &Nqn,
+        nsid: Nsid,
+        protection: Protection,
+    ) -> Result<(), NamespaceError> {
+        let snapshot = self.shared.directory.snapshot();
+        let subsystem = draft::find(&snapshot, nqn)?;
+        if draft::active(subsystem, nsid)?.protection == protection {
+            return Ok(());
+        }
+        let (reply, answer) = mpsc::sync_channel(1);
+        let ordered = self.shared.desk.order(Order {
+            subsystem: subsystem.slot,
+            nsid,
+            what: What::Protect(protection),
+            from: Asker::Management(reply),
+        });
+        let status = match ordered {
+            true => answer.recv_timeout(ORDER_TIME).ok(),
+            false => None,
+        };
+        match status.unwrap_or(StatusCode::CommandInterrupted.into()) {
+            Status::SUCCESS => Ok(()),
+            status => Err(NamespaceError::WriteProtect {
+                subnqn: nqn.as_str().to_owned(),
+                nsid: nsid.get(),
+                status,
+            }),
+        }
     }
 
     /// Removes a namespace. Hosts are told; I/O to it that has begun ends normally. A device that was

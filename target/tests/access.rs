@@ -24,9 +24,7 @@ use flexblk_nvme::log::ana::{self, AnaState};
 use flexblk_nvme::log::discovery::Page;
 use flexblk_nvme::log::{LogPageId, ReservationNotification};
 use flexblk_nvme::{Cid, HostId, Lba, Nqn, Nsid, Sgl, StatusCode, U64};
-use flexblk_target::config::{
-    AllowedHosts, Config, Discovery, Namespace, Referral, Transport,
-};
+use flexblk_target::config::{AllowedHosts, Config, Discovery, Namespace, Referral, Transport};
 use host::{Answer, Host, Queue};
 use world::{World, code, nqn, open, read, write};
 
@@ -603,7 +601,10 @@ fn ana_states() {
         (AnaState::Optimized, OK),
     ] {
         let event = a.listen();
-        world.target.set_ana_state(&nqn(), 1, None, state).unwrap();
+        world
+            .target
+            .set_ana_state(&nqn(), Some(1), None, state)
+            .unwrap();
         assert_eq!(a.host.answer(a.admin, event).result(), 0x000C_0302);
         changes += 1;
         assert_eq!(
@@ -629,12 +630,12 @@ fn ana_states() {
     // Of one port only: ours, then another.
     world
         .target
-        .set_ana_state(&nqn(), 1, Some(2), AnaState::Inaccessible)
+        .set_ana_state(&nqn(), Some(1), Some(2), AnaState::Inaccessible)
         .unwrap();
     assert_eq!(a.reads(), OK);
     world
         .target
-        .set_ana_state(&nqn(), 1, Some(1), AnaState::Inaccessible)
+        .set_ana_state(&nqn(), Some(1), Some(1), AnaState::Inaccessible)
         .unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while a.reads() != StatusCode::AnaInaccessible {
@@ -643,7 +644,7 @@ fn ana_states() {
     assert!(
         world
             .target
-            .set_ana_state(&nqn(), 129, None, AnaState::Change)
+            .set_ana_state(&nqn(), Some(129), None, AnaState::Change)
             .is_err()
     );
     // Groups only: the namespaces are left out.

@@ -25,7 +25,12 @@ impl Place<'_> {
         self.line(offset, &key, message)
     }
 
-    pub(super) fn value<T: ToString>(&self, span: &Range<usize>, key: &str, what: T) -> ConfigError {
+    pub(super) fn value<T: ToString>(
+        &self,
+        span: &Range<usize>,
+        key: &str,
+        what: T,
+    ) -> ConfigError {
         self.line(span.start, key, what.to_string())
     }
 
@@ -93,4 +98,3 @@ impl Place<'_> {
         Ok(Some(value.into_inner()))
     }
 }
-

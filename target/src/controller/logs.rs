@@ -120,7 +120,7 @@ impl Controller {
             group.push(U32::new(namespace.nsid.get()));
         }
         let groups = members.iter().map(|(id, namespaces)| {
-            let known = subsystem.ana_groups.iter().find(|group| group.id == *id);
+            let known = subsystem.ana_group(*id);
             ana::Group {
                 id: *id,
                 state: subsystem.ana_state(*id, portid(environment.transport)),

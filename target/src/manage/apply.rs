@@ -1,14 +1,18 @@
 //! From what runs to what a configuration file says: the differences in plain words, and all of them
 //! at once or none.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
 use flexblk_blockdev::{BdevConfig, ByteSize};
+use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nqn, Nsid};
 
 use crate::bdevs::Bdev;
-use crate::config::{self, AllowedHosts, Config};
+use crate::config::{self, AllowedHosts, Config, Discovery, Referral, Transport, ana_state_word};
 use crate::draft::Draft;
 use crate::error::NamespaceError;
-use crate::snapshot::Subsystem;
+use crate::snapshot::{AnaGroup, Namespace, Subsystem};
 
 /// One difference.
 #[derive(Clone, Debug)]
@@ -20,6 +24,15 @@ enum Step {
     AddSubsystem(Box<config::Subsystem>),
     SetHosts(Nqn, AllowedHosts, AllowedHosts),
     AddNamespace(Nqn, config::Namespace),
+    SetNamespaceHosts(Nqn, Nsid, AllowedHosts, AllowedHosts),
+    SetAnaGroup(Nqn, Nsid, u32, u32),
+    SetAnaState {
+        nqn: Nqn,
+        group: u32,
+        from: String,
+        to: AnaState,
+    },
+    SetDiscovery(Box<Discovery>, Vec<String>),
     Resize {
         name: String,
         from_bytes: u64,
@@ -45,6 +58,7 @@ impl Plan {
         };
         plan.bdevs(draft, wanted);
         plan.subsystems(draft, wanted);
+        plan.discovery(&draft.snapshot.discovery, &wanted.discovery);
         // What goes makes room for what comes; a device is there before its namespace.
         plan.steps.sort_by_key(|step| match step {
             Step::RemoveNamespace(..) => 0,
@@ -54,14 +68,21 @@ impl Plan {
             Step::AddSubsystem(_) => 4,
             Step::SetHosts(..) => 5,
             Step::AddNamespace(..) => 6,
-            Step::Resize { .. } => 7,
+            Step::SetNamespaceHosts(..) => 7,
+            Step::SetAnaGroup(..) => 8,
+            Step::SetAnaState { .. } => 9,
+            Step::SetDiscovery(..) => 10,
+            Step::Resize { .. } => 11,
         });
         plan
     }
 
     /// In plain words, one line each, in the order in which they are done.
     pub(crate) fn lines(&self) -> Vec<String> {
-        self.steps.iter().map(Step::line).collect()
+        let lines = self.steps.iter().map(Step::line);
+        lines
+            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
     }
 
     /// Makes the changes on the draft. Sizes come last; when one cannot be changed, those before it
@@ -147,6 +168,66 @@ impl Plan {
         }
     }
 
+    /// Who sees a namespace that stays, and its ANA group.
+    fn access(&mut self, nqn: &Nqn, is: &Namespace, wanted: &config::Namespace) {
+        if is.hosts != wanted.hosts {
+            let (from, to) = (is.hosts.clone(), wanted.hosts.clone());
+            let step = Step::SetNamespaceHosts(nqn.clone(), is.nsid, from, to);
+            self.steps.push(step);
+        }
+        if is.anagrpid != wanted.anagrpid {
+            let (from, to) = (is.anagrpid, wanted.anagrpid);
+            self.steps
+                .push(Step::SetAnaGroup(nqn.clone(), is.nsid, from, to));
+        }
+    }
+
+    fn ana_states(&mut self, current: &Subsystem, wanted: &config::Subsystem) {
+        let said = wanted.ana_groups.iter().map(|(id, _)| *id);
+        let known = current.ana_groups.iter().map(|group| group.id);
+        let ids: BTreeSet<u32> = said.chain(known).collect();
+        for id in ids {
+            let to = wanted.ana_groups.iter().find(|(other, _)| *other == id);
+            let to = to.map_or(AnaState::Optimized, |(_, state)| *state);
+            let optimized = AnaGroup::new(id, AnaState::Optimized);
+            let is = current.ana_group(id).unwrap_or(&optimized);
+            if is.state != to || is.ports.iter().any(|(_, state)| *state != to) {
+                self.steps.push(Step::SetAnaState {
+                    nqn: wanted.nqn.clone(),
+                    group: id,
+                    from: ana_states(is),
+                    to,
+                });
+            }
+        }
+    }
+
+    fn discovery(&mut self, is: &Discovery, wanted: &Discovery) {
+        if is == wanted {
+            return;
+        }
+        let mut lines = Vec::new();
+        if is.nqn != wanted.nqn {
+            let name = |discovery: &Discovery| {
+                let nqn = discovery.nqn.as_ref();
+                nqn.map_or("none of its own".to_owned(), |nqn| nqn.as_str().to_owned())
+            };
+            let (from, to) = (name(is), name(wanted));
+            lines.push(format!("~ name of the discovery service: {from} -> {to}"));
+        }
+        let gone = is.referrals.iter();
+        let gone = gone.filter(|other| !wanted.referrals.contains(other));
+        lines.extend(gone.map(|gone| referral('-', gone)));
+        let new = wanted.referrals.iter();
+        let new = new.filter(|other| !is.referrals.contains(other));
+        lines.extend(new.map(|new| referral('+', new)));
+        if lines.is_empty() {
+            lines.push("~ order of the referrals".to_owned());
+        }
+        let step = Step::SetDiscovery(Box::new(wanted.clone()), lines);
+        self.steps.push(step);
+    }
+
     fn subsystem(&mut self, draft: &Draft, current: &Subsystem, wanted: &config::Subsystem) {
         let nqn = &wanted.nqn;
         for (what, is, wanted) in [
@@ -166,6 +247,7 @@ impl Plan {
             let (from, to) = (current.hosts.clone(), wanted.hosts.clone());
             self.steps.push(Step::SetHosts(nqn.clone(), from, to));
         }
+        self.ana_states(current, wanted);
         let namespaces = numbered(&wanted.namespaces);
         for namespace in current.active() {
             let nsid = namespace.nsid;
@@ -192,8 +274,11 @@ impl Plan {
                 _ => Same::No,
             };
             match (same, bdev) {
-                (Same::Yes, _) => {}
-                (Same::Size(to_bytes), Some(bdev)) => self.resize(bdev, to_bytes),
+                (Same::Yes, _) => self.access(nqn, is, &wanted),
+                (Same::Size(to_bytes), Some(bdev)) => {
+                    self.resize(bdev, to_bytes);
+                    self.access(nqn, is, &wanted);
+                }
                 _ => {
                     let name = is.info.name.to_string();
                     self.steps
@@ -205,9 +290,55 @@ impl Plan {
     }
 }
 
+/// States of a group, in words.
+fn ana_states(group: &AnaGroup) -> String {
+    let mut text = ana_state_word(group.state).to_owned();
+    for (port, state) in &group.ports {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ", {} through port {port}", ana_state_word(*state));
+    }
+    text
+}
+
+/// The lines about a referral that comes or goes.
+fn referral(sign: char, referral: &Referral) -> String {
+    let trtype = match referral.trtype {
+        Transport::Flexins => "flexins",
+        Transport::Tcp => "tcp",
+    };
+    let hosts = hosts(&referral.hosts);
+    let mut line = format!(
+        "{sign} referral to {trtype} {} for {hosts}",
+        referral.address
+    );
+    if let Some(nqn) = &referral.nqn {
+        let _ = write!(line, ", by the name {}", nqn.as_str());
+    }
+    line
+}
+
 impl Step {
     fn line(&self) -> String {
         match self {
+            Self::SetNamespaceHosts(nqn, nsid, from, to) => {
+                let (from, to) = (hosts(from), hosts(to));
+                let nqn = nqn.as_str();
+                format!("~ hosts of namespace {nsid} of {nqn}: {from} -> {to}")
+            }
+            Self::SetAnaGroup(nqn, nsid, from, to) => {
+                let nqn = nqn.as_str();
+                format!("~ ANA group of namespace {nsid} of {nqn}: {from} -> {to}")
+            }
+            Self::SetAnaState {
+                nqn,
+                group,
+                from,
+                to,
+            } => {
+                let (nqn, to) = (nqn.as_str(), ana_state_word(*to));
+                format!("~ ANA group {group} of {nqn}: {from} -> {to}")
+            }
+            Self::SetDiscovery(_, lines) => lines.join("\n"),
             Self::RemoveNamespace(nqn, nsid, bdev) => {
                 format!("- namespace {} of {} (on {bdev})", nsid.get(), nqn.as_str())
             }
@@ -255,6 +386,17 @@ impl Step {
             Self::SetHosts(nqn, _, to) => draft.set_allowed_hosts(nqn, to.clone()),
             Self::AddNamespace(nqn, namespace) => draft.add_namespace(nqn, namespace).map(|_| ()),
             Self::Resize { name, to_bytes, .. } => resize(draft, name, *to_bytes),
+            Self::SetNamespaceHosts(nqn, nsid, _, to) => {
+                draft.set_namespace_hosts(nqn, *nsid, to.clone())
+            }
+            Self::SetAnaGroup(nqn, nsid, _, to) => draft.set_ana_group(nqn, *nsid, *to),
+            Self::SetAnaState { nqn, group, to, .. } => {
+                draft.set_ana_state(nqn, Some(*group), None, *to)
+            }
+            Self::SetDiscovery(discovery, _) => {
+                draft.set_discovery(Discovery::clone(discovery));
+                Ok(())
+            }
         }
     }
 }
@@ -304,6 +446,16 @@ fn compare(bdev: &Bdev, wanted: &BdevConfig) -> Same {
                 wanted.num_blocks.take(),
                 wanted.block_size,
             )
+        }
+        (BdevConfig::Delay(is), BdevConfig::Delay(wanted)) => {
+            // The call that made it may have said what the file leaves to its default.
+            for delay in [is, wanted] {
+                delay.p99_read_latency.get_or_insert(delay.avg_read_latency);
+                delay
+                    .p99_write_latency
+                    .get_or_insert(delay.avg_write_latency);
+            }
+            None
         }
         (BdevConfig::File(is), BdevConfig::File(wanted)) => {
             is.uuid = wanted.uuid.map(|_| info.uuid);

@@ -4,8 +4,10 @@
 use flexblk_blockdev::BdevConfig;
 use serde_json::{Value, json};
 
-use super::methods::listeners;
+use super::methods::{ana, discovery, listeners, masking};
 use crate::bdevs::Bdev;
+use crate::config::AllowedHosts;
+use crate::snapshot::Protection;
 use crate::target::Target;
 
 fn call(method: &str, params: Value) -> Value {
@@ -63,7 +65,9 @@ fn bdev(bdev: &Bdev) -> Value {
         )),
         _ => None,
     };
-    if let Some((method, params)) = made
+    // A device that came with a namespace goes with it: only ours says that.
+    if !bdev.implicit
+        && let Some((method, params)) = made
         && super::methods::says_all(&bdev.config, method, &params)
     {
         return call(method, params);
@@ -81,13 +85,14 @@ fn bdev(bdev: &Bdev) -> Value {
         BdevConfig::File(file) => file.uuid = Some(uuid),
         _ => {}
     }
-    call(
-        "flexblk_bdev_create",
-        serde_json::to_value(config).unwrap_or_default(),
-    )
+    let mut params = serde_json::to_value(config).unwrap_or_default();
+    if bdev.implicit {
+        params["implicit"] = true.into();
+    }
+    call("flexblk_bdev_create", params)
 }
 
-/// Subsystems, hosts, namespaces, listeners.
+/// The discovery service, subsystems, hosts, namespaces and who sees them, listeners, ANA states.
 pub(crate) fn nvmf(target: &Target) -> Vec<Value> {
     let snapshot = target.snapshot();
     let bdevs = target.bdevs();
@@ -96,9 +101,18 @@ pub(crate) fn nvmf(target: &Target) -> Vec<Value> {
         .into_iter()
         .map(|transport| call("nvmf_create_transport", transport))
         .collect();
+    if let Some(nqn) = &snapshot.discovery.nqn {
+        let params = json!({ "nqn": nqn.as_str() });
+        calls.push(call("flexblk_discovery_set_nqn", params));
+    }
+    for referral in &snapshot.discovery.referrals {
+        let params = discovery::to_json(referral);
+        calls.push(call("nvmf_discovery_add_referral", params));
+    }
     for subsystem in subsystems() {
         let params = json!({
             "nqn": subsystem.nqn.as_str(),
+            "ana_reporting": true,
             "allow_any_host": subsystem.hosts.any(),
             "serial_number": &*subsystem.serial,
             "model_number": &*subsystem.model,
@@ -115,13 +129,27 @@ pub(crate) fn nvmf(target: &Target) -> Vec<Value> {
         for namespace in subsystem.active() {
             let bdev = bdevs.iter().find(|bdev| bdev.id == namespace.device_id);
             let name = bdev.map_or(&*namespace.info.name, Bdev::name);
+            let (nqn, nsid) = (subsystem.nqn.as_str(), namespace.nsid.get());
             let params = json!({
-                "nqn": subsystem.nqn.as_str(),
+                "nqn": nqn,
                 "namespace": {
-                    "nsid": namespace.nsid.get(), "bdev_name": name, "uuid": namespace.uuid,
+                    "nsid": nsid, "bdev_name": name, "uuid": namespace.uuid,
+                    "anagrpid": namespace.anagrpid, "no_auto_visible": !namespace.hosts.any(),
                 },
             });
             calls.push(call("nvmf_subsystem_add_ns", params));
+            if let AllowedHosts::Only(hosts) = &namespace.hosts {
+                for host in hosts {
+                    let params = json!({ "nqn": nqn, "nsid": nsid, "host": host.as_str() });
+                    calls.push(call("nvmf_ns_add_host", params));
+                }
+            }
+            // Until Power Cycle ends with the program.
+            if let Protection::Protect | Protection::Permanent = namespace.protection {
+                let word = masking::protection_word(namespace.protection);
+                let params = json!({ "nqn": nqn, "nsid": nsid, "write_protect": word });
+                calls.push(call("flexblk_ns_set_write_protect", params));
+            }
         }
     }
     for subsystem in subsystems() {
@@ -131,6 +159,11 @@ pub(crate) fn nvmf(target: &Target) -> Vec<Value> {
             });
             calls.push(call("nvmf_subsystem_add_listener", params));
         }
+    }
+    let ports = listeners::addresses(target);
+    for subsystem in subsystems() {
+        let states = ana::calls(subsystem, &ports).into_iter();
+        calls.extend(states.map(|(method, params)| call(method, params)));
     }
     calls
 }

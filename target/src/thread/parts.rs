@@ -324,8 +324,7 @@ impl Changed {
 
 fn view_of(subsystem: &Subsystem, namespace: &Namespace, device: u32) -> View {
     let plain = |state| matches!(state, AnaState::Optimized | AnaState::NonOptimized);
-    let mut groups = subsystem.ana_groups.iter();
-    let group = groups.find(|group| group.id == namespace.anagrpid);
+    let group = subsystem.ana_group(namespace.anagrpid);
     let accessible = group.is_none_or(|group| {
         plain(group.state) && group.ports.iter().all(|(_, state)| plain(*state))
     });

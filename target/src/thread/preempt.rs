@@ -14,7 +14,7 @@ use super::mail::{Mail, Place};
 use super::parts::Parts;
 use super::queue::{Queue, QueueTable, Role, Slot, Stage};
 use super::respond::RETRY_SOON;
-use crate::control::{From, Order, What};
+use crate::control::{Asker, From, Order, What};
 use crate::queue::request::Reserve;
 use crate::reservation::Action;
 
@@ -61,7 +61,7 @@ impl Parts {
                 subsystem,
                 nsid,
                 what,
-                from: From { place, slot, cid },
+                from: Asker::Command(From { place, slot, cid }),
             })
         })
     }

@@ -20,9 +20,7 @@ fn the_example_is_a_configuration() {
     assert_eq!(config.subsystems.len(), 2);
     assert_eq!(config.bdevs.len(), 2);
     assert_eq!(config.subsystems[0].namespaces[0].nsid, Some(Nsid::new(1)));
-    assert!(
-        matches!(&config.subsystems[1].hosts, AllowedHosts::Only(hosts) if hosts.len() == 1)
-    );
+    assert!(matches!(&config.subsystems[1].hosts, AllowedHosts::Only(hosts) if hosts.len() == 1));
     assert_eq!(config.memory_budget_bytes, 256 << 20);
     assert_eq!(config.cores, [0]);
 }

@@ -288,11 +288,18 @@ fn rescan(context: &Context, mut params: Params) -> Result {
     Ok(true.into())
 }
 
-/// Any device, as a `[[bdev]]` table of the TOML file.
-fn any_create(context: &Context, params: Params) -> Result {
+/// Any device, as a `[[bdev]]` table of the TOML file. With `implicit` it is one that came with a
+/// namespace, as by a short form, and goes with the last one on it.
+fn any_create(context: &Context, mut params: Params) -> Result {
+    let implicit: bool = params.optional("implicit")?.unwrap_or(false);
     let config: BdevConfig =
         serde_json::from_value(params.into_value()).map_err(RpcError::params)?;
-    create(context, config)
+    let name = config.name().to_owned();
+    let created = context
+        .target
+        .change(|draft| draft.create_bdev(config, implicit).map(|_| ()));
+    created.map_err(refused)?;
+    Ok(name.into())
 }
 
 fn any_resize(context: &Context, mut params: Params) -> Result {

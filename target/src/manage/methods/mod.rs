@@ -1,11 +1,14 @@
 //! The methods, by subject. Names, parameters and results are SPDK's where a method means the same;
 //! what only this target has begins with `flexblk_`.
 
+pub(crate) mod ana;
 mod bdev;
+pub(crate) mod discovery;
 mod framework;
 mod io;
 pub(crate) mod listeners;
 mod log;
+pub(crate) mod masking;
 mod nvmf;
 mod reports;
 mod state;
@@ -65,6 +68,9 @@ fn all() -> impl Iterator<Item = &'static Method> {
         log::METHODS,
         bdev::METHODS,
         nvmf::METHODS,
+        ana::METHODS,
+        masking::METHODS,
+        discovery::METHODS,
         reports::METHODS,
         io::METHODS,
         state::METHODS,

@@ -4,7 +4,7 @@ use flexblk_nvme::{Nqn, Nsid};
 use serde_json::{Value, json};
 
 use super::super::params::Params;
-use super::{Context, Method, Result, RpcError, change, listeners, query};
+use super::{Context, Method, Result, RpcError, ana, change, listeners, masking, query};
 use crate::config::{self, AllowedHosts, MAX_ALLOWED_HOSTS, MAX_NSID};
 use crate::draft::find;
 use crate::snapshot::Subsystem;
@@ -28,13 +28,13 @@ pub(super) const METHODS: &[Method] = &[
 ];
 
 /// The subsystem that `nqn` names.
-fn subsystem_name(params: &mut Params) -> Result<Nqn> {
+pub(super) fn subsystem_name(params: &mut Params) -> Result<Nqn> {
     let nqn: Nqn = params.required("nqn")?;
     params.target_name()?;
     Ok(nqn)
 }
 
-fn not_found(nqn: &Nqn) -> RpcError {
+pub(super) fn not_found(nqn: &Nqn) -> RpcError {
     RpcError::params(format!("Subsystem with NQN '{}' not found", nqn.as_str()))
 }
 
@@ -121,9 +121,10 @@ fn create_subsystem(context: &Context, mut params: Params) -> Result {
         let what = format!("`max_namespaces` = {most}: at most {MAX_NSID} are possible");
         return Err(RpcError::params(what));
     }
+    // ANA is always reported: a host that does not know it does not look.
+    params.optional::<bool>("ana_reporting")?;
     params.only(
         &[
-            ("ana_reporting", false.into()),
             ("passthrough", false.into()),
             ("enable_nssr", false.into()),
             ("min_cntlid", 1.into()),
@@ -166,7 +167,7 @@ fn get_subsystems(context: &Context, mut params: Params) -> Result {
     let snapshot = context.target.snapshot();
     let addresses: Vec<Value> = listeners::addresses(&context.target)
         .iter()
-        .map(listeners::Address::to_json)
+        .map(|address| address.to_json())
         .collect();
     let discovery = || {
         json!({
@@ -193,8 +194,12 @@ fn get_subsystems(context: &Context, mut params: Params) -> Result {
     }
 }
 
+fn names(hosts: &AllowedHosts) -> Vec<Value> {
+    let names = hosts.names().iter();
+    names.map(|host| json!({ "nqn": host.as_str() })).collect()
+}
+
 fn show(subsystem: &Subsystem, addresses: &[Value]) -> Value {
-    let hosts = subsystem.hosts.names().iter();
     let namespaces = subsystem.active().map(|namespace| {
         json!({
             "nsid": namespace.nsid.get(),
@@ -202,6 +207,10 @@ fn show(subsystem: &Subsystem, addresses: &[Value]) -> Value {
             // SPDK keeps the old key beside the new one.
             "name": &*namespace.info.name,
             "uuid": namespace.uuid,
+            "anagrpid": namespace.anagrpid,
+            "no_auto_visible": !namespace.hosts.any(),
+            "hosts": names(&namespace.hosts),
+            "write_protect": masking::protection_word(namespace.protection),
         })
     });
     json!({
@@ -209,7 +218,7 @@ fn show(subsystem: &Subsystem, addresses: &[Value]) -> Value {
         "subtype": "NVMe",
         "listen_addresses": addresses,
         "allow_any_host": subsystem.hosts.any(),
-        "hosts": hosts.map(|host| json!({ "nqn": host.as_str() })).collect::<Vec<_>>(),
+        "hosts": names(&subsystem.hosts),
         "serial_number": &*subsystem.serial,
         "model_number": &*subsystem.model,
         "max_namespaces": MAX_NSID,
@@ -228,11 +237,14 @@ fn add_ns(context: &Context, mut params: Params) -> Result {
     let mut namespace = config::Namespace::new(bdev);
     namespace.nsid = inner.optional("nsid")?;
     namespace.uuid = inner.optional("uuid")?;
+    if let Some(group) = inner.optional("anagrpid")? {
+        namespace.anagrpid = group;
+    }
+    if inner.optional("no_auto_visible")?.unwrap_or(false) {
+        namespace.hosts = AllowedHosts::Only(Vec::new());
+    }
     inner.only(
-        &[
-            ("no_auto_visible", false.into()),
-            ("hide_metadata", false.into()),
-        ],
+        &[("hide_metadata", false.into())],
         "this target does not have it",
     )?;
     inner.end()?;
@@ -349,20 +361,27 @@ fn remove_listener(context: &Context, mut params: Params) -> Result {
     params.end()?;
     Err(RpcError::internal(format!(
         "{} {} serves every subsystem; take hosts off the subsystem's list instead",
-        address.trtype, address.address
+        listeners::name(address.trtype),
+        address.address
     )))
 }
 
 fn get_listeners(context: &Context, mut params: Params) -> Result {
     let nqn = subsystem_name(&mut params)?;
     params.end()?;
-    if !nqn.is_discovery() && context.target.snapshot().find(&nqn).is_none() {
+    let snapshot = context.target.snapshot();
+    let subsystem = snapshot.find(&nqn);
+    if !nqn.is_discovery() && subsystem.is_none() {
         return Err(not_found(&nqn));
     }
     let all = listeners::addresses(&context.target);
-    let shown = all
-        .iter()
-        .map(|address| json!({ "address": address.to_json() }));
+    let shown = all.iter().map(|address| {
+        let mut shown = json!({ "address": address.to_json() });
+        if let Some(subsystem) = subsystem {
+            shown["ana_states"] = ana::states(subsystem, address.port);
+        }
+        shown
+    });
     Ok(shown.collect::<Vec<_>>().into())
 }
 
@@ -397,14 +416,16 @@ fn get_qpairs(context: &Context, mut params: Params) -> Result {
     let its = all.iter().filter(|queue| queue.subnqn == nqn);
     let shown = its.map(|queue| {
         let trtype = listeners::trtype(queue.transport);
-        let own = addresses.iter().find(|address| address.trtype == trtype);
+        let own = addresses
+            .iter()
+            .find(|own| listeners::name(own.trtype) == trtype);
         json!({
             "cntlid": queue.cntlid.get(),
             "qid": queue.qid.get(),
             "state": if queue.closing { "deactivating" } else { "enabled" },
             "thread": format!("data-{}", queue.thread),
             "hostnqn": queue.hostnqn.as_str(),
-            "listen_address": own.map(listeners::Address::to_json),
+            "listen_address": own.map(|own| own.to_json()),
             "peer_address": listeners::peer(trtype, queue.peer),
         })
     });

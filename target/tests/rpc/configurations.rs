@@ -1,0 +1,253 @@
+//! Whole configurations: saved, applied, kept.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+
+use flexblk_target::Target;
+use flexblk_target::config::Config;
+use flexblk_target::manage::{Management, Options};
+use serde_json::{Value, json};
+
+use crate::world::{Client, NQN, World};
+
+/// What a configuration makes, `framework_get_config` gives back: replayed on another target it makes
+/// the same.
+#[test]
+fn a_saved_configuration_makes_the_same() {
+    let world = World::new();
+    let mut rpc = world.client();
+    rpc.ok(
+        "bdev_malloc_create",
+        json!({ "name": "m", "block_size": 4096, "num_blocks": 64 }),
+    );
+    rpc.ok(
+        "bdev_null_create",
+        json!({ "name": "n", "block_size": 512, "num_blocks": 64 }),
+    );
+    let fault = json!({
+        "type": "fault", "name": "e", "base_bdev_name": "n", "read_error_rate": 0.5,
+    });
+    rpc.ok("flexblk_bdev_create", fault);
+    let roomy = json!({ "type": "ram", "name": "r", "size": "1M", "max_size": "64M" });
+    rpc.ok("flexblk_bdev_create", roomy);
+    rpc.ok(
+        "nvmf_create_subsystem",
+        json!({ "nqn": NQN, "model_number": "M" }),
+    );
+    rpc.ok(
+        "nvmf_subsystem_add_host",
+        json!({ "nqn": NQN, "host": "nqn.2026-11.test:host" }),
+    );
+    for (nsid, bdev) in [(3, "m"), (1, "e"), (7, "r")] {
+        let namespace = json!({ "bdev_name": bdev, "nsid": nsid });
+        rpc.ok(
+            "nvmf_subsystem_add_ns",
+            json!({ "nqn": NQN, "namespace": namespace }),
+        );
+    }
+    let save = |rpc: &mut Client| -> Vec<Value> {
+        ["bdev", "nvmf"]
+            .iter()
+            .flat_map(|name| {
+                let config = rpc.ok("framework_get_config", json!({ "name": name }));
+                config.as_array().unwrap().clone()
+            })
+            .collect()
+    };
+    let saved = save(&mut rpc);
+    assert!(saved.len() >= 9, "{saved:#?}");
+
+    let other = World::new();
+    let mut again = other.client();
+    for call in &saved {
+        again.ok(call["method"].as_str().unwrap(), call["params"].clone());
+    }
+    assert_eq!(save(&mut again), saved);
+}
+
+/// A configuration file is applied whole or not at all, and its differences are told before.
+#[test]
+fn a_configuration_is_applied_whole() {
+    let world = World::new();
+    let mut rpc = world.client();
+    let port = world.target.config().listener.udp_port;
+    let toml = |rest: &str| format!("[listener]\nudp_port = {port}\n{rest}");
+    let first = toml(
+        r#"
+        [[bdev]]
+        type = "ram"
+        name = "m"
+        size = "1M"
+        [[subsystem]]
+        nqn = "nqn.2026-11.test:rpc"
+        serial = "S"
+        [[subsystem.namespace]]
+        bdev = "m"
+        [[subsystem.namespace]]
+        bdev = "null:1G"
+        [[subsystem]]
+        nqn = "nqn.2026-11.test:second"
+        "#,
+    );
+    let dry = rpc.ok("flexblk_apply", json!({ "toml": first, "dry_run": true }));
+    let wanted = json!([
+        "+ block device m",
+        "+ subsystem nqn.2026-11.test:rpc for any host",
+        "+ subsystem nqn.2026-11.test:second for any host",
+        "+ namespace 1 of nqn.2026-11.test:rpc on m",
+        "+ namespace 2 of nqn.2026-11.test:rpc on null:1G",
+    ]);
+    assert_eq!(dry["changes"], wanted);
+    assert!(world.target.bdevs().is_empty(), "only looked");
+    let done = rpc.ok(
+        "flexblk_apply",
+        json!({ "toml": first, "epoch": dry["epoch"] }),
+    );
+    assert_eq!(done["changes"], wanted);
+    let again = rpc.ok("flexblk_apply", json!({ "toml": first }));
+    assert_eq!(
+        again["changes"],
+        json!([]),
+        "there is no difference any more"
+    );
+    // Somebody else was faster.
+    rpc.refused(
+        "flexblk_apply",
+        json!({ "toml": first, "epoch": dry["epoch"] }),
+        -116,
+        "since",
+    );
+
+    let second = toml(
+        r#"
+        [[bdev]]
+        type = "ram"
+        name = "m"
+        size = "2M"
+        [[subsystem]]
+        nqn = "nqn.2026-11.test:rpc"
+        allow_hosts = ["nqn.2026-11.test:host"]
+        [[subsystem.namespace]]
+        bdev = "m"
+        [[subsystem.namespace]]
+        bdev = "null:2G"
+        [[subsystem.namespace]]
+        nsid = 9
+        bdev = "ram:1M"
+        "#,
+    );
+    let done = rpc.ok("flexblk_apply", json!({ "toml": second }));
+    assert_eq!(
+        done["changes"],
+        json!([
+            "- subsystem nqn.2026-11.test:second with its namespaces",
+            "~ hosts of nqn.2026-11.test:rpc: any host -> nqn.2026-11.test:host",
+            "+ namespace 9 of nqn.2026-11.test:rpc on ram:1M",
+            "~ size of block device m: 1M -> 2M",
+            "~ size of block device null: 1G -> 2G",
+        ])
+    );
+    let shown = rpc.ok("bdev_get_bdevs", json!({ "name": "m" }));
+    assert_eq!(shown[0]["num_blocks"], 4096);
+
+    // The last of several changes fails: nothing of them is seen, sizes included.
+    let before = rpc.ok("framework_get_config", json!({ "name": "nvmf" }));
+    let bad = second
+        .replace("2M", "3M")
+        .replace("null:2G", "null:3G")
+        .replace("bdev = \"ram:1M\"", "bdev = \"file:/nonexistent/f.img\"");
+    rpc.refused(
+        "flexblk_apply",
+        json!({ "toml": bad }),
+        -2,
+        "/nonexistent/f.img",
+    );
+    let large = second.replace("2M", "1G").replace("null:2G", "null:3G");
+    rpc.refused("flexblk_apply", json!({ "toml": large }), -22, "max_size");
+    assert_eq!(
+        rpc.ok("framework_get_config", json!({ "name": "nvmf" })),
+        before
+    );
+    let same = rpc.ok("flexblk_apply", json!({ "toml": second, "dry_run": true }));
+    assert_eq!(same["changes"], json!([]));
+
+    // What cannot be changed is said, and then nothing is done.
+    let fixed = second
+        .replace("[listener]", "[target]\ncores = \"0\"\n[listener]")
+        .replace("allow_hosts", "serial = \"T\"\nallow_hosts")
+        + "[[subsystem]]\nnqn = \"nqn.2026-11.test:third\"\n";
+    let dry = rpc.ok("flexblk_apply", json!({ "toml": fixed, "dry_run": true }));
+    assert_eq!(dry["impossible"].as_array().unwrap().len(), 2, "{dry}");
+    rpc.refused("flexblk_apply", json!({ "toml": fixed }), -32602, "cores");
+    assert_eq!(
+        rpc.ok("framework_get_config", json!({ "name": "nvmf" })),
+        before
+    );
+    rpc.refused(
+        "flexblk_apply",
+        json!({ "toml": "[x]", "path": "t.toml" }),
+        -32602,
+        "t.toml:1",
+    );
+}
+
+/// What ran is there again after a crash; a file that is damaged is not started from.
+#[test]
+fn the_state_file_brings_back_what_ran() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state.json");
+    let start = |number: u32| {
+        let mut config = Config::default();
+        config.listener.udp_port = UdpSocket::bind("127.0.0.1:0")
+            .and_then(|socket| socket.local_addr())
+            .unwrap()
+            .port();
+        let target = Arc::new(Target::start(config).unwrap());
+        let options = Options {
+            rpc_socket: Some(directory.path().join(format!("{number}.sock"))),
+            state_file: Some(state.clone()),
+            ..Options::default()
+        };
+        let management = Management::start(&target, options);
+        management.map(|management| (Client::new(management.rpc_socket().unwrap()), management))
+    };
+    let save = |rpc: &mut Client| {
+        let bdev = rpc.ok("framework_get_config", json!({ "name": "bdev" }));
+        (
+            bdev,
+            rpc.ok("framework_get_config", json!({ "name": "nvmf" })),
+        )
+    };
+    let (mut rpc, management) = start(1).unwrap();
+    assert!(!state.exists(), "nothing was changed");
+    rpc.ok(
+        "bdev_null_create",
+        json!({ "name": "n", "block_size": 512, "num_blocks": 64 }),
+    );
+    rpc.ok(
+        "nvmf_create_subsystem",
+        json!({ "nqn": NQN, "allow_any_host": true }),
+    );
+    let namespace = json!({ "nqn": NQN, "namespace": { "bdev_name": "n", "nsid": 5 } });
+    rpc.ok("nvmf_subsystem_add_ns", namespace);
+    let ran = save(&mut rpc);
+    drop((rpc, management));
+
+    let (mut rpc, management) = start(2).unwrap();
+    assert_eq!(save(&mut rpc), ran);
+    // The disk is full, or the directory gone: whoever asked is told.
+    let aside = directory.path().join("aside");
+    std::fs::create_dir(state.with_extension("json.new")).unwrap();
+    let host = json!({ "nqn": NQN, "host": "nqn.2026-11.test:host" });
+    rpc.refused("nvmf_subsystem_add_host", host, -5, "will not survive");
+    std::fs::rename(&state, &aside).unwrap();
+    drop((rpc, management));
+
+    std::fs::write(&state, "{\"subsystems\": [").unwrap();
+    let damaged = start(3).err().unwrap().to_string();
+    assert!(damaged.contains("damaged"), "{damaged}");
+    let unknown = json!({ "subsystems": [{ "config": [{ "method": "nope" }] }] });
+    std::fs::write(&state, unknown.to_string()).unwrap();
+    let unknown = start(4).err().unwrap().to_string();
+    assert!(unknown.contains("nope"), "{unknown}");
+}

@@ -1,0 +1,8 @@
+//! Management over the RPC socket: every method, bad input, clients that misbehave.
+
+mod configurations;
+mod methods;
+mod metrics;
+mod requests;
+mod round_trip;
+mod world;
