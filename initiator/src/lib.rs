@@ -28,6 +28,7 @@ mod controller;
 mod counters;
 mod discovery;
 mod error;
+mod export;
 mod host;
 mod link;
 mod namespace;

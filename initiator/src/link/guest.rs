@@ -29,7 +29,6 @@ const MAX: usize = 64;
 #[derive(Default)]
 pub(crate) struct Guests(Vec<Option<SharedGuest>>);
 
-#[allow(dead_code)] // until the first export lands
 impl Guests {
     /// The owner number for the guest's tokens; `None` when all are taken.
     pub(crate) fn add(&mut self, guest: SharedGuest) -> Option<u8> {

@@ -246,7 +246,6 @@ impl Home {
         }
     }
 
-    #[allow(dead_code)] // until the first export lands
     /// One more on this reactor; the owner number for its tokens.
     pub(crate) fn add_guest(&mut self, guest: SharedGuest) -> Result<u8, Error> {
         self.guests
@@ -254,7 +253,6 @@ impl Home {
             .ok_or_else(|| Error::Transport("too many exports on one thread".into()))
     }
 
-    #[allow(dead_code)] // until the first export lands
     /// It leaves.
     pub(crate) fn remove_guest(&mut self, owner: u8) {
         self.guests.remove(owner);

@@ -119,7 +119,7 @@ mod tests {
         order.remove(&mut table, 1);
         order.remove(&mut table, 0);
         order.remove(&mut table, 3);
-        assert_eq!(walk(order, &table), []);
+        assert_eq!(walk(order, &table), Vec::<u16>::new());
         order.push(&mut table, 2);
         assert_eq!(walk(order, &table), [2]);
     }

@@ -1,0 +1,29 @@
+//! Exports: a volume as a block device of this host, or of whoever connects.
+//!
+//! Every export is the same loop with another protocol at its front. A worker (`worker.rs`) is a thread with one
+//! [`Channel`](crate::volume::Channel) and one server on it; what the host says and what the target answers arrive on
+//! the same reactor, so one system call moves both sides.
+//!
+//! ```text
+//! turn the channel ->  host's operations ended: Guest::on_completion   (parse, take a buffer, note a request)
+//!                      requests ended:          Server::on_io          (note a reply)
+//! Server::submit   ->  noted requests go to the channel
+//! Guest::flush     ->  replies and receives go to the kernel; all of it leaves with the next turn
+//! ```
+//!
+//! Data lies in buffers out of one registered memory of fixed size (`buffers.rs`), where the target's data is placed
+//! and where the host's is received; when it is used up, the host waits. Byte ranges become logical blocks and requests
+//! of a size that the target takes (`requests.rs`).
+#![allow(dead_code)] // until the first export lands
+
+mod buffers;
+mod requests;
+mod worker;
+
+// What the servers use.
+#[allow(unused_imports)] // until the first export lands
+pub(crate) use buffers::{Buffer, Buffers};
+#[allow(unused_imports)] // until the first export lands
+pub(crate) use requests::{Ended, Extent, Geometry, Refusal, Requests, Wanted};
+#[allow(unused_imports)] // until the first export lands
+pub(crate) use worker::{Server, Worker, WorkerConfig};
