@@ -101,7 +101,7 @@ pub enum Error {
     #[error("the target broke the protocol: {0}")]
     Protocol(&'static str),
     /// An I/O command of a blocking call failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] IoError),
     /// The transport could not do it (registration, resources, socket).
     #[error("transport: {0}")]

@@ -365,3 +365,68 @@ fn every_transport_mode_carries_data() -> Result<()> {
     }
     Ok(())
 }
+
+/// The commands that nvme-cli has for blocks, each with an effect that another can see.
+#[test]
+fn block_commands_do_what_they_say() -> Result<()> {
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let data = setup.file("in.bin", 8 << 10, 5)?;
+    setup
+        .flexblk_at(&target, "write", &["--lba", "8", "-i", "in.bin"])?
+        .success()?;
+    let at_8 = ["--start-block", "8", "--block-count", "15"];
+    let compare = |file: &str| {
+        let mut arguments = at_8.to_vec();
+        arguments.extend(["--data", file]);
+        setup.flexblk_at(&target, "compare", &arguments)
+    };
+    compare("in.bin")?.success()?;
+    let mut other = data.clone();
+    other[5000] ^= 1;
+    fs::write(setup.path().join("other.bin"), &other)?;
+    let differs = compare("other.bin")?;
+    assert_eq!(differs.code, Some(7), "{}", differs.stderr);
+    assert!(
+        differs.stderr.contains("blocks 8 to 23"),
+        "{}",
+        differs.stderr
+    );
+    setup.flexblk_at(&target, "flush", &[])?.success()?;
+    setup.flexblk_at(&target, "verify", &at_8)?.success()?;
+    // Two of the sixteen blocks are deallocated, and read as zeroes then; the others keep their data.
+    let ranges = ["--slbs", "8,23", "--blocks", "1,1", "--ad"];
+    setup.flexblk_at(&target, "dsm", &ranges)?.success()?;
+    other.copy_from_slice(&data);
+    other[..512].fill(0);
+    other[8192 - 512..].fill(0);
+    fs::write(setup.path().join("other.bin"), &other)?;
+    compare("other.bin")?.success()?;
+    setup
+        .flexblk_at(&target, "write-zeroes", &at_8)?
+        .success()?;
+    compare("/dev/zero")?.success()?;
+    let beyond = ["--start-block", "32768"];
+    let refused = setup.flexblk_at(&target, "verify", &beyond)?;
+    assert_eq!(refused.code, Some(6), "{}", refused.stderr);
+    assert_eq!(
+        refused.stderr.matches("LBA Out of Range").count(),
+        1,
+        "{}",
+        refused.stderr
+    );
+    Ok(())
+}
+
+#[test]
+fn show_regs_shows_a_ready_controller() -> Result<()> {
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let shown = setup
+        .flexblk_at(&target, "show-regs", &["-o", "json"])?
+        .success()?;
+    let json: Value = serde_json::from_str(&shown.stdout)?;
+    assert_eq!(json["csts"], 1, "{json}");
+    assert_eq!(json["cc"].as_u64().map(|cc| cc & 1), Some(1), "{json}");
+    Ok(())
+}

@@ -79,8 +79,26 @@ Examples:
     ResvRelease(nvme_args::ResvRelease),
     /// Show registrants and the reservation.
     ResvReport(nvme_args::Inspect),
+    /// Controller properties.
+    ShowRegs(nvme_args::Inspect),
+    /// Make every completed write of the namespace durable.
+    Flush(nvme_args::Inspect),
+    /// Let the controller compare blocks with data.
+    #[command(after_help = "\
+Example:
+  flexblk compare URI --start-block 8 -c 7 --data blocks.bin")]
+    Compare(nvme_args::Compare),
+    /// Write zeroes without transferring them.
+    WriteZeroes(nvme_args::WriteZeroes),
+    /// Dataset Management: deallocate ranges, or say how they will be used.
+    #[command(after_help = "\
+Example, two ranges of 256 blocks:
+  flexblk dsm URI --slbs 0,4096 --blocks 256,256 --ad")]
+    Dsm(nvme_args::Dsm),
+    /// Let the controller read and check blocks without transferring them.
+    Verify(nvme_args::Blocks),
     /// Make blocks unreadable until they are written.
-    WriteUncor(nvme_args::WriteUncor),
+    WriteUncor(nvme_args::Blocks),
     /// Copy blocks within the controller (`nvme copy`).
     NvmeCopy(nvme_args::NvmeCopy),
     /// Print shell completions.

@@ -14,7 +14,7 @@ Exit codes:
   4  no such subsystem, or this host is not allowed to use it
   5  no such namespace, or the range is outside of it
   6  the target reported an I/O error
-  7  the data differ (copy --verify)";
+  7  the data differ (copy --verify, compare)";
 
 /// The data that was read back is not what was written.
 #[derive(Debug, thiserror::Error)]

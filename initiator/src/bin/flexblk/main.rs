@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod blocks;
 mod connect;
 mod copy;
 mod counters;
@@ -11,6 +12,7 @@ mod info;
 mod inspect;
 mod nvme_args;
 mod pipeline;
+mod registers;
 mod reserve;
 mod size;
 mod version;
@@ -55,8 +57,14 @@ fn run(command: &Action) -> anyhow::Result<()> {
         Action::ResvAcquire(args) => reserve::acquire(args),
         Action::ResvRelease(args) => reserve::release(args),
         Action::ResvReport(args) => reserve::report(args),
-        Action::WriteUncor(args) => reserve::write_uncor(args),
-        Action::NvmeCopy(args) => reserve::nvme_copy(args),
+        Action::ShowRegs(args) => registers::show(args),
+        Action::Flush(args) => blocks::flush(args),
+        Action::Compare(args) => blocks::compare(args),
+        Action::WriteZeroes(args) => blocks::write_zeroes(args),
+        Action::Dsm(args) => blocks::dsm(args),
+        Action::Verify(args) => blocks::verify(args),
+        Action::WriteUncor(args) => blocks::write_uncor(args),
+        Action::NvmeCopy(args) => blocks::nvme_copy(args),
         Action::Completions { shell } => {
             clap_complete::generate(
                 *shell,

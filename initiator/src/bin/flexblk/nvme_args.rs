@@ -1,6 +1,8 @@
 //! Arguments of the verbs that nvme-cli has too, under its names. Counts that are 0's based there are
 //! 0's based here.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 
 use crate::args::{Address, Connection};
@@ -112,8 +114,9 @@ pub(crate) struct ResvRelease {
     pub(crate) connection: Connection,
 }
 
+/// A range of blocks of a namespace.
 #[derive(Args, Debug)]
-pub(crate) struct WriteUncor {
+pub(crate) struct Blocks {
     #[command(flatten)]
     pub(crate) address: Address,
     /// First logical block.
@@ -122,6 +125,56 @@ pub(crate) struct WriteUncor {
     /// Number of logical blocks, 0's based.
     #[arg(short = 'c', long, value_name = "COUNT", default_value_t = 0)]
     pub(crate) block_count: u16,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Compare {
+    #[command(flatten)]
+    pub(crate) blocks: Blocks,
+    /// What the blocks should hold; `-` is standard input.
+    #[arg(short = 'd', long, value_name = "FILE", default_value = "-")]
+    pub(crate) data: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WriteZeroes {
+    #[command(flatten)]
+    pub(crate) blocks: Blocks,
+    /// The blocks may be deallocated instead.
+    #[arg(short = 'd', long)]
+    pub(crate) deac: bool,
+    /// Complete only when the zeroes are on stable media.
+    #[arg(short = 'f', long)]
+    pub(crate) force_unit_access: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Dsm {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    /// First logical block of each range.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
+    pub(crate) slbs: Vec<u64>,
+    /// Number of logical blocks of each range.
+    #[arg(
+        short = 'b',
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        required = true
+    )]
+    pub(crate) blocks: Vec<u32>,
+    /// Deallocate the ranges.
+    #[arg(short = 'd', long)]
+    pub(crate) ad: bool,
+    /// They will be written as a whole.
+    #[arg(long)]
+    pub(crate) idw: bool,
+    /// They will be read as a whole.
+    #[arg(long)]
+    pub(crate) idr: bool,
     #[command(flatten)]
     pub(crate) connection: Connection,
 }

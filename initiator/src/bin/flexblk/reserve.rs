@@ -1,31 +1,20 @@
-//! `flexblk resv-*`, `write-uncor`, `nvme-copy`: I/O commands for administrators.
+//! `flexblk resv-*`.
 
 use anyhow::{Context, Result};
-use flexblk_initiator::{BlockHandle, Controller, Data, Nsid};
+use flexblk_initiator::Data;
+use flexblk_nvme::U64;
 use flexblk_nvme::command::nvm;
 use flexblk_nvme::command::reservation::{
     ReservationAcquire, ReservationKeys, ReservationRegister, ReservationRelease,
     ReservationReport, ReservationStatus,
 };
-use flexblk_nvme::{Lba, U16, U64};
 use serde_json::{Value, json};
 
-use crate::args::{Address, Connection};
-use crate::connect;
-use crate::exit::Usage;
-use crate::nvme_args::{
-    Inspect, NvmeCopy, OutputFormat, ResvAcquire, ResvRegister, ResvRelease, WriteUncor,
-};
+use crate::blocks::open;
+use crate::nvme_args::{Inspect, OutputFormat, ResvAcquire, ResvRegister, ResvRelease};
 
 /// Room for 1024 registrants: as much as one command of a block handle carries.
 const REPORT_BYTES: usize = 64 + 1024 * 64;
-
-/// A namespace, opened. The controller stays connected as long as the handle lives.
-fn open(address: &Address, connection: &Connection) -> Result<(Controller, Nsid, BlockHandle)> {
-    let (controller, namespace) = connect::open(address, connection)?;
-    let handle = BlockHandle::open(&controller, namespace.nsid)?;
-    Ok((controller, namespace.nsid, handle))
-}
 
 fn keys(current: u64, second: u64) -> ReservationKeys {
     let mut keys = ReservationKeys::zeroed();
@@ -117,43 +106,5 @@ pub(crate) fn report(args: &Inspect) -> Result<()> {
         let (key, status) = (&registrant["rkey"], &registrant["rcsts"]);
         println!("host {hostid}: rkey {key}, rcsts {status}");
     }
-    Ok(())
-}
-
-pub(crate) fn write_uncor(args: &WriteUncor) -> Result<()> {
-    let (_controller, nsid, mut handle) = open(&args.address, &args.connection)?;
-    let command = nvm::Command::WriteUncorrectable(nvm::WriteUncorrectable {
-        nsid,
-        slba: Lba::new(args.start_block),
-        blocks: u32::from(args.block_count) + 1,
-        ..Default::default()
-    });
-    handle.passthrough(&command, Data::None)?;
-    Ok(())
-}
-
-pub(crate) fn nvme_copy(args: &NvmeCopy) -> Result<()> {
-    if args.slbs.len() != args.blocks.len() || args.slbs.len() > 256 {
-        let text = "--slbs and --blocks list as many ranges, at most 256";
-        return Err(Usage(text.into()).into());
-    }
-    let (_controller, nsid, mut handle) = open(&args.address, &args.connection)?;
-    let mut data = Vec::with_capacity(args.slbs.len() * nvm::CopyRange::SIZE);
-    for (lba, blocks) in args.slbs.iter().zip(&args.blocks) {
-        let mut range = nvm::CopyRange::zeroed();
-        (range.slba, range.nlb) = (U64::new(*lba), U16::new(*blocks));
-        data.extend_from_slice(range.bytes());
-    }
-    let command = nvm::Command::Copy(nvm::Copy {
-        nsid,
-        sdlba: Lba::new(args.sdlba),
-        ranges: u16::try_from(args.slbs.len()).context("too many ranges")?,
-        format: 0,
-        prinfo_read: 0,
-        control: nvm::IoControl::new().with_fua(args.force_unit_access),
-        dspec: 0,
-        tags: nvm::Tags::default(),
-    });
-    handle.passthrough(&command, Data::Out(&data))?;
     Ok(())
 }
