@@ -4,6 +4,7 @@
 
 pub mod binaries;
 pub mod fio;
+pub mod host;
 pub mod ports;
 pub mod proc;
 pub mod process;

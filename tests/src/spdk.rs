@@ -13,6 +13,9 @@ use crate::process::{Finished, Process, run};
 /// Names the folder that SPDK was built in.
 pub const DIRECTORY_VARIABLE: &str = "SPDK_DIR";
 
+/// Where SPDK's target has its JSON-RPC socket, in the folder it was started in.
+pub const RPC_SOCKET: &str = "nvmf_tgt.sock";
+
 /// A RAM disk of SPDK's target.
 #[derive(Clone, Copy, Debug)]
 pub struct Disk {
@@ -87,6 +90,13 @@ impl Spdk {
         finish(name, run(&mut command, limit)?)
     }
 
+    /// Starts `name` with these arguments.
+    pub fn spawn(&self, name: &str, arguments: &[&str], directory: &Path) -> Result<Process> {
+        let mut command = self.command(name)?;
+        command.args(arguments).current_dir(directory);
+        Process::spawn(&mut command, name, directory)
+    }
+
     /// As [`run`](Self::run), for a program that has no option to work without huge pages.
     pub fn run_with_huge_pages(
         &self,
@@ -147,7 +157,7 @@ impl Spdk {
         command.args(["--no-huge", "-s", &(1024 + disk.mib).to_string()]);
         command.arg("-c").arg(&path);
         command.args(["-m", &format!("{:#x}", 1u64 << core), "-r"]);
-        command.arg(directory.join("nvmf_tgt.sock"));
+        command.arg(directory.join(RPC_SOCKET));
         let mut process = Process::spawn(&mut command, "nvmf_tgt", directory)?;
         let deadline = Instant::now() + Duration::from_secs(30);
         while !format!("{}{}", process.stdout(), process.stderr()).contains("Target Listening on") {

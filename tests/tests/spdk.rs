@@ -3,13 +3,16 @@
 //! `spdk_with_itself` runs the same list with SPDK's own target, which shows that a step is right.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flexblk_tests::host::Host;
 use flexblk_tests::ports::free_tcp_port;
+use flexblk_tests::process::eventually;
+use flexblk_tests::rpc::Rpc;
 use flexblk_tests::setup::Setup;
-use flexblk_tests::spdk::{Spdk, free_huge_pages};
+use flexblk_tests::spdk::{RPC_SOCKET, Spdk, free_huge_pages};
 use flexblk_tests::target::{SUBNQN, TargetOptions};
 use serde_json::json;
 
@@ -21,6 +24,8 @@ struct Bench<'a> {
     spdk: &'a Spdk,
     port: u16,
     directory: &'a Path,
+    /// The target's JSON-RPC socket.
+    rpc: PathBuf,
     /// Name of the test, for notes of what was skipped.
     test: &'a str,
 }
@@ -150,12 +155,12 @@ fn abort(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn fuzz(bench: &Bench<'_>) -> Result<()> {
-    for seed in ["1", "123456"] {
+    for seed in ["1", "123456", "987654321"] {
         let arguments = [
             "-m",
             "0x2",
             "-t",
-            "15",
+            "30",
             "-S",
             seed,
             "-F",
@@ -216,6 +221,33 @@ fn simple_copy(bench: &Bench<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A namespace is added while the host waits for the event that tells of it.
+fn aer(bench: &Bench<'_>) -> Result<()> {
+    let ready = bench.directory.join("aer-is-ready");
+    let ready_path = ready.to_str().context("UTF-8")?;
+    let address = bench.address();
+    let arguments = ["-r", &address, "-n", "2", "-t", ready_path];
+    let mut host = bench.spdk.spawn("aer", &arguments, bench.directory)?;
+    eventually("aer waits for events", LIMIT, || ready.exists())?;
+    let mut rpc = Rpc::connect(&bench.rpc)?;
+    let device = json!({ "name": "second", "num_blocks": 2048, "block_size": 512 });
+    rpc.call("bdev_malloc_create", device)?;
+    let namespace = json!({ "bdev_name": "second", "nsid": 2 });
+    rpc.call(
+        "nvmf_subsystem_add_ns",
+        json!({ "nqn": SUBNQN, "namespace": namespace }),
+    )?;
+    let status = host.wait(LIMIT)?;
+    let text = host.tail();
+    rpc.call(
+        "nvmf_subsystem_remove_ns",
+        json!({ "nqn": SUBNQN, "nsid": 2 }),
+    )?;
+    rpc.call("bdev_malloc_delete", json!({ "name": "second" }))?;
+    ensure!(status.success(), "{status}: {text}");
+    Ok(())
+}
+
 /// The list, each item by its name.
 type Item = (&'static str, fn(&Bench<'_>) -> Result<()>);
 const LIST: &[Item] = &[
@@ -228,6 +260,7 @@ const LIST: &[Item] = &[
     ("fused_ordering", fused_ordering),
     ("simple_copy", simple_copy),
     ("reserve", reserve),
+    ("aer", aer),
     ("fuzz", fuzz),
 ];
 
@@ -257,6 +290,7 @@ fn spdk_with_itself() -> Result<()> {
         spdk: &spdk,
         port,
         directory: directory.path(),
+        rpc: directory.path().join(RPC_SOCKET),
         test: "spdk_with_itself",
     })
 }
@@ -276,8 +310,100 @@ fn spdk_with_our_target() -> Result<()> {
         spdk: &spdk,
         port,
         directory: setup.path(),
+        rpc: target.rpc_socket(),
         test: "spdk_with_our_target",
     })?;
     ensure!(target.is_running(), "{}", target.output());
+    Ok(())
+}
+
+/// SPDK's host connects again by itself when its target was killed and came back.
+fn reconnect(
+    spdk: &Spdk,
+    port: u16,
+    directory: &Path,
+    mut again: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    let address = format!("trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{SUBNQN}");
+    let arguments = [
+        "-r", &address, "-q", "32", "-o", "4096", "-w", "randrw", "-M", "50", "-t", "10", "-c",
+        "0x2",
+    ];
+    let mut host = spdk.spawn("reconnect", &arguments, directory)?;
+    std::thread::sleep(Duration::from_secs(3));
+    again()?;
+    let status = host.wait(LIMIT)?;
+    ensure!(status.success(), "{status}: {}", host.tail());
+    Ok(())
+}
+
+#[test]
+fn spdk_reconnects_to_itself() -> Result<()> {
+    let Some(spdk) = Spdk::or_skip("spdk_reconnects_to_itself") else {
+        return Ok(());
+    };
+    let directory = tempfile::tempdir()?;
+    let port = free_tcp_port()?;
+    let mut target = Some(spdk.target(SUBNQN, port, directory.path())?);
+    reconnect(&spdk, port, directory.path(), || {
+        target.take().context("it runs")?.kill()?;
+        std::thread::sleep(Duration::from_secs(2));
+        target = Some(spdk.target(SUBNQN, port, directory.path())?);
+        Ok(())
+    })
+}
+
+#[test]
+fn spdk_reconnects_to_our_target() -> Result<()> {
+    let Some(spdk) = Spdk::or_skip("spdk_reconnects_to_our_target") else {
+        return Ok(());
+    };
+    let setup = Setup::new()?;
+    let port = free_tcp_port()?;
+    let mut target = setup.target_with(TargetOptions {
+        extra: format!("[tcp]\naddress = \"127.0.0.1:{port}\"\n"),
+        ..TargetOptions::with_devices(&["ram:64M"])
+    })?;
+    reconnect(&spdk, port, setup.path(), || {
+        target.kill()?;
+        std::thread::sleep(Duration::from_secs(2));
+        target.restart(setup.binaries())
+    })
+}
+
+#[test]
+fn our_initiator_with_spdk_target() -> Result<()> {
+    let Some(spdk) = Spdk::or_skip("our_initiator_with_spdk_target") else {
+        return Ok(());
+    };
+    let directory = tempfile::tempdir()?;
+    let port = free_tcp_port()?;
+    let mut target = Some(spdk.target(SUBNQN, port, directory.path())?);
+    let mut host = Host::new("127.0.0.1", port, &[64 << 20])?;
+    let mut failed = String::new();
+    for step in [
+        "discover",
+        "identify",
+        "copy",
+        "copy-digests",
+        "fio",
+        "fio-digests",
+        "compare",
+        "flush",
+        "write-zeroes",
+        "dsm",
+        "discard",
+        "reservations",
+        "outage-start",
+    ] {
+        if let Err(error) = host.answer(&[step.to_owned()]) {
+            failed += &format!("{step}: {error:#}\n");
+        }
+    }
+    target.take().context("it runs")?.kill()?;
+    std::thread::sleep(Duration::from_secs(3));
+    let _target = spdk.target(SUBNQN, port, directory.path())?;
+    host.answer(&["outage-end".to_owned()])?;
+    ensure!(failed.is_empty(), "{failed}");
     Ok(())
 }

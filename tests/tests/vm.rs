@@ -4,11 +4,11 @@
 //! host with our target.
 
 use anyhow::{Result, bail};
+use flexblk_tests::host::Host;
 use flexblk_tests::target::SUBNQN;
 use flexblk_tests::vm::image_or_skip;
-use flexblk_tests::vm::initiator::Initiator;
 use flexblk_tests::vm::machine;
-use flexblk_tests::vm::network::Network;
+use flexblk_tests::vm::network::{GUEST, Network};
 use flexblk_tests::vm::outside::Outside;
 use flexblk_tests::vm::scenario::Scenario;
 
@@ -97,7 +97,7 @@ fn linux_target() -> Result<()> {
     };
     let network = Network::enter()?;
     let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
-    let mut initiator = Initiator::new()?;
+    let mut initiator = Host::new(GUEST, 4420, &[64 << 20, 32 << 20])?;
     let script = include_str!("../vm/target-serve.sh");
     let scenario = scenario("linux_target", "nvmet", script);
     let outcome = machine::run(

@@ -15,10 +15,15 @@ outage() {
 
 need 'a target is there' target_start
 step 'discover' outside discover
-step 'info, id-ctrl, id-ns, smart-log, ana-log' outside identify
+step 'info, id-ctrl, id-ns, smart-log, error-log, show-regs' outside identify
+step 'ana-log' outside ana-log
 step 'write and read back' outside copy
 step 'write and read back with digests' outside copy-digests
 step 'fio verify' outside fio
 step 'fio verify with digests' outside fio-digests
-step 'flush and discard' outside discard
+step 'compare' outside compare
+step 'flush' outside flush
+step 'write-zeroes' outside write-zeroes
+step 'dsm' outside dsm
+step 'flush and discard under fio' outside discard
 step 'connection loss: a clear error, then it works again' outage

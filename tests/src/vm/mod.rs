@@ -10,7 +10,6 @@
 mod cpio;
 pub mod debian;
 pub mod image;
-pub mod initiator;
 pub mod machine;
 pub mod network;
 pub mod outside;

@@ -1,4 +1,4 @@
-//! Our initiator outside of a guest that runs the kernel's target.
+//! Our initiator as the host of another's NVMe/TCP target: the kernel's in a guest, SPDK's, and what it has to do there.
 
 use std::process::Command;
 use std::time::Duration;
@@ -6,24 +6,30 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::network::GUEST;
 use crate::process::{Finished, Process, find_program, run};
 use crate::setup::Setup;
 use crate::target::SUBNQN;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Does what the guest's script asks for.
-pub struct Initiator {
+/// Does steps with the target at an address.
+pub struct Host {
     setup: Setup,
+    address: String,
+    port: String,
+    /// Sizes of its namespaces.
+    namespaces: Vec<u64>,
     load: Option<Process>,
 }
 
-impl Initiator {
+impl Host {
     /// Connects to nothing yet.
-    pub fn new() -> Result<Initiator> {
-        Ok(Initiator {
+    pub fn new(address: &str, port: u16, namespaces: &[u64]) -> Result<Host> {
+        Ok(Host {
             setup: Setup::new()?,
+            address: address.to_owned(),
+            port: port.to_string(),
+            namespaces: namespaces.to_vec(),
             load: None,
         })
     }
@@ -33,6 +39,12 @@ impl Initiator {
         match words.first().map(String::as_str).unwrap_or_default() {
             "discover" => self.discover()?,
             "identify" => self.identify()?,
+            "ana-log" => drop(self.flexblk("ana-log", &[])?),
+            "flush" => drop(self.flexblk("flush", &[])?),
+            "compare" => self.compare()?,
+            "write-zeroes" => self.write_zeroes()?,
+            "dsm" => drop(self.flexblk("dsm", &["--slbs", "0,64", "--blocks", "8,8", "--ad"])?),
+            "reservations" => self.reservations()?,
             "copy" => self.copy(&[])?,
             "copy-digests" => self.copy(&["-g", "-G"])?,
             "fio" => self.fio(&[], "randwrite")?,
@@ -46,7 +58,17 @@ impl Initiator {
     }
 
     fn flexblk(&self, verb: &str, more: &[&str]) -> Result<Finished> {
-        let mut arguments = vec![verb, "-t", "tcp", "-a", GUEST, "-n", SUBNQN];
+        let mut arguments = vec![
+            verb,
+            "-n",
+            SUBNQN,
+            "-t",
+            "tcp",
+            "-a",
+            &self.address,
+            "-s",
+            &self.port,
+        ];
         arguments.extend(more);
         self.setup
             .flexblk(&arguments)?
@@ -55,7 +77,8 @@ impl Initiator {
     }
 
     fn discover(&self) -> Result<()> {
-        let arguments = ["discover", "-t", "tcp", "-a", GUEST, "-s", "4420", "--json"];
+        let (address, port) = (self.address.as_str(), self.port.as_str());
+        let arguments = ["discover", "-t", "tcp", "-a", address, "-s", port, "--json"];
         let found = self.setup.flexblk(&arguments)?.success()?;
         let json: Value = serde_json::from_str(&found.stdout)?;
         let ours = json["records"].as_array().into_iter().flatten();
@@ -72,8 +95,8 @@ impl Initiator {
                 Some(namespace["block_size"].as_u64()? * namespace["block_count"].as_u64()?)
             })
             .collect();
-        ensure!(bytes == [64 << 20, 32 << 20], "{info:#}");
-        for verb in ["id-ctrl", "id-ns", "smart-log", "ana-log", "error-log"] {
+        ensure!(bytes == self.namespaces, "{info:#}");
+        for verb in ["id-ctrl", "id-ns", "smart-log", "error-log", "show-regs"] {
             self.flexblk(verb, &[])?;
         }
         Ok(())
@@ -98,6 +121,52 @@ impl Initiator {
         Ok(())
     }
 
+    fn write_blocks(&self, seed: u64) -> Result<()> {
+        self.setup.file("blocks.bin", 4096, seed)?;
+        self.flexblk("write", &["--lba", "16", "-i", "blocks.bin"])?;
+        Ok(())
+    }
+
+    /// What eight blocks from 16 on are compared with.
+    fn compare_with(&self, file: &str) -> Result<Finished> {
+        let (address, port) = (self.address.as_str(), self.port.as_str());
+        let place = ["-t", "tcp", "-a", address, "-s", port, "-n", SUBNQN];
+        let mut arguments = vec!["compare", "--start-block", "16", "-c", "7", "-d", file];
+        arguments.extend(place);
+        self.setup.flexblk(&arguments)
+    }
+
+    fn compare(&self) -> Result<()> {
+        self.write_blocks(3)?;
+        self.compare_with("blocks.bin")?.success()?;
+        self.setup.file("blocks.bin", 4096, 4)?;
+        let differs = self.compare_with("blocks.bin")?;
+        ensure!(differs.code == Some(7), "{}", differs.stderr);
+        Ok(())
+    }
+
+    fn write_zeroes(&self) -> Result<()> {
+        self.write_blocks(5)?;
+        self.flexblk("write-zeroes", &["--start-block", "16", "-c", "7"])?;
+        let read = ["--lba", "16", "--blocks", "8", "-o", "zeroes.bin"];
+        self.flexblk("read", &read)?;
+        let zeroes = std::fs::read(self.setup.path().join("zeroes.bin"))?;
+        ensure!(zeroes == [0; 4096], "not zeroes");
+        Ok(())
+    }
+
+    /// Register, acquire, report, release, unregister.
+    fn reservations(&self) -> Result<()> {
+        self.flexblk("resv-register", &["--nrkey", "0xabc"])?;
+        self.flexblk("resv-acquire", &["--crkey", "0xabc", "--rtype", "1"])?;
+        let report = self.flexblk("resv-report", &["-o", "json"])?;
+        let report: Value = serde_json::from_str(&report.stdout)?;
+        ensure!(report["rtype"] == 1 && report["regctl"] == 1, "{report:#}");
+        self.flexblk("resv-release", &["--crkey", "0xabc", "--rtype", "1"])?;
+        self.flexblk("resv-register", &["--crkey", "0xabc", "--rrega", "1"])?;
+        Ok(())
+    }
+
     fn job(&self, rw: &str) -> Result<Command> {
         let mut command = Command::new(find_program("fio")?);
         command.current_dir(self.setup.path()).args([
@@ -107,8 +176,8 @@ impl Initiator {
                 self.setup.binaries().fio_engine.display()
             ),
             "--trtype=tcp".to_owned(),
-            format!("--traddr={GUEST}"),
-            "--trsvcid=4420".to_owned(),
+            format!("--traddr={}", self.address),
+            format!("--trsvcid={}", self.port),
             format!("--subnqn={SUBNQN}"),
             "--nsid=1".to_owned(),
             format!("--rw={rw}"),
