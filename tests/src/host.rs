@@ -42,6 +42,7 @@ impl Host {
             "ana-log" => drop(self.flexblk("ana-log", &[])?),
             "flush" => drop(self.flexblk("flush", &[])?),
             "compare" => self.compare()?,
+            "compare-refused" => self.compare_refused()?,
             "write-zeroes" => self.write_zeroes()?,
             "dsm" => drop(self.flexblk("dsm", &["--slbs", "0,64", "--blocks", "8,8", "--ad"])?),
             "reservations" => self.reservations()?,
@@ -142,6 +143,14 @@ impl Host {
         self.setup.file("blocks.bin", 4096, 4)?;
         let differs = self.compare_with("blocks.bin")?;
         ensure!(differs.code == Some(7), "{}", differs.stderr);
+        Ok(())
+    }
+
+    fn compare_refused(&self) -> Result<()> {
+        let refused = self.compare_with("/dev/zero")?;
+        let said = &refused.stderr;
+        ensure!(refused.code == Some(6), "{said}");
+        ensure!(said.contains("Invalid Command Opcode"), "{said}");
         Ok(())
     }
 
