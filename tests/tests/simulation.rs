@@ -22,6 +22,7 @@ use flexblk_reactor::HugePages;
 use flexblk_target::config::{Config, Namespace, Subsystem, parse_nqn};
 use flexblk_target::sim::SimTarget;
 use flexins::engine::{Delivery, Engine, EngineConfig};
+use flexins::middleware::random::SplitMix64 as Dice;
 use flexins::port::sim::{NodeId, SimFaults, SimNet};
 
 /// Seeds of a usual run; `cargo xtask soak` takes more.
@@ -34,31 +35,6 @@ const MAX_BLOCKS: u64 = 24;
 /// Virtual time in which every command must have ended.
 const LIVENESS_LIMIT: Duration = Duration::from_secs(60);
 const NSID: Nsid = Nsid::new(1);
-
-/// The test's own decisions.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
 
 /// A network with a target on its first node.
 struct Net {
@@ -196,7 +172,7 @@ const PLACE_BYTES: u64 = MAX_BLOCKS * BLOCK_BYTES as u64;
 
 impl Run {
     fn new(seed: u64) -> Self {
-        let mut dice = Dice(seed);
+        let mut dice = Dice::new(seed);
         let net = Rc::new(RefCell::new(Net::new(seed, &mut dice)));
         let memory = SharedMemory::create("simulation", PLACES * PLACE_BYTES, HugePages::No)
             .expect("memory");

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use common::{Side, connect, full_access, pattern};
 use flexins::engine::{Delivery, DeliveryKind, EngineConfig};
+use flexins::middleware::random::SplitMix64 as Dice;
 use flexins::port::sim::{SimFaults, SimNet};
 use flexins::verbs::{
     Digest, INLINE_RECV_MAX_BYTES, Qpn, RecvWr, Rkey, SendFlags, SendOp, SendWr, WcOpcode,
@@ -26,27 +27,6 @@ const PLACE_BYTES: u64 = 24 << 10;
 /// writes and reads, receive buffers.
 const AREA_BYTES: u64 = (2 * PLACES + RECV_PLACES) * PLACE_BYTES;
 const RECV_PLACES: u64 = 16;
-
-/// Xorshift: the test's own decisions.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 /// How messages are received.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,7 +114,7 @@ fn faults(dice: &mut Dice) -> SimFaults {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut dice = Dice(seed);
+        let mut dice = Dice::new(seed);
         let standard = dice.chance(20);
         let mut config = |flexins| EngineConfig {
             flexins,
@@ -265,7 +245,7 @@ impl World {
         }
         let id = wr_id << 8 | (qp as u64) << 4 | side as u64;
         let bytes = pattern(id, len);
-        let imm = dice.next() as u32;
+        let imm = dice.next_u64() as u32;
         let spare = match choice {
             2 => far.spare_keys.pop(),
             _ => None,

@@ -6,7 +6,7 @@
 
 pub mod capture;
 pub mod fault;
-pub(crate) mod random;
+pub mod random;
 
 pub use capture::{Capture, Direction};
 pub use fault::{FaultConfig, FaultInjector};
