@@ -28,6 +28,8 @@ pub struct Association {
     pub hostnqn: Nqn,
     /// Identifier of its host.
     pub hostid: HostId,
+    /// Port by which it was connected.
+    pub port: u16,
     /// Thread of its Admin queue.
     pub thread: usize,
     ready: AtomicBool,
@@ -89,7 +91,7 @@ impl Association {
         cntlid: Cntlid,
         subsystem: (Option<usize>, Nqn),
         host: (Nqn, HostId),
-        thread: usize,
+        (port, thread): (u16, usize),
     ) -> Self {
         let (subsystem, subnqn) = subsystem;
         let (hostnqn, hostid) = host;
@@ -99,6 +101,7 @@ impl Association {
             subnqn,
             hostnqn,
             hostid,
+            port,
             thread,
             ready: AtomicBool::new(false),
             traced: AtomicBool::new(false),
@@ -339,7 +342,7 @@ mod tests {
             Cntlid::new(1),
             (Some(0), Nqn::opaque("sub").unwrap()),
             host,
-            0,
+            (1, 0),
         )
     }
 

@@ -39,6 +39,8 @@ pub struct Announced {
     pub qid: Qid,
     /// Entries of the submission queue that the connection was made for.
     pub entries: u16,
+    /// Port by which its connection came.
+    pub port: u16,
 }
 
 /// A successful Connect.
@@ -212,9 +214,9 @@ impl Directory {
             return Err(Refusal::data(ConnectData::HOSTID_OFFSET, "HOSTID is 0"));
         }
         if connect.qid.is_admin() {
-            self.connect_admin(data, subnqn, hostnqn, thread)
+            self.connect_admin(data, subnqn, hostnqn, (announced.port, thread))
         } else {
-            self.connect_io(connect.qid, data, &subnqn, &hostnqn, thread)
+            self.connect_io(announced, data, &subnqn, &hostnqn, thread)
         }
     }
 
@@ -223,7 +225,7 @@ impl Directory {
         data: &ConnectData,
         subnqn: Nqn,
         hostnqn: Nqn,
-        thread: usize,
+        (port, thread): (u16, usize),
     ) -> Result<Connected, Refusal> {
         let mut state = lock(&self.state);
         let subsystem = if state.snapshot.is_discovery(&subnqn) {
@@ -233,6 +235,10 @@ impl Directory {
                 .snapshot
                 .find(&subnqn)
                 .ok_or_else(|| Refusal::data(ConnectData::SUBNQN_OFFSET, "no such subsystem"))?;
+            if !state.snapshot.is_reached(subsystem, port) {
+                let reason = "the subsystem is not reached at this address";
+                return Err(Refusal::data(ConnectData::SUBNQN_OFFSET, reason));
+            }
             if !subsystem.hosts.allows(&hostnqn) {
                 let reason = "the host is not on the subsystem's allow-list";
                 return Err(Refusal::new(StatusCode::ConnectInvalidHost, reason));
@@ -249,7 +255,12 @@ impl Directory {
             .ok_or_else(|| Refusal::busy("all controllers are in use"))?;
         let traced = state.traced.contains(&hostnqn);
         let host = (hostnqn, data.hostid());
-        let association = Arc::new(Association::new(cntlid, (subsystem, subnqn), host, thread));
+        let association = Arc::new(Association::new(
+            cntlid,
+            (subsystem, subnqn),
+            host,
+            (port, thread),
+        ));
         association.set_traced(traced);
         state
             .controllers
@@ -259,7 +270,7 @@ impl Directory {
 
     fn connect_io(
         &self,
-        qid: Qid,
+        announced: Announced,
         data: &ConnectData,
         subnqn: &Nqn,
         hostnqn: &Nqn,
@@ -289,12 +300,17 @@ impl Directory {
                 "not the controller's HOSTID",
             ));
         }
+        // Base 3.1: a controller belongs to one port of the subsystem.
+        if association.port != announced.port {
+            let reason = "the controller was connected at another address";
+            return Err(Refusal::data(ConnectData::CNTLID_OFFSET, reason));
+        }
         if association.subsystem.is_none() {
             let reason = "a discovery controller has no I/O queues";
             return Err(Refusal::sqe(Connect::QID_OFFSET, reason));
         }
         let queue = association
-            .add_queue(qid, thread, self.limits.io_queues)
+            .add_queue(announced.qid, thread, self.limits.io_queues)
             .map_err(|refusal| match refusal {
                 QueueRefusal::NotReady => Refusal::new(
                     StatusCode::CommandSequenceError,
@@ -337,6 +353,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::config::AllowedHosts;
+    use crate::port::Port;
     use crate::snapshot::Subsystem;
     use flexblk_nvme::HostId;
     use flexblk_nvme::command::fabrics::ConnectAttributes;
@@ -361,6 +378,7 @@ mod tests {
             serial: "1".into(),
             model: "m".into(),
             hosts: AllowedHosts::Only(vec![nqn("host"), nqn("second")]),
+            listeners: None,
             ana_groups: Vec::new(),
             ana_changes: 0,
             namespaces: Vec::new(),
@@ -370,6 +388,15 @@ mod tests {
             epoch: 0,
             generation: 1,
             discovery: Arc::default(),
+            ports: [1, 2]
+                .map(|id| {
+                    Arc::new(Port::flexins(
+                        id,
+                        ([192, 0, 2, 1], 4420 + id).into(),
+                        id == 1,
+                    ))
+                })
+                .into(),
             subsystems: vec![Some(Arc::new(subsystem))],
         };
         directory.replace(snapshot);
@@ -402,6 +429,7 @@ mod tests {
         let announced = Announced {
             qid: connect.qid,
             entries: 64,
+            port: 1,
         };
         directory.connect(connect, data, announced, 0)
     }
@@ -465,6 +493,7 @@ mod tests {
         let announced = Announced {
             qid: Qid::new(1),
             entries: 64,
+            port: 1,
         };
         let other = directory.connect(&connect(0, 31), &good, announced, 0);
         assert_eq!(refused(other), parameters("QID"));

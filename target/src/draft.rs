@@ -2,6 +2,7 @@
 //! fails half-way is ever seen by a host.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use flexblk_blockdev::{BdevConfig, BlockDevice};
@@ -11,12 +12,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::bdevs::Bdev;
 use crate::config::{
-    self, AllowedHosts, Discovery, MAX_ANA_GROUPS, MAX_BDEVS, MAX_NSID, MAX_SUBSYSTEMS,
+    self, AllowedHosts, Discovery, ListenAddress, MAX_ANA_GROUPS, MAX_BDEVS, MAX_LISTENERS,
+    MAX_NSID, MAX_SUBSYSTEMS, Transport,
 };
 use crate::counters::IoCounters;
 use crate::error::NamespaceError;
+use crate::port::{self, Port};
 use crate::ptpl::State;
-use crate::snapshot::{AnaGroup, Namespace, Snapshot, Subsystem};
+use crate::snapshot::{Namespace, Snapshot, Subsystem};
 
 /// Model number when none is configured.
 const MODEL: &str = "flexblk";
@@ -27,6 +30,8 @@ pub(crate) struct Draft {
     pub(crate) snapshot: Snapshot,
     pub(crate) bdevs: Vec<Bdev>,
     pub(crate) threads: usize,
+    /// FlexiNS's address: all of its services are on it.
+    pub(crate) flexins: IpAddr,
     pub(crate) next_device: u64,
     /// What survived from before the start.
     pub(crate) state: Arc<State>,
@@ -55,7 +60,8 @@ impl Draft {
             serial: serial.unwrap_or_else(|| serial_of(nqn)).into(),
             model: subsystem.model.as_deref().unwrap_or(MODEL).into(),
             hosts: subsystem.hosts.clone(),
-            ana_groups: ana_groups(&subsystem.ana_groups),
+            listeners: None,
+            ana_groups: Vec::new(),
             ana_changes: 0,
             namespaces: Vec::new(),
             counters: (0..self.threads).map(|_| IoCounters::default()).collect(),
@@ -65,7 +71,127 @@ impl Draft {
             None => slots.push(Some(new)),
         }
         self.snapshot.generation += 1;
+        if subsystem.listeners.is_some() {
+            self.set_listeners(nqn, subsystem.listeners.as_deref())?;
+        }
+        self.set_ana_groups(nqn, &subsystem.ana_groups)
+    }
+
+    /// States of ANA groups as a configuration says them.
+    fn set_ana_groups(
+        &mut self,
+        nqn: &Nqn,
+        groups: &[config::AnaGroup],
+    ) -> Result<(), NamespaceError> {
+        // What is said of all listeners comes first: it takes back what was said of one.
+        let all = groups.iter().filter(|group| group.listener.is_none());
+        let single = groups.iter().filter(|group| group.listener.is_some());
+        for group in all.chain(single) {
+            let port = match &group.listener {
+                Some(listen) => Some(self.port_of(nqn, listen)?),
+                None => None,
+            };
+            self.set_ana_state(nqn, Some(group.anagrpid), port, group.state)?;
+        }
         Ok(())
+    }
+
+    /// The port of a subsystem at that address.
+    pub(crate) fn port_of(&self, nqn: &Nqn, listen: &ListenAddress) -> Result<u16, NamespaceError> {
+        let subsystem = find(&self.snapshot, nqn)?;
+        let port = self.snapshot.port_at(listen);
+        let port = port.filter(|port| subsystem.is_reached_at(port));
+        port.map(|port| port.id)
+            .ok_or_else(|| NamespaceError::NoListener {
+                subnqn: nqn.as_str().to_owned(),
+                listen: *listen,
+            })
+    }
+
+    /// Changes where a subsystem is reached: at these addresses only, or at all from the start.
+    /// Addresses that nothing is reached at any more are closed.
+    pub(crate) fn set_listeners(
+        &mut self,
+        nqn: &Nqn,
+        listeners: Option<&[ListenAddress]>,
+    ) -> Result<(), NamespaceError> {
+        find(&self.snapshot, nqn)?;
+        if listeners.is_some_and(|listeners| listeners.len() > MAX_LISTENERS) {
+            return Err(NamespaceError::TooManyListeners);
+        }
+        let ids = match listeners {
+            Some(listeners) => {
+                let ids = listeners.iter().map(|listen| self.open_port(listen));
+                Some(ids.collect::<Result<Vec<u16>, _>>()?)
+            }
+            None => None,
+        };
+        let ports = self.snapshot.ports.clone();
+        self.edit(nqn, |subsystem| {
+            subsystem.listeners = ids;
+            let reached: Vec<u16> = ports
+                .iter()
+                .filter(|port| subsystem.is_reached_at(port))
+                .map(|port| port.id)
+                .collect();
+            for group in &mut subsystem.ana_groups {
+                group.ports.retain(|(port, _)| reached.contains(port));
+            }
+            Ok(())
+        })?;
+        self.snapshot.generation += 1;
+        self.close_ports();
+        Ok(())
+    }
+
+    /// The port at an address, which is opened if it is not there.
+    fn open_port(&mut self, listen: &ListenAddress) -> Result<u16, NamespaceError> {
+        if let Some(port) = self.snapshot.port_at(listen) {
+            return Ok(port.id);
+        }
+        let refused = |why: String| NamespaceError::Listen {
+            listen: *listen,
+            why,
+        };
+        let free = |id: &u16| self.snapshot.port(*id).is_none();
+        // The lowest identifiers are those of the ports from the start.
+        let id = (port::TCP_PORT + 1..=u16::MAX).find(free);
+        let id = id.ok_or(NamespaceError::TooManyListeners)?;
+        let address = listen.address;
+        let port = match listen.trtype {
+            Transport::Flexins if address.ip() != self.flexins => {
+                return Err(refused(format!(
+                    "FlexiNS is on {} for all of the target's life; choose another service id there",
+                    self.flexins
+                )));
+            }
+            Transport::Flexins => Port::flexins(id, address, false),
+            Transport::Tcp => {
+                let (address, sockets) = port::tcp_sockets(address, self.threads)
+                    .map_err(|error| refused(error.to_string()))?;
+                Port::tcp(id, address, false, sockets)
+            }
+        };
+        self.snapshot.ports.push(Arc::new(port));
+        Ok(id)
+    }
+
+    /// Closes the ports at which nothing is reached.
+    fn close_ports(&mut self) {
+        let Snapshot {
+            ports,
+            subsystems,
+            discovery,
+            ..
+        } = &mut self.snapshot;
+        ports.retain(|port| {
+            port.fixed
+                || discovery.listeners.contains(&port.listen)
+                || subsystems
+                    .iter()
+                    .flatten()
+                    .any(|subsystem| subsystem.is_reached_at(port))
+        });
     }
 
     /// Removes a subsystem.
@@ -76,6 +202,7 @@ impl Draft {
         }
         self.snapshot.generation += 1;
         self.close_unused();
+        self.close_ports();
         Ok(())
     }
 
@@ -218,9 +345,17 @@ impl Draft {
     }
 
     /// Changes name and referrals of the discovery service.
-    pub(crate) fn set_discovery(&mut self, discovery: Discovery) {
+    pub(crate) fn set_discovery(&mut self, discovery: Discovery) -> Result<(), NamespaceError> {
+        if discovery.listeners.len() > MAX_LISTENERS {
+            return Err(NamespaceError::TooManyListeners);
+        }
+        for listen in &discovery.listeners {
+            self.open_port(listen)?;
+        }
         self.snapshot.discovery = Arc::new(discovery);
         self.snapshot.generation += 1;
+        self.close_ports();
+        Ok(())
     }
 
     /// Removes a namespace, and closes its device if it came with it.
@@ -365,15 +500,6 @@ impl Draft {
         }
         Ok(())
     }
-}
-
-fn ana_groups(configured: &[(u32, AnaState)]) -> Vec<AnaGroup> {
-    let groups = configured.iter();
-    let mut groups: Vec<AnaGroup> = groups
-        .map(|(id, state)| AnaGroup::new(*id, *state))
-        .collect();
-    groups.sort_by_key(|group| group.id);
-    groups
 }
 
 pub(crate) fn find<'a>(

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use crate::config::ConfigError;
 use crate::config::size::Bytes;
+use crate::config::{ConfigError, ListenAddress};
 
 /// Why the target does not start.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +136,25 @@ pub enum NamespaceError {
     /// Too many block devices.
     #[error("at most {max} block devices are possible", max = crate::config::MAX_BDEVS)]
     TooManyBdevs,
+    /// It is not reached at that address.
+    #[error("{subnqn} has no listener {listen}")]
+    NoListener {
+        /// The subsystem.
+        subnqn: String,
+        /// The address.
+        listen: ListenAddress,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {listen}: {why}")]
+    Listen {
+        /// The address.
+        listen: ListenAddress,
+        /// Why.
+        why: String,
+    },
+    /// Too many addresses.
+    #[error("at most {max} listeners are possible", max = crate::config::MAX_LISTENERS)]
+    TooManyListeners,
     /// Write protection goes from there nowhere, or needs a place to be saved.
     #[error("write protection of namespace {nsid} of {subnqn} cannot be changed so: {status}")]
     WriteProtect {

@@ -35,6 +35,7 @@ pub mod error;
 pub mod manage;
 pub mod media;
 pub mod metrics;
+pub mod port;
 pub mod ptpl;
 pub mod queue;
 pub mod reservation;

@@ -13,6 +13,7 @@ use crate::config::{Config, Listener};
 use crate::control::Control;
 use crate::error::StartError;
 use crate::target::Target;
+use crate::thread::tcp::TcpConfig;
 use crate::thread::{BDEV_OWNER, Core, run};
 
 /// A target with one data thread, which is the caller.
@@ -40,17 +41,21 @@ impl SimTarget {
     /// As [`Target::start`].
     pub fn new(mut config: Config, engine: &mut Engine, now: Instant) -> Result<Self, StartError> {
         config.cores.clear();
-        let services = run::services(&config.listener);
+        config.tcp = None;
         let (target, buffer_bytes) = Target::without_threads(config)?;
         let mut reactor = Reactor::new(&flexblk_reactor::Config {
             name: "simulated target",
             ..flexblk_reactor::Config::default()
         })?;
-        for service in services {
-            engine.listen(service)?;
-        }
         let shared = std::sync::Arc::clone(target.shared());
-        let mut core = Core::new(0, shared, buffer_bytes, None, engine, &mut reactor)?;
+        let mut core = Core::new(
+            0,
+            shared,
+            buffer_bytes,
+            TcpConfig::default(),
+            engine,
+            &mut reactor,
+        )?;
         core.set_now(now);
         Ok(Self {
             core,

@@ -10,9 +10,10 @@ use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nqn, Nsid, Status, StatusCode};
 use uuid::Uuid;
 
-use crate::config::{AllowedHosts, Discovery};
+use crate::config::{AllowedHosts, Discovery, ListenAddress};
 use crate::counters::IoCounters;
 use crate::media::Media;
+use crate::port::Port;
 use crate::reservation::Reservations;
 
 /// Everything that is exported at one moment.
@@ -24,6 +25,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// The discovery service's name and referrals.
     pub discovery: Arc<Discovery>,
+    /// Where hosts reach us.
+    pub ports: Vec<Arc<Port>>,
     /// Subsystems by slot; a removed one leaves its slot empty.
     pub subsystems: Vec<Option<Arc<Subsystem>>>,
 }
@@ -41,6 +44,8 @@ pub struct Subsystem {
     pub model: Arc<str>,
     /// Who may connect.
     pub hosts: AllowedHosts,
+    /// Ports at which it is reached, by identifier; `None` is at every fixed one.
+    pub listeners: Option<Vec<u16>>,
     /// Namespaces, by NSID - 1; the vector ends with the highest one ever used.
     pub namespaces: Vec<Option<Arc<Namespace>>>,
     /// ANA groups, ascending; one that is not listed is optimized.
@@ -174,6 +179,25 @@ impl Snapshot {
         self.discovery.nqn.clone().unwrap_or_else(Nqn::discovery)
     }
 
+    /// The port of that identifier.
+    #[must_use]
+    pub fn port(&self, id: u16) -> Option<&Arc<Port>> {
+        self.ports.iter().find(|port| port.id == id)
+    }
+
+    /// The port at that address.
+    #[must_use]
+    pub fn port_at(&self, listen: &ListenAddress) -> Option<&Arc<Port>> {
+        self.ports.iter().find(|port| port.listen == *listen)
+    }
+
+    /// Is a subsystem reached through that port?
+    #[must_use]
+    pub fn is_reached(&self, subsystem: &Subsystem, port: u16) -> bool {
+        self.port(port)
+            .is_some_and(|port| subsystem.is_reached_at(port))
+    }
+
     /// The subsystem of that name.
     #[must_use]
     pub fn find(&self, nqn: &Nqn) -> Option<&Arc<Subsystem>> {
@@ -207,6 +231,15 @@ impl Subsystem {
     pub fn namespace(&self, nsid: Nsid) -> Option<&Arc<Namespace>> {
         let index = usize::try_from(nsid.get().checked_sub(1)?).ok()?;
         self.namespaces.get(index)?.as_ref()
+    }
+
+    /// Is it reached there?
+    #[must_use]
+    pub fn is_reached_at(&self, port: &Port) -> bool {
+        match &self.listeners {
+            None => port.fixed,
+            Some(own) => own.contains(&port.id),
+        }
     }
 
     /// The active namespaces, in ascending order.

@@ -64,6 +64,8 @@ pub struct QueueReport {
     pub hostnqn: Nqn,
     /// What carries it.
     pub transport: TransportType,
+    /// Port by which it came.
+    pub port: u16,
     /// Where its host sends from.
     pub peer: SocketAddr,
     /// Commands under way end, then it is gone.

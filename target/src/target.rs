@@ -1,7 +1,6 @@
 //! The target as a library: start, change what is exported, look at numbers, stop.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::JoinHandle;
@@ -15,7 +14,7 @@ use flexblk_reactor::mailbox;
 use crate::association::{Association, lock};
 use crate::bdevs::Bdev;
 use crate::budget::Budget;
-use crate::config::{self, AllowedHosts, Config};
+use crate::config::{self, AllowedHosts, Config, ListenAddress, Transport};
 use crate::control::{Asker, Control, Desk, Order, What};
 use crate::controller::Addresses;
 use crate::counters;
@@ -23,13 +22,13 @@ use crate::directory::Directory;
 use crate::draft::{self, Draft};
 use crate::error::{NamespaceError, StartError};
 use crate::metrics::{Metrics, Series};
+use crate::port::{self, Port};
 use crate::ptpl::State;
 use crate::snapshot::{Protection, Snapshot};
 use crate::stats::{self, QueueReport, TargetStats, ThreadStats};
 use crate::thread::mail::Mail;
 use crate::thread::parts::Shared;
 use crate::thread::run::{Start, endpoint_error, run};
-use crate::thread::tcp::{TcpConfig, listen};
 use crate::thread::{MIN_BUFFER_BYTES, queue_bytes};
 
 /// Share of the memory budget that goes to I/O buffers, and at most so much for each thread.
@@ -50,8 +49,6 @@ pub struct Target {
     shared: Arc<Shared>,
     config: Arc<Config>,
     threads: Mutex<Vec<JoinHandle<Result<(), flexblk_reactor::Error>>>>,
-    /// NVMe/TCP's listening sockets, until the threads have them.
-    listeners: Mutex<Vec<OwnedFd>>,
     bdevs: Mutex<Vec<Bdev>>,
     state: Arc<State>,
     control: Mutex<Option<JoinHandle<()>>>,
@@ -84,15 +81,19 @@ impl Target {
         };
         let state = Arc::new(state);
         let budget = Budget::new(config.memory_budget_bytes - buffer_bytes * threads as u64);
-        let (tcp, listeners) = tcp_listeners(&config, threads)?.unzip();
+        let ports = start_ports(&config, threads)?;
+        let addresses = Addresses {
+            flexins: config.listener.address,
+            tcp: ports
+                .iter()
+                .find(|port| port.id == port::TCP_PORT)
+                .map(|port| port.listen.address),
+        };
         let shared = Arc::new(Shared {
             directory: Directory::new(config.limits, budget),
             started: Instant::now(),
             metrics: Metrics::default(),
-            addresses: Addresses {
-                flexins: config.listener.address,
-                tcp,
-            },
+            addresses,
             threads,
             changing: Mutex::default(),
             epochs: (0..threads).map(|_| AtomicU64::new(0)).collect(),
@@ -105,12 +106,11 @@ impl Target {
             shared,
             config: Arc::new(config),
             threads: Mutex::default(),
-            listeners: Mutex::new(listeners.unwrap_or_default()),
             bdevs: Mutex::default(),
             state: Arc::clone(&state),
             control: Mutex::default(),
         };
-        target.open_devices()?;
+        target.open_devices(ports)?;
         Ok((target, buffer_bytes))
     }
 
@@ -119,10 +119,11 @@ impl Target {
     }
 
     /// Opens every configured device and makes the first snapshot.
-    fn open_devices(&self) -> Result<(), StartError> {
+    fn open_devices(&self, ports: Vec<Arc<Port>>) -> Result<(), StartError> {
         let config = Arc::clone(&self.config);
         self.change(|draft| {
-            draft.snapshot.discovery = Arc::new(config.discovery.clone());
+            draft.snapshot.ports = ports;
+            draft.set_discovery(config.discovery.clone())?;
             for bdev in &config.bdevs {
                 draft
                     .create_bdev(bdev.clone(), false)
@@ -162,7 +163,6 @@ impl Target {
     }
 
     fn start_threads(&self, buffer_bytes: u64) -> Result<(), StartError> {
-        let mut listeners = core::mem::take(&mut *lock(&self.listeners)).into_iter();
         let threads = self.shared.threads;
         let udp = SocketAddr::new(
             self.shared.addresses.flexins.ip(),
@@ -191,16 +191,6 @@ impl Target {
                 config: Arc::clone(&self.config),
                 buffer_bytes,
                 reuse_port,
-                tcp: self
-                    .config
-                    .tcp
-                    .zip(listeners.next())
-                    .map(|(tcp, listener)| TcpConfig {
-                        listener,
-                        header_digest: tcp.header_digest,
-                        data_digest: tcp.data_digest,
-                        longest_silence: self.config.limits.longest_silence,
-                    }),
                 ready,
             };
             let builder = std::thread::Builder::new().name(format!("data-{id}"));
@@ -243,12 +233,19 @@ impl Target {
         };
         let snapshot = self.shared.directory.snapshot();
         let subsystems = snapshot.subsystems.iter().flatten();
-        let Addresses { flexins, tcp } = self.shared.addresses;
+        let uri = |nqn: &Nqn, listen: &ListenAddress| {
+            let (address, nqn) = (listen.address, nqn.as_str());
+            match listen.trtype {
+                Transport::Flexins => format!("nvme+flexins://{address}/{nqn}{query}"),
+                Transport::Tcp => format!("nvme+tcp://{address}/{nqn}"),
+            }
+        };
         subsystems
             .flat_map(|subsystem| {
-                let nqn = subsystem.nqn.as_str();
-                let tcp = tcp.map(|address| format!("nvme+tcp://{address}/{nqn}"));
-                std::iter::once(format!("nvme+flexins://{flexins}/{nqn}{query}")).chain(tcp)
+                let ports = snapshot.ports.iter();
+                ports
+                    .filter(|port| subsystem.is_reached_at(port))
+                    .map(|port| uri(&subsystem.nqn, &port.listen))
             })
             .collect()
     }
@@ -291,14 +288,20 @@ impl Target {
         self.change(|draft| draft.add_namespace(nqn, namespace))
     }
 
-    /// Changes name and referrals of the discovery service. Discovery controllers are told.
-    pub fn set_discovery(&self, discovery: config::Discovery) {
-        let changed: Result<(), std::convert::Infallible> = self.change(|draft| {
-            draft.set_discovery(discovery);
-            Ok(())
-        });
-        // It cannot fail.
-        let Ok(()) = changed;
+    /// Changes name, addresses and referrals of the discovery service. Discovery controllers are told.
+    pub fn set_discovery(&self, discovery: config::Discovery) -> Result<(), NamespaceError> {
+        self.change(|draft| draft.set_discovery(discovery))
+    }
+
+    /// Changes where a subsystem is reached: at these addresses only, or, with `None`, at those that
+    /// the target listens on from the start. Addresses are opened and closed as needed, controllers of
+    /// hosts that came by one that is no longer there are closed, discovery controllers are told.
+    pub fn set_listeners(
+        &self,
+        nqn: &Nqn,
+        listeners: Option<&[ListenAddress]>,
+    ) -> Result<(), NamespaceError> {
+        self.change(|draft| draft.set_listeners(nqn, listeners))
     }
 
     /// Changes which hosts see a namespace, of those that may connect. Hosts that see a difference are
@@ -442,6 +445,7 @@ impl Target {
             snapshot: Snapshot::clone(&self.shared.directory.snapshot()),
             bdevs: lock(&self.bdevs).clone(),
             threads: self.shared.threads,
+            flexins: self.config.listener.address.ip(),
             next_device,
             state: Arc::clone(&self.state),
         }
@@ -608,35 +612,24 @@ fn stop(mailboxes: &[mailbox::Sender<Mail>]) {
     }
 }
 
-/// A listening socket for each thread, and the address on which they listen.
-fn tcp_listeners(
-    config: &Config,
-    threads: usize,
-) -> Result<Option<(SocketAddr, Vec<OwnedFd>)>, StartError> {
-    let Some(tcp) = config.tcp else {
-        return Ok(None);
-    };
-    let mut address = tcp.address;
-    let failed = |address, source: std::io::Error| match source.raw_os_error() {
-        Some(libc::EADDRINUSE) => StartError::TcpPortInUse(address),
-        Some(libc::EADDRNOTAVAIL) => StartError::NoSuchAddress(address),
-        _ => StartError::Tcp { address, source },
-    };
-    let reuse_port = threads > 1;
-    if reuse_port && address.port() != 0 {
-        // As for UDP: with SO_REUSEPORT a second target would get part of the connections.
-        drop(listen(address, false).map_err(|source| failed(address, source))?);
+/// The ports that the target has from the start.
+fn start_ports(config: &Config, threads: usize) -> Result<Vec<Arc<Port>>, StartError> {
+    let flexins = Port::flexins(port::FLEXINS_PORT, config.listener.address, true);
+    let mut ports = vec![Arc::new(flexins)];
+    if let Some(tcp) = config.tcp {
+        let failed = |source: std::io::Error| match source.raw_os_error() {
+            Some(libc::EADDRINUSE) => StartError::TcpPortInUse(tcp.address),
+            Some(libc::EADDRNOTAVAIL) => StartError::NoSuchAddress(tcp.address),
+            _ => StartError::Tcp {
+                address: tcp.address,
+                source,
+            },
+        };
+        let (address, sockets) = port::tcp_sockets(tcp.address, threads).map_err(failed)?;
+        let tcp = Port::tcp(port::TCP_PORT, address, true, sockets);
+        ports.push(Arc::new(tcp));
     }
-    let mut listeners = Vec::with_capacity(threads);
-    for _ in 0..threads {
-        let listener = listen(address, reuse_port).map_err(|source| failed(address, source))?;
-        // The port that the kernel has chosen for the first is the others' too.
-        address = rustix::net::getsockname(&listener)
-            .and_then(SocketAddr::try_from)
-            .map_err(|errno| failed(address, errno.into()))?;
-        listeners.push(listener);
-    }
-    Ok(Some((address, listeners)))
+    Ok(ports)
 }
 
 /// The memory for I/O buffers of each thread; an error when the budget is too small for the longest

@@ -865,10 +865,12 @@ fn discovery_by_both_names() {
             nqn: None,
             hosts: AllowedHosts::Any,
         };
-        world.target.set_discovery(Discovery {
+        let discovery = Discovery {
             nqn: Some(own.clone()),
+            listeners: Vec::new(),
             referrals: vec![referral],
-        });
+        };
+        world.target.set_discovery(discovery).unwrap();
         assert_eq!(host.answer(admin, event).result(), 0x0070_F002);
         let page = host.log(admin, &GetLogPage::new(LogPageId::Discovery, 0, 4096));
         assert_eq!(Page::parse(&page).unwrap().record_count(), 3);

@@ -7,11 +7,11 @@ use toml::Spanned;
 use uuid::Uuid;
 
 use super::ana::parse_ana_state;
-use super::file::{ConfigError, parse_nqn};
+use super::file::{ConfigError, parse_listen, parse_nqn};
 use super::place::Place;
 use super::{
-    AllowedHosts, Discovery, MAX_ALLOWED_HOSTS, MAX_ANA_GROUPS, MAX_NSID, MAX_REFERRALS, Namespace,
-    Referral, Subsystem, Transport,
+    AllowedHosts, AnaGroup, Discovery, ListenAddress, MAX_ALLOWED_HOSTS, MAX_ANA_GROUPS,
+    MAX_LISTENERS, MAX_NSID, MAX_REFERRALS, Namespace, Referral, Subsystem, Transport,
 };
 
 #[derive(Deserialize)]
@@ -21,6 +21,7 @@ pub(super) struct SubsystemTable {
     serial: Option<Spanned<String>>,
     model: Option<Spanned<String>>,
     allow_hosts: Option<Spanned<Vec<Spanned<String>>>>,
+    listener: Option<Vec<ListenTable>>,
     #[serde(default)]
     ana_group: Vec<AnaGroupTable>,
     #[serde(default)]
@@ -42,12 +43,54 @@ struct NamespaceTable {
 struct AnaGroupTable {
     anagrpid: Spanned<u64>,
     ana_state: Spanned<String>,
+    /// Transport of the listener.
+    trtype: Option<Transport>,
+    address: Option<Spanned<String>>,
+}
+
+/// Where something is reached.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenTable {
+    #[serde(default)]
+    trtype: Transport,
+    address: Spanned<String>,
+}
+
+impl ListenTable {
+    fn check(self, at: &Place<'_>) -> Result<ListenAddress, ConfigError> {
+        let address = parse_listen(self.address.as_ref())
+            .map_err(|what| at.value(&self.address.span(), "address", what))?;
+        Ok(ListenAddress {
+            trtype: self.trtype,
+            address,
+        })
+    }
+}
+
+fn listeners(at: &Place<'_>, tables: Vec<ListenTable>) -> Result<Vec<ListenAddress>, ConfigError> {
+    if tables.len() > MAX_LISTENERS {
+        let what = format!("at most {MAX_LISTENERS} listeners are possible");
+        return Err(at.line(0, "listener", what));
+    }
+    let mut listeners = Vec::with_capacity(tables.len());
+    for table in tables {
+        let span = table.address.span();
+        let listener = table.check(at)?;
+        if listeners.contains(&listener) {
+            return Err(at.value(&span, "address", "the listener is there twice"));
+        }
+        listeners.push(listener);
+    }
+    Ok(listeners)
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DiscoveryTable {
     nqn: Option<Spanned<String>>,
+    #[serde(default)]
+    listener: Vec<ListenTable>,
     #[serde(default)]
     referral: Vec<ReferralTable>,
 }
@@ -74,6 +117,7 @@ impl DiscoveryTable {
         }
         let mut discovery = Discovery {
             nqn: name(self.nqn)?,
+            listeners: listeners(at, self.listener)?,
             referrals: Vec::new(),
         };
         for table in self.referral {
@@ -117,15 +161,36 @@ impl SubsystemTable {
         subsystem.serial = at.ascii(self.serial, "serial", 20)?;
         subsystem.model = at.ascii(self.model, "model", 40)?;
         subsystem.hosts = allowed_hosts(at, self.allow_hosts)?;
+        subsystem.listeners = self
+            .listener
+            .map(|tables| listeners(at, tables))
+            .transpose()?;
         for group in self.ana_group {
             let id = at.number(&group.anagrpid, "anagrpid", 1..=u64::from(MAX_ANA_GROUPS))?;
-            if subsystem.ana_groups.iter().any(|(other, _)| *other == id) {
+            let listener = match group.address {
+                Some(address) => Some(ListenTable {
+                    trtype: group.trtype.unwrap_or_default(),
+                    address,
+                }),
+                None if group.trtype.is_some() => {
+                    let what = "a transport needs an address besides";
+                    return Err(at.value(&group.anagrpid.span(), "trtype", what));
+                }
+                None => None,
+            };
+            let listener = listener.map(|listener| listener.check(at)).transpose()?;
+            let same = |other: &AnaGroup| (other.anagrpid, other.listener) == (id, listener);
+            if subsystem.ana_groups.iter().any(same) {
                 let span = group.anagrpid.span();
                 return Err(at.value(&span, "anagrpid", "the group is listed twice"));
             }
             let state = parse_ana_state(group.ana_state.as_ref())
                 .map_err(|what| at.value(&group.ana_state.span(), "ana_state", what))?;
-            subsystem.ana_groups.push((id, state));
+            subsystem.ana_groups.push(AnaGroup {
+                anagrpid: id,
+                state,
+                listener,
+            });
         }
         for table in self.namespace {
             let span = table.nsid.as_ref().map(Spanned::span);

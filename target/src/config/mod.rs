@@ -38,6 +38,8 @@ pub const MAX_ANA_GROUPS: u32 = 128;
 pub const MAX_SUBSYSTEMS: usize = 256;
 /// Most block devices of one target.
 pub const MAX_BDEVS: usize = 4096;
+/// Most addresses at which a subsystem or the discovery service is reached.
+pub const MAX_LISTENERS: usize = 64;
 /// Most host names in one allow-list.
 pub const MAX_ALLOWED_HOSTS: usize = 1024;
 /// Most data threads.
@@ -258,6 +260,9 @@ pub struct Discovery {
     /// A name of its own, beside the well-known one: hosts that come by either are served, and both
     /// tell them this name.
     pub nqn: Option<Nqn>,
+    /// Addresses at which it is reached although no subsystem is. It is reached at every address that
+    /// the target listens on.
+    pub listeners: Vec<ListenAddress>,
     /// Other discovery services that hosts are told of.
     pub referrals: Vec<Referral>,
 }
@@ -276,7 +281,7 @@ pub struct Referral {
 }
 
 /// How NVMe-oF is carried.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// FlexiNS.
@@ -284,6 +289,25 @@ pub enum Transport {
     Flexins,
     /// NVMe/TCP.
     Tcp,
+}
+
+/// Where hosts reach something: a transport, `traddr` and, as the port, `trsvcid`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ListenAddress {
+    /// How.
+    pub trtype: Transport,
+    /// Where.
+    pub address: SocketAddr,
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let trtype = match self.trtype {
+            Transport::Flexins => "flexins",
+            Transport::Tcp => "tcp",
+        };
+        write!(f, "{trtype} {}", self.address)
+    }
 }
 
 /// Most referrals.
@@ -300,8 +324,10 @@ pub struct Subsystem {
     pub model: Option<String>,
     /// Who may connect.
     pub hosts: AllowedHosts,
+    /// Where hosts reach it; `None` is at every address that the target listens on from the start.
+    pub listeners: Option<Vec<ListenAddress>>,
     /// ANA groups that are not optimized from the start.
-    pub ana_groups: Vec<(u32, AnaState)>,
+    pub ana_groups: Vec<AnaGroup>,
     /// What it holds.
     pub namespaces: Vec<Namespace>,
 }
@@ -315,10 +341,22 @@ impl Subsystem {
             serial: None,
             model: None,
             hosts: AllowedHosts::Any,
+            listeners: None,
             ana_groups: Vec::new(),
             namespaces: Vec::new(),
         }
     }
+}
+
+/// State of an ANA group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnaGroup {
+    /// Which, 1 to [`MAX_ANA_GROUPS`].
+    pub anagrpid: u32,
+    /// Its state.
+    pub state: AnaState,
+    /// Through this listener only; `None` is through all that nothing else is said about.
+    pub listener: Option<ListenAddress>,
 }
 
 /// Who may connect to a subsystem.

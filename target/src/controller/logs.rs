@@ -17,8 +17,8 @@ use flexblk_nvme::{Cntlid, Nqn, Nsid, Status, StatusCode, U32, U64, U128};
 
 use super::events::Event;
 use super::features::{IO_FEATURES, is_of_namespace};
-use super::{Addresses, Controller, Environment, Kind, identify};
-use crate::config::{Referral, Transport};
+use super::{Controller, Environment, Kind, identify};
+use crate::config::{ListenAddress, Referral, Transport};
 use crate::counters;
 use crate::queue::request::MAX_TRANSFER_BYTES;
 use crate::reservation::Notice;
@@ -101,7 +101,7 @@ impl Controller {
             LogPageId::Reservation => self.reservation_page().bytes().to_vec(),
             LogPageId::Discovery => {
                 let host = &self.association.hostnqn;
-                discovery_log(environment.snapshot, environment.addresses, host)
+                discovery_log(environment.snapshot, environment.own_ip, host)
             }
             _ => return Err(StatusCode::InvalidLogPage.dnr()),
         })
@@ -123,7 +123,7 @@ impl Controller {
             let known = subsystem.ana_group(*id);
             ana::Group {
                 id: *id,
-                state: subsystem.ana_state(*id, portid(environment.transport)),
+                state: subsystem.ana_state(*id, environment.port),
                 change_count: known.map_or(0, |group| group.changes),
                 namespaces: if groups_only { &[] } else { namespaces },
             }
@@ -206,15 +206,6 @@ impl Controller {
     }
 }
 
-/// Identifier of the port of a transport (Base 5.1.12.3.1): there is one of each.
-#[must_use]
-pub const fn portid(transport: TransportType) -> u16 {
-    match transport {
-        TransportType::Tcp => 2,
-        _ => 1,
-    }
-}
-
 /// Only Commands Supported and Effects is a page per I/O command set. Of a set that is not supported it has no I/O
 /// command: nvme-cli's `effects-log` asks for the zoned set whatever the namespaces are, and fails where that fails.
 fn csi_fits(get: &GetLogPage) -> bool {
@@ -281,24 +272,27 @@ fn feature_effects() -> Vec<u8> {
     page
 }
 
-/// The discovery log as `host` may see it: the discovery service itself, and every subsystem that
-/// lets the host in, over each transport.
+/// The discovery log as `host` may see it: for each port the discovery service itself, and the
+/// subsystems that are reached there and let the host in. Ports on any address are told with
+/// `own_ip`, by which the host has come.
 #[must_use]
-pub fn discovery_log(snapshot: &Snapshot, addresses: Addresses, host: &Nqn) -> Vec<u8> {
-    let subsystems = snapshot.subsystems.iter().flatten();
-    let allowed = subsystems.filter(|subsystem| subsystem.hosts.allows(host));
-    let names: Vec<(SubsystemType, Nqn)> =
-        std::iter::once((SubsystemType::CurrentDiscovery, snapshot.discovery_nqn()))
-            .chain(allowed.map(|subsystem| (SubsystemType::Nvm, subsystem.nqn.clone())))
-            .collect();
-    let ports = [
-        Some((TransportType::Flexins, addresses.flexins)),
-        addresses.tcp.map(|address| (TransportType::Tcp, address)),
-    ];
+pub fn discovery_log(snapshot: &Snapshot, own_ip: Option<IpAddr>, host: &Nqn) -> Vec<u8> {
+    let discovery = (SubsystemType::CurrentDiscovery, snapshot.discovery_nqn());
     let mut records = Vec::new();
-    for (transport, address) in ports.into_iter().flatten() {
-        for (subtype, subnqn) in &names {
-            records.push(record(*subtype, subnqn.clone(), transport, address));
+    for port in &snapshot.ports {
+        let ListenAddress { trtype, address } = port.listen;
+        let ip = match address.ip() {
+            any if any.is_unspecified() => own_ip.unwrap_or(any),
+            ip => ip,
+        };
+        let address = SocketAddr::new(ip, address.port());
+        let subsystems = snapshot.subsystems.iter().flatten();
+        let shown = subsystems
+            .filter(|subsystem| subsystem.hosts.allows(host) && subsystem.is_reached_at(port))
+            .map(|subsystem| (SubsystemType::Nvm, subsystem.nqn.clone()));
+        for (subtype, subnqn) in std::iter::once(discovery.clone()).chain(shown) {
+            let transport = transport_type(trtype);
+            records.push(record(subtype, subnqn, transport, address, port.id));
         }
     }
     let referrals = snapshot.discovery.referrals.iter();
@@ -310,14 +304,19 @@ pub fn discovery_log(snapshot: &Snapshot, addresses: Addresses, host: &Nqn) -> V
     discovery::emit(snapshot.generation, &records)
 }
 
-/// The entry of another discovery service.
-fn refer(referral: &Referral) -> Record {
-    let transport = match referral.trtype {
+fn transport_type(transport: Transport) -> TransportType {
+    match transport {
         Transport::Flexins => TransportType::Flexins,
         Transport::Tcp => TransportType::Tcp,
-    };
+    }
+}
+
+/// The entry of another discovery service. The specification says nothing of its port; the field is
+/// 0.
+fn refer(referral: &Referral) -> Record {
+    let transport = transport_type(referral.trtype);
     let nqn = referral.nqn.clone().unwrap_or_else(Nqn::discovery);
-    record(SubsystemType::Referral, nqn, transport, referral.address)
+    record(SubsystemType::Referral, nqn, transport, referral.address, 0)
 }
 
 fn record(
@@ -325,6 +324,7 @@ fn record(
     subnqn: Nqn,
     transport: TransportType,
     address: SocketAddr,
+    portid: u16,
 ) -> Record {
     let persistent = match subtype {
         SubsystemType::CurrentDiscovery => EntryFlags::PERSISTENT_DISCOVERY,
@@ -346,7 +346,7 @@ fn record(
         treq: Treq::new()
             .with_secure_channel(2)
             .with_sq_flow_control_disable(true),
-        portid: portid(transport),
+        portid,
         cntlid: Cntlid::DYNAMIC,
         asqsz: crate::queue::ADMIN_ENTRIES,
         eflags: persistent,

@@ -17,7 +17,7 @@ mod properties;
 mod tests;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ use crate::reservation::Notice;
 use crate::snapshot::{Protection, Snapshot, Subsystem};
 
 pub use events::MAX_REQUESTS as MAX_EVENT_REQUESTS;
-pub use logs::{discovery_log, portid};
+pub use logs::discovery_log;
 
 use events::{AsyncEvents, Event};
 use features::{Features, ReservationMasks};
@@ -57,7 +57,7 @@ pub enum Kind {
     Discovery,
 }
 
-/// Where hosts reach a target: `traddr` and, as the port, `trsvcid`, by transport.
+/// Where a target listens from its start: `traddr` and, as the port, `trsvcid`, by transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
     /// FlexiNS; the port is the RDMA-CM service id.
@@ -73,8 +73,10 @@ pub struct Environment<'a> {
     pub snapshot: &'a Snapshot,
     /// Limits and memory.
     pub directory: &'a Directory,
-    /// Where hosts reach us; what the discovery log says.
-    pub addresses: Addresses,
+    /// The address by which the host reaches us, for ports that listen on any.
+    pub own_ip: Option<IpAddr>,
+    /// Port by which its Admin queue came.
+    pub port: u16,
     /// What carries the controller's Admin queue.
     pub transport: TransportType,
     /// When the target was started.

@@ -23,6 +23,7 @@ use crate::association::Association;
 use crate::budget::Budget;
 use crate::config::{AllowedHosts, Discovery, Limits, Referral, Transport};
 use crate::counters::IoCounters;
+use crate::port::Port;
 use crate::snapshot::Namespace;
 
 struct World {
@@ -66,6 +67,7 @@ fn subsystem(
         serial: "S1".into(),
         model: "flexblk test".into(),
         hosts,
+        listeners: None,
         ana_groups: Vec::new(),
         ana_changes: 0,
         namespaces,
@@ -96,6 +98,11 @@ impl World {
                 epoch: 1,
                 generation: 7,
                 discovery: Arc::default(),
+                ports: vec![Arc::new(Port::flexins(
+                    1,
+                    SocketAddr::from(([192, 0, 2, 1], 4420)),
+                    true,
+                ))],
                 subsystems: vec![Some(Arc::new(open)), Some(Arc::new(private))],
             },
             directory: Directory::new(limits, Budget::new(1_000_000)),
@@ -108,10 +115,8 @@ impl World {
         Environment {
             snapshot: &self.snapshot,
             directory: &self.directory,
-            addresses: Addresses {
-                flexins: SocketAddr::from(([192, 0, 2, 1], 4420)),
-                tcp: None,
-            },
+            own_ip: None,
+            port: 1,
             transport: TransportType::Flexins,
             started: self.start,
             queue_bytes: 100_000,
@@ -127,7 +132,7 @@ impl World {
             None => Nqn::discovery(),
         };
         let host = (nqn("host"), HostId::from_bytes([7; 16]));
-        let association = Association::new(Cntlid::new(5), (subsystem, name), host, 0);
+        let association = Association::new(Cntlid::new(5), (subsystem, name), host, (1, 0));
         Controller::new(Arc::new(association), kato_ms, self.now)
     }
 
@@ -724,6 +729,7 @@ fn unique_name_and_referrals() {
     let only = AllowedHosts::Only(vec![nqn("other")]);
     world.snapshot.discovery = Arc::new(Discovery {
         nqn: Some(own.clone()),
+        listeners: Vec::new(),
         referrals: vec![referral(8009, AllowedHosts::Any), referral(8010, only)],
     });
     assert!(world.snapshot.is_discovery(&own) && world.snapshot.is_discovery(&Nqn::discovery()));

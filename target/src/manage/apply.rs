@@ -1,18 +1,19 @@
 //! From what runs to what a configuration file says: the differences in plain words, and all of them
 //! at once or none.
 
+mod words;
+
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 
 use flexblk_blockdev::{BdevConfig, ByteSize};
-use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nqn, Nsid};
 
 use crate::bdevs::Bdev;
-use crate::config::{self, AllowedHosts, Config, Discovery, Referral, Transport, ana_state_word};
+use crate::config::{self, AllowedHosts, Config, Discovery, ListenAddress};
 use crate::draft::Draft;
 use crate::error::NamespaceError;
-use crate::snapshot::{AnaGroup, Namespace, Subsystem};
+use crate::snapshot::{Namespace, Snapshot, Subsystem};
+use words::{States, hosts, listeners, referral};
 
 /// One difference.
 #[derive(Clone, Debug)]
@@ -23,6 +24,7 @@ enum Step {
     CreateBdev(Box<BdevConfig>),
     AddSubsystem(Box<config::Subsystem>),
     SetHosts(Nqn, AllowedHosts, AllowedHosts),
+    SetListeners(Nqn, Option<Vec<ListenAddress>>, Option<Vec<ListenAddress>>),
     AddNamespace(Nqn, config::Namespace),
     SetNamespaceHosts(Nqn, Nsid, AllowedHosts, AllowedHosts),
     SetAnaGroup(Nqn, Nsid, u32, u32),
@@ -30,7 +32,7 @@ enum Step {
         nqn: Nqn,
         group: u32,
         from: String,
-        to: AnaState,
+        to: States,
     },
     SetDiscovery(Box<Discovery>, Vec<String>),
     Resize {
@@ -67,12 +69,13 @@ impl Plan {
             Step::CreateBdev(_) => 3,
             Step::AddSubsystem(_) => 4,
             Step::SetHosts(..) => 5,
-            Step::AddNamespace(..) => 6,
-            Step::SetNamespaceHosts(..) => 7,
-            Step::SetAnaGroup(..) => 8,
-            Step::SetAnaState { .. } => 9,
-            Step::SetDiscovery(..) => 10,
-            Step::Resize { .. } => 11,
+            Step::SetListeners(..) => 6,
+            Step::AddNamespace(..) => 7,
+            Step::SetNamespaceHosts(..) => 8,
+            Step::SetAnaGroup(..) => 9,
+            Step::SetAnaState { .. } => 10,
+            Step::SetDiscovery(..) => 11,
+            Step::Resize { .. } => 12,
         });
         plan
     }
@@ -182,20 +185,39 @@ impl Plan {
         }
     }
 
-    fn ana_states(&mut self, current: &Subsystem, wanted: &config::Subsystem) {
-        let said = wanted.ana_groups.iter().map(|(id, _)| *id);
+    /// Where a subsystem that stays is reached.
+    fn listeners(&mut self, snapshot: &Snapshot, current: &Subsystem, wanted: &config::Subsystem) {
+        let is = current.listeners.as_ref().map(|ids| {
+            let ports = ids.iter().filter_map(|id| snapshot.port(*id));
+            ports.map(|port| port.listen).collect()
+        });
+        let sorted = |listeners: &Option<Vec<ListenAddress>>| {
+            let mut listeners = listeners.clone();
+            if let Some(listeners) = &mut listeners {
+                listeners.sort_unstable();
+            }
+            listeners
+        };
+        if sorted(&is) != sorted(&wanted.listeners) {
+            let to = wanted.listeners.clone();
+            self.steps
+                .push(Step::SetListeners(wanted.nqn.clone(), is, to));
+        }
+    }
+
+    fn ana_states(&mut self, snapshot: &Snapshot, current: &Subsystem, wanted: &config::Subsystem) {
+        let said = wanted.ana_groups.iter().map(|group| group.anagrpid);
         let known = current.ana_groups.iter().map(|group| group.id);
         let ids: BTreeSet<u32> = said.chain(known).collect();
         for id in ids {
-            let to = wanted.ana_groups.iter().find(|(other, _)| *other == id);
-            let to = to.map_or(AnaState::Optimized, |(_, state)| *state);
-            let optimized = AnaGroup::new(id, AnaState::Optimized);
-            let is = current.ana_group(id).unwrap_or(&optimized);
-            if is.state != to || is.ports.iter().any(|(_, state)| *state != to) {
+            let to = States::wanted(&wanted.ana_groups, id);
+            let is = current.ana_group(id);
+            let is = is.map_or_else(States::default, |group| States::running(group, snapshot));
+            if !is.says_the_same(&to) {
                 self.steps.push(Step::SetAnaState {
                     nqn: wanted.nqn.clone(),
                     group: id,
-                    from: ana_states(is),
+                    from: is.to_string(),
                     to,
                 });
             }
@@ -221,6 +243,13 @@ impl Plan {
         let new = wanted.referrals.iter();
         let new = new.filter(|other| !is.referrals.contains(other));
         lines.extend(new.map(|new| referral('+', new)));
+        let (from, to) = (&is.listeners, &wanted.listeners);
+        if from != to {
+            let (from, to) = (listeners(Some(from)), listeners(Some(to)));
+            lines.push(format!(
+                "~ listeners of the discovery service: {from} -> {to}"
+            ));
+        }
         if lines.is_empty() {
             lines.push("~ order of the referrals".to_owned());
         }
@@ -247,7 +276,8 @@ impl Plan {
             let (from, to) = (current.hosts.clone(), wanted.hosts.clone());
             self.steps.push(Step::SetHosts(nqn.clone(), from, to));
         }
-        self.ana_states(current, wanted);
+        self.listeners(&draft.snapshot, current, wanted);
+        self.ana_states(&draft.snapshot, current, wanted);
         let namespaces = numbered(&wanted.namespaces);
         for namespace in current.active() {
             let nsid = namespace.nsid;
@@ -290,33 +320,6 @@ impl Plan {
     }
 }
 
-/// States of a group, in words.
-fn ana_states(group: &AnaGroup) -> String {
-    let mut text = ana_state_word(group.state).to_owned();
-    for (port, state) in &group.ports {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ", {} through port {port}", ana_state_word(*state));
-    }
-    text
-}
-
-/// The lines about a referral that comes or goes.
-fn referral(sign: char, referral: &Referral) -> String {
-    let trtype = match referral.trtype {
-        Transport::Flexins => "flexins",
-        Transport::Tcp => "tcp",
-    };
-    let hosts = hosts(&referral.hosts);
-    let mut line = format!(
-        "{sign} referral to {trtype} {} for {hosts}",
-        referral.address
-    );
-    if let Some(nqn) = &referral.nqn {
-        let _ = write!(line, ", by the name {}", nqn.as_str());
-    }
-    line
-}
-
 impl Step {
     fn line(&self) -> String {
         match self {
@@ -335,8 +338,12 @@ impl Step {
                 from,
                 to,
             } => {
-                let (nqn, to) = (nqn.as_str(), ana_state_word(*to));
+                let nqn = nqn.as_str();
                 format!("~ ANA group {group} of {nqn}: {from} -> {to}")
+            }
+            Self::SetListeners(nqn, from, to) => {
+                let (from, to) = (listeners(from.as_ref()), listeners(to.as_ref()));
+                format!("~ listeners of {}: {from} -> {to}", nqn.as_str())
             }
             Self::SetDiscovery(_, lines) => lines.join("\n"),
             Self::RemoveNamespace(nqn, nsid, bdev) => {
@@ -391,12 +398,15 @@ impl Step {
             }
             Self::SetAnaGroup(nqn, nsid, _, to) => draft.set_ana_group(nqn, *nsid, *to),
             Self::SetAnaState { nqn, group, to, .. } => {
-                draft.set_ana_state(nqn, Some(*group), None, *to)
-            }
-            Self::SetDiscovery(discovery, _) => {
-                draft.set_discovery(Discovery::clone(discovery));
+                draft.set_ana_state(nqn, Some(*group), None, to.all)?;
+                for (listen, state) in &to.single {
+                    let port = draft.port_of(nqn, listen)?;
+                    draft.set_ana_state(nqn, Some(*group), Some(port), *state)?;
+                }
                 Ok(())
             }
+            Self::SetListeners(nqn, _, to) => draft.set_listeners(nqn, to.as_deref()),
+            Self::SetDiscovery(discovery, _) => draft.set_discovery(Discovery::clone(discovery)),
         }
     }
 }
@@ -537,15 +547,4 @@ fn fixed(running: &Config, wanted: &Config) -> Vec<String> {
             format!("{key} is {is} and settled when the target starts, not {wanted}")
         })
         .collect()
-}
-
-fn hosts(hosts: &AllowedHosts) -> String {
-    match hosts {
-        AllowedHosts::Any | AllowedHosts::AnyAnd(_) => "any host".to_owned(),
-        AllowedHosts::Only(names) if names.is_empty() => "no host".to_owned(),
-        AllowedHosts::Only(names) => {
-            let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
-            names.join(", ")
-        }
-    }
 }

@@ -152,15 +152,9 @@ pub(crate) fn nvmf(target: &Target) -> Vec<Value> {
             }
         }
     }
-    for subsystem in subsystems() {
-        for address in listeners::addresses(target) {
-            let params = json!({
-                "nqn": subsystem.nqn.as_str(), "listen_address": address.to_json(),
-            });
-            calls.push(call("nvmf_subsystem_add_listener", params));
-        }
-    }
-    let ports = listeners::addresses(target);
+    let listeners = listeners::calls(&snapshot).into_iter();
+    calls.extend(listeners.map(|(method, params)| call(method, params)));
+    let ports = listeners::addresses(&snapshot, None);
     for subsystem in subsystems() {
         let states = ana::calls(subsystem, &ports).into_iter();
         calls.extend(states.map(|(method, params)| call(method, params)));

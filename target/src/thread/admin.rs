@@ -10,9 +10,9 @@ use super::mail::AbortFrom;
 use super::parts::{Parts, Task};
 use super::queue::{Admin, Fabric, Io, Queue, QueueKey, Role, Slot, What};
 use super::respond::refusal;
-use super::{NO_DEVICE, queue};
+use super::{NO_DEVICE, parts, queue};
 use crate::control;
-use crate::controller::{Action, Change, Controller, Environment, Reply};
+use crate::controller::{Action, Change, Controller, Environment, Kind, Reply};
 use crate::directory::{Connected, Refusal};
 use crate::queue::request::{self, Source};
 
@@ -261,11 +261,15 @@ impl Parts {
                 let controller = Controller::new(association, connect.kato_ms, self.now);
                 let liveness =
                     Liveness::new(self.shared.directory.limits().longest_silence, self.now);
-                let addresses = self.shared.addresses_for(queue.peer);
+                // Only the discovery log tells addresses.
+                let own_ip = match controller.kind() {
+                    Kind::Discovery => parts::address_towards(queue.peer),
+                    Kind::Io => None,
+                };
                 self.connects.0 += 1;
                 let admin = Admin {
                     controller,
-                    addresses,
+                    own_ip,
                     liveness,
                 };
                 queue.timer = admin.next_timeout();
@@ -534,7 +538,8 @@ fn environment<'a>(
     Environment {
         snapshot,
         directory: &shared.directory,
-        addresses: admin.addresses,
+        own_ip: admin.own_ip,
+        port: admin.controller.association().port,
         transport: fabric.transport(),
         started: shared.started,
         can_persist: shared.can_persist,

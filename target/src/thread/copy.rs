@@ -99,7 +99,7 @@ impl Parts {
             if from.gated {
                 self.gate(
                     io,
-                    queue.fabric,
+                    queue.port,
                     snsid,
                     flexblk_nvme::command::nvm::opcode::READ,
                 )?;

@@ -6,20 +6,13 @@ use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nsid, Status, StatusCode};
 
 use super::parts::Parts;
-use super::queue::{Fabric, Io};
-use crate::controller::portid;
+use super::queue::Io;
 use crate::reservation::Access;
 
 impl Parts {
     /// May the command be processed?
     #[cold]
-    pub(super) fn gate(
-        &self,
-        io: &Io,
-        fabric: Fabric,
-        nsid: Nsid,
-        opcode: u8,
-    ) -> Result<(), Status> {
+    pub(super) fn gate(&self, io: &Io, port: u16, nsid: Nsid, opcode: u8) -> Result<(), Status> {
         let invalid = || StatusCode::InvalidNamespaceOrFormat.dnr();
         let subsystem = self.subsystems.get(io.subsystem).and_then(Option::as_ref);
         let subsystem = subsystem.ok_or_else(invalid)?.current();
@@ -28,7 +21,7 @@ impl Parts {
         if !namespace.hosts.allows(&association.hostnqn) {
             return Err(invalid());
         }
-        check_ana(subsystem.ana_state(namespace.anagrpid, portid(fabric.transport())))?;
+        check_ana(subsystem.ana_state(namespace.anagrpid, port))?;
         match access_of(opcode) {
             Some(access) => namespace.reservations.check(association.hostid, access),
             None => Ok(()),

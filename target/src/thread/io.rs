@@ -43,11 +43,12 @@ impl Parts {
         let write_through = io.association.write_through();
         let view = views.and_then(|views| views.view(sqe.nsid()));
         let request = match view {
-            Some(view) if view.gated => self
-                .gate(io, queue.fabric, sqe.nsid(), sqe.opcode)
-                .and_then(|()| {
-                    Request::parse(sqe, data.len(), queue.fabric.addressing(), |_| Some(view))
-                }),
+            Some(view) if view.gated => {
+                self.gate(io, queue.port, sqe.nsid(), sqe.opcode)
+                    .and_then(|()| {
+                        Request::parse(sqe, data.len(), queue.fabric.addressing(), |_| Some(view))
+                    })
+            }
             _ => Request::parse(sqe, data.len(), queue.fabric.addressing(), |_| view),
         };
         let mut slot = Slot::new(What::Respond, sqe.opcode, sqe.cid());

@@ -73,11 +73,12 @@ impl Core {
                 ConnEvent::ConnectRequest {
                     conn,
                     from,
+                    service,
                     private,
                     params,
-                    ..
                 } => {
-                    let answer = self.connect_request(engine, conn, from, &private, params);
+                    let at = (from, self.port_of(service));
+                    let answer = self.connect_request(engine, conn, at, &private, params);
                     if let Err(status) = answer {
                         tracing::warn!(peer = %from, %status, "connection refused");
                         let private = RejectPrivate::new(status);
@@ -110,7 +111,7 @@ impl Core {
         &mut self,
         engine: &mut Engine,
         conn: ConnId,
-        from: SocketAddr,
+        (from, port): (SocketAddr, u16),
         private: &[u8],
         params: Option<Params>,
     ) -> Result<(), RejectStatus> {
@@ -118,7 +119,7 @@ impl Core {
             return Err(RejectStatus::NoResources);
         }
         let request = RequestPrivate::parse(private)?;
-        let announced = self.announced(&request)?;
+        let announced = self.announced(&request, port)?;
         let (in_capsule_bytes, agreed) = agree(&request, params);
         let bytes = queue_bytes(announced.entries);
         let cntlid = if announced.qid.is_admin() {
@@ -199,7 +200,7 @@ impl Core {
     }
 
     /// The queue that a request announces, within our limits (RDMA 3.2).
-    fn announced(&self, request: &RequestPrivate) -> Result<Announced, RejectStatus> {
+    fn announced(&self, request: &RequestPrivate, port: u16) -> Result<Announced, RejectStatus> {
         let limits = self.parts.shared.directory.limits();
         let qid = request.qid();
         let most = match qid {
@@ -220,7 +221,7 @@ impl Core {
         if request.hrqsize.get() < entries.saturating_sub(1) {
             return Err(RejectStatus::InvalidHrqsize);
         }
-        Ok(Announced { qid, entries })
+        Ok(Announced { qid, entries, port })
     }
 
     /// Closes the queues that are to be closed, and frees the closing ones whose commands have ended.
@@ -336,7 +337,9 @@ impl Core {
                 Reason::Silence => {
                     "keep-alive is off, and the host's transport does not answer any more"
                 }
-                Reason::NotAllowed => "the subsystem is gone, or the host is no longer allowed",
+                Reason::NotAllowed => {
+                    "the subsystem, its listener, or the host's right to it is gone"
+                }
             };
             tracing::warn!(cntlid = %association.cntlid, host = association.hostnqn.as_str(), peer = %queue.peer, reason, "controller closed");
         }
@@ -344,8 +347,11 @@ impl Core {
     }
 
     /// Closes every queue, and takes no more.
-    pub(crate) fn drain(&mut self) {
+    pub(crate) fn drain(&mut self, engine: &mut Engine) {
         self.draining = true;
+        for (service, _) in self.services.drain(..) {
+            engine.unlisten(service);
+        }
         let queues: &mut QueueTable = &mut self.queues;
         for queue in queues.iter_mut() {
             self.parts.to_close.push_back(queue.key);

@@ -17,6 +17,7 @@ mod liveness;
 pub(crate) mod mail;
 mod measure;
 pub(crate) mod parts;
+mod ports;
 pub(crate) mod preempt;
 mod queue;
 mod respond;
@@ -33,6 +34,7 @@ use flexblk_blockdev::{IoDone, Tokens};
 use flexblk_nvme::{HostId, Nsid, StatusCode};
 use flexblk_reactor::mailbox::TrySendError;
 use flexblk_reactor::{Completion, Reactor};
+use flexins::cm::ServiceId;
 use flexins::engine::{Delivery, DeliveryKind, Engine};
 use flexins::verbs::WorkCompletion;
 
@@ -80,6 +82,8 @@ pub(crate) struct Core {
     outbox: VecDeque<(usize, Mail)>,
     preempts: Vec<Preempt>,
     purges: Vec<Purge>,
+    /// FlexiNS services that are listened to, with their ports.
+    services: Vec<(ServiceId, u16)>,
     /// The earliest timer of a queue, or earlier.
     next_timer: Option<Instant>,
     draining: bool,
@@ -91,7 +95,7 @@ impl Core {
         id: usize,
         shared: Arc<Shared>,
         buffer_bytes: u64,
-        tcp: Option<TcpConfig>,
+        tcp: TcpConfig,
         engine: &mut Engine,
         reactor: &mut Reactor,
     ) -> Result<Self, StartError> {
@@ -107,7 +111,7 @@ impl Core {
             pd,
             buffers,
             devices: Devices::default(),
-            tcp: Tcp::new(tcp, reactor)?,
+            tcp: Tcp::new(tcp),
             snapshot: Arc::default(),
             subsystems: Vec::new(),
             device_work: VecDeque::new(),
@@ -130,10 +134,12 @@ impl Core {
             outbox: VecDeque::new(),
             preempts: Vec::new(),
             purges: Vec::new(),
+            services: Vec::new(),
             next_timer: None,
             draining: false,
         };
         let snapshot = core.parts.shared.directory.snapshot();
+        core.listen(&snapshot, engine, reactor)?;
         core.apply_snapshot(snapshot, engine, reactor);
         Ok(core)
     }
@@ -466,6 +472,10 @@ impl Core {
         engine: &mut Engine,
         reactor: &mut Reactor,
     ) {
+        if let Err(error) = self.listen(&snapshot, engine, reactor) {
+            let thread = self.parts.id;
+            tracing::error!(%error, thread, "an address cannot be listened on by this thread");
+        }
         let generation = self.parts.snapshot.generation;
         let before = Arc::clone(&self.parts.snapshot);
         let changes = self.parts.apply(snapshot, engine, reactor);
@@ -487,7 +497,10 @@ impl Core {
             let association = admin.controller.association();
             match association.subsystem {
                 Some(slot) => match self.parts.snapshot.subsystem(slot) {
-                    Some(subsystem) if subsystem.hosts.allows(&association.hostnqn) => {
+                    Some(subsystem)
+                        if subsystem.hosts.allows(&association.hostnqn)
+                            && self.parts.snapshot.is_reached(subsystem, queue.port) =>
+                    {
                         let own = changes.iter().filter(|(changed, _)| *changed == slot);
                         let host = &association.hostnqn;
                         let nsids: Vec<_> = own
@@ -504,6 +517,9 @@ impl Core {
                     }
                     _ => admin.controller.note_not_allowed(),
                 },
+                None if self.parts.snapshot.port(queue.port).is_none() => {
+                    admin.controller.note_not_allowed();
+                }
                 None if discovery => admin.controller.note_discovery_changed(),
                 None => {}
             }
@@ -621,6 +637,7 @@ impl Core {
                 subnqn: association.subnqn.clone(),
                 hostnqn: association.hostnqn.clone(),
                 transport: queue.fabric.transport(),
+                port: queue.port,
                 peer: queue.peer,
                 closing: queue.closing,
             })

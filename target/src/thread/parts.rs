@@ -35,7 +35,7 @@ pub(crate) struct Shared {
     pub(crate) started: Instant,
     /// What hosts do.
     pub(crate) metrics: Metrics,
-    /// Where we listen: `traddr` and, as the port, `trsvcid`.
+    /// Where we listen from the start: `traddr` and, as the port, `trsvcid`.
     pub(crate) addresses: Addresses,
     /// Data threads.
     pub(crate) threads: usize,
@@ -53,21 +53,8 @@ pub(crate) struct Shared {
     pub(crate) mail: OnceLock<Box<[mailbox::Sender<Mail>]>>,
 }
 
-impl Shared {
-    /// The addresses by which `peer` reaches us.
-    pub(crate) fn addresses_for(&self, peer: SocketAddr) -> Addresses {
-        Addresses {
-            flexins: address_for(self.addresses.flexins, peer),
-            tcp: self.addresses.tcp.map(|address| address_for(address, peer)),
-        }
-    }
-}
-
-/// `own`, or, when that is any address, the one from which this machine talks to `peer`.
-fn address_for(own: SocketAddr, peer: SocketAddr) -> SocketAddr {
-    if !own.ip().is_unspecified() {
-        return own;
-    }
+/// The address from which this machine talks to `peer`.
+pub(super) fn address_towards(peer: SocketAddr) -> Option<IpAddr> {
     let any: SocketAddr = match peer.ip() {
         IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
         IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -77,10 +64,7 @@ fn address_for(own: SocketAddr, peer: SocketAddr) -> SocketAddr {
         socket.connect(peer)?;
         socket.local_addr()
     });
-    match local {
-        Ok(local) => SocketAddr::new(local.ip(), own.port()),
-        Err(_) => own,
-    }
+    local.ok().map(|local| local.ip())
 }
 
 /// Work that concerns more than one queue.

@@ -1,6 +1,6 @@
 //! A queue pair of a thread and its commands under way.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use super::liveness::Liveness;
 use super::tcp::ConnKey;
 use crate::association::{Association, QueueShared};
 use crate::budget::Reservation;
-use crate::controller::{Addresses, Controller};
+use crate::controller::Controller;
 use crate::directory::Announced;
 use crate::metrics::{Shard, Spent, Stage as TimeOf};
 use crate::queue::request::{Addressing, Range, Remote, Reserve};
@@ -62,8 +62,8 @@ pub(crate) enum Role {
 /// What an Admin queue has besides commands.
 pub(crate) struct Admin {
     pub(crate) controller: Controller,
-    /// Where this host reaches us.
-    pub(crate) addresses: Addresses,
+    /// The address by which this host reaches us.
+    pub(crate) own_ip: Option<IpAddr>,
     pub(crate) liveness: Liveness,
 }
 
@@ -279,6 +279,8 @@ pub(crate) struct Queue {
     /// Commands under way end, new ones are ignored.
     pub(crate) closing: bool,
     pub(crate) peer: SocketAddr,
+    /// Port by which it came.
+    pub(crate) port: u16,
     /// Entries of the submission queue.
     pub(crate) entries: u16,
     /// The host counts on SQHD.
@@ -354,6 +356,7 @@ impl Queue {
             role: Role::Unconnected(announced),
             closing: false,
             peer,
+            port: announced.port,
             entries: announced.entries,
             flow_control: true,
             in_capsule_bytes,
@@ -606,6 +609,7 @@ mod tests {
             Announced {
                 qid: Qid::new(1),
                 entries,
+                port: 1,
             },
             SocketAddr::from(([127, 0, 0, 1], 1)),
             8192,

@@ -6,7 +6,6 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use flexblk_reactor::{Completion, Reactor, Wait, affinity, mailbox};
-use flexins::cm::ServiceId;
 use flexins::endpoint::{Endpoint, EndpointConfig, EndpointError, RxMode};
 use flexins::engine::{EngineConfig, TxMode};
 use flexins::port::udp::UdpError;
@@ -27,8 +26,6 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// Admin queue (Keep Alive, or `liveness`), and an I/O queue goes with its controller. This is for a
 /// connection whose controller is gone or never came.
 const SILENCE: Duration = Duration::from_secs(3600);
-/// Port of the discovery service (IANA `nvme-disc`), served beside the configured one.
-const DISCOVERY_PORT: u16 = 8009;
 /// Memory of `rx=ring`.
 const RING_BYTES: usize = 64 << 20;
 /// Reports asked for that a turn answers at most.
@@ -42,8 +39,6 @@ pub(crate) struct Start {
     pub(crate) config: Arc<Config>,
     pub(crate) buffer_bytes: u64,
     pub(crate) reuse_port: bool,
-    /// NVMe/TCP, if it is listened on.
-    pub(crate) tcp: Option<TcpConfig>,
     /// Where the mailbox, or the reason why there is none, goes.
     pub(crate) ready: mpsc::SyncSender<Result<mailbox::Sender<Mail>, StartError>>,
 }
@@ -75,7 +70,6 @@ struct Thread {
     endpoint: Option<Endpoint>,
     core: Core,
     mail: mailbox::Receiver<Mail>,
-    services: Vec<ServiceId>,
     drain_until: Option<Instant>,
 }
 
@@ -94,15 +88,12 @@ impl Thread {
         let bind = endpoint_config.bind;
         let mut endpoint = Endpoint::bind(&mut reactor, PORT_OWNER, endpoint_config)
             .map_err(|source| endpoint_error(bind, source))?;
-        let services = services(&start.config.listener);
-        for service in &services {
-            endpoint.engine().listen(*service)?;
-        }
+        let tcp = TcpConfig::new(&start.config);
         let core = Core::new(
             start.id,
             start.shared,
             start.buffer_bytes,
-            start.tcp,
+            tcp,
             endpoint.engine(),
             &mut reactor,
         )?;
@@ -112,7 +103,6 @@ impl Thread {
             endpoint: Some(endpoint),
             core,
             mail: receiver,
-            services,
             drain_until: None,
         };
         Ok((thread, sender))
@@ -205,10 +195,7 @@ impl Thread {
                     let Some(endpoint) = &mut self.endpoint else {
                         return;
                     };
-                    for service in self.services.drain(..) {
-                        endpoint.engine().unlisten(service);
-                    }
-                    self.core.drain();
+                    self.core.drain(endpoint.engine());
                     self.drain_until = now.checked_add(DRAIN_TIME);
                 }
                 mail => {
@@ -323,16 +310,6 @@ pub(crate) fn configure_engine(engine: &mut EngineConfig, listener: &Listener) {
     if let Some(mtu) = listener.mtu {
         engine.mtu = mtu;
     }
-}
-
-/// Services that a target listens on: its own and discovery.
-pub(crate) fn services(listener: &Listener) -> Vec<ServiceId> {
-    let mut services = vec![ServiceId::from_port(listener.address.port())];
-    let discovery = ServiceId::from_port(DISCOVERY_PORT);
-    if !services.contains(&discovery) {
-        services.push(discovery);
-    }
-    services
 }
 
 /// Names what a user can do something about.

@@ -97,6 +97,8 @@ pub(crate) struct Host {
     memory: Arc<SharedMemory>,
     mr: Mr,
     to: SocketAddr,
+    /// Service that it connects to.
+    pub(crate) service: u16,
     pub(crate) nqn: Nqn,
     pub(crate) hostid: HostId,
     next_cid: u16,
@@ -131,6 +133,7 @@ impl Host {
             memory,
             mr,
             to,
+            service: 4420,
             nqn: Nqn::opaque("nqn.2026-11.test:host").unwrap(),
             hostid: HostId::from_bytes([9; 16]),
             next_cid: 1,
@@ -239,7 +242,7 @@ impl Host {
         let qpn = engine.create_qp(&init).unwrap();
         let now = Instant::now();
         engine
-            .connect(qpn, to, ServiceId::from_port(4420), private, now)
+            .connect(qpn, to, ServiceId::from_port(self.service), private, now)
             .unwrap();
         engine.post_recv_in_place(qpn, entries * 2).ok();
         loop {

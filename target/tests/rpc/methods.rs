@@ -162,18 +162,24 @@ fn every_method() {
         json!({ "nqn": NQN, "listen_address": address })
     };
     assert_eq!(rpc.ok("nvmf_subsystem_add_listener", listen("4420")), true);
+    assert_eq!(rpc.ok("nvmf_subsystem_add_listener", listen("4421")), true);
+    let removed = "nvmf_subsystem_remove_listener";
+    assert_eq!(rpc.ok(removed, listen("4421")), true);
     rpc.refused(
-        "nvmf_subsystem_add_listener",
+        removed,
         listen("4421"),
         -32602,
-        "127.0.0.1:4420",
+        "no listener flexins 127.0.0.1:4421",
     );
+    let elsewhere = json!({ "trtype": "FLEXINS", "traddr": "127.0.0.2", "trsvcid": "4420" });
+    let elsewhere = json!({ "nqn": NQN, "listen_address": elsewhere });
     rpc.refused(
-        "nvmf_subsystem_remove_listener",
-        listen("4420"),
-        -32603,
-        "every subsystem",
+        "nvmf_subsystem_add_listener",
+        elsewhere,
+        -32602,
+        "FlexiNS is on 127.0.0.1",
     );
+    listeners(&mut rpc);
     let listeners = rpc.ok("nvmf_subsystem_get_listeners", json!({ "nqn": NQN }));
     assert_eq!(listeners[0]["address"]["trsvcid"], "4420");
     let controllers = rpc.ok("nvmf_subsystem_get_controllers", json!({ "nqn": NQN }));
@@ -305,6 +311,64 @@ fn every_method() {
         .collect();
     let untested: Vec<&String> = listed.difference(&rpc.called).collect();
     assert!(untested.is_empty(), "{untested:?}");
+}
+
+/// Addresses come and go with those who use them.
+fn listeners(rpc: &mut Client) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    let listen = json!({
+        "trtype": "tcp", "adrfam": "ipv4", "traddr": "127.0.0.1", "trsvcid": address.port().to_string(),
+    });
+    let own = json!({ "nqn": NQN, "listen_address": listen, "ana_state": "inaccessible" });
+    rpc.refused(
+        "nvmf_subsystem_add_listener",
+        own.clone(),
+        -32602,
+        "cannot listen on tcp",
+    );
+    drop(free);
+    assert_eq!(rpc.ok("nvmf_subsystem_add_listener", own), true);
+    let found = rpc.ok("nvmf_subsystem_get_listeners", json!({ "nqn": NQN }));
+    assert_eq!(found[1]["address"]["trsvcid"], address.port().to_string());
+    assert_eq!(found[1]["ana_states"][0]["ana_state"], "inaccessible");
+    assert_eq!(found[0]["ana_states"][0]["ana_state"], "optimized");
+    assert!(std::net::TcpStream::connect(address).is_ok());
+    // The discovery service has it, too: now it stays without the subsystem.
+    let service = json!({ "nqn": "discovery", "listen_address": listen });
+    assert_eq!(rpc.ok("nvmf_subsystem_add_listener", service.clone()), true);
+    let set = "flexblk_subsystem_set_listeners";
+    let first = found[0]["address"].clone();
+    let only = json!({ "nqn": NQN, "listen_addresses": [first] });
+    assert_eq!(rpc.ok(set, only.clone()), true);
+    assert!(std::net::TcpStream::connect(address).is_ok());
+    assert_eq!(
+        rpc.ok("nvmf_subsystem_remove_listener", service.clone()),
+        true
+    );
+    rpc.refused(
+        "nvmf_subsystem_remove_listener",
+        service,
+        -32602,
+        "no listener",
+    );
+    let services = rpc.ok(
+        "nvmf_subsystem_get_listeners",
+        json!({ "nqn": "discovery" }),
+    );
+    assert_eq!(services.as_array().unwrap().len(), 1);
+    assert_eq!(
+        rpc.ok(set, json!({ "nqn": NQN, "listen_addresses": [] })),
+        true
+    );
+    let shown = rpc.ok("nvmf_get_subsystems", json!({ "nqn": NQN }));
+    assert_eq!(shown[0]["listen_addresses"], json!([]));
+    assert_eq!(rpc.ok(set, json!({ "nqn": NQN })), true);
+    let shown = rpc.ok("nvmf_get_subsystems", json!({ "nqn": NQN }));
+    assert_eq!(
+        shown[0]["listen_addresses"],
+        json!([only["listen_addresses"][0]])
+    );
 }
 
 /// ANA, masking and write protection: namespace 1 is on "d", 2 on "n".

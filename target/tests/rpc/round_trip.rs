@@ -29,7 +29,11 @@ struct Subsystem {
     serial: Option<String>,
     model: Option<String>,
     hosts: Option<Vec<u8>>,
+    /// Services of FlexiNS; `None` is those from the start.
+    listeners: Option<Vec<u16>>,
     groups: Vec<(u32, &'static str)>,
+    /// State of group 1 through the first listener.
+    through: Option<&'static str>,
     namespaces: Vec<Namespace>,
 }
 
@@ -99,16 +103,22 @@ fn document() -> impl Strategy<Value = Document> {
         prop::option::of("[A-Z0-9]{1,20}"),
         prop::option::of("[a-z]{1,40}"),
         hosts(),
-        prop::collection::btree_map(1..=128_u32, state, 0..4),
+        prop::option::of(prop::collection::btree_set(5000..5005_u16, 0..3)),
+        prop::collection::btree_map(1..=128_u32, state.clone(), 0..4),
+        prop::option::of(state),
         prop::collection::vec(namespace, 0..4),
     )
-        .prop_map(|(serial, model, hosts, groups, namespaces)| Subsystem {
-            serial,
-            model,
-            hosts,
-            groups: groups.into_iter().collect(),
-            namespaces,
-        });
+        .prop_map(
+            |(serial, model, hosts, listeners, groups, through, namespaces)| Subsystem {
+                serial,
+                model,
+                hosts,
+                listeners: listeners.map(|listeners| listeners.into_iter().collect()),
+                groups: groups.into_iter().collect(),
+                through,
+                namespaces,
+            },
+        );
     let referral = (
         any::<bool>(),
         any::<u8>(),
@@ -170,6 +180,30 @@ impl Document {
                 }
             }
             write_hosts(&mut toml, subsystem.hosts.as_ref());
+            let listeners = subsystem.listeners.as_deref();
+            if listeners.is_some_and(<[u16]>::is_empty) {
+                toml.push_str("listener = []\n");
+            }
+            for service in listeners.unwrap_or_default() {
+                writeln!(
+                    toml,
+                    "[[subsystem.listener]]\naddress = \"127.0.0.1:{service}\""
+                )
+                .unwrap();
+            }
+            let first = listeners.map_or(Some(&4420), <[u16]>::first);
+            if let Some((service, state)) = first.zip(subsystem.through) {
+                writeln!(
+                    toml,
+                    "[[subsystem.ana_group]]\nanagrpid = 1\nana_state = \"{state}\""
+                )
+                .unwrap();
+                writeln!(
+                    toml,
+                    "trtype = \"flexins\"\naddress = \"127.0.0.1:{service}\""
+                )
+                .unwrap();
+            }
             for (group, state) in &subsystem.groups {
                 writeln!(toml, "[[subsystem.ana_group]]\nanagrpid = {group}").unwrap();
                 writeln!(toml, "ana_state = \"{state}\"").unwrap();

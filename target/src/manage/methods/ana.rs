@@ -8,7 +8,7 @@ use flexblk_nvme::log::ana::AnaState;
 use serde_json::{Value, json};
 
 use super::super::params::{Param, Params};
-use super::nvmf::{not_found, subsystem_name};
+use super::nvmf::subsystem_name;
 use super::{Context, Method, Result, RpcError, change, listeners};
 use crate::config::{MAX_ANA_GROUPS, ana_state_word, parse_ana_state};
 use crate::snapshot::Subsystem;
@@ -29,17 +29,14 @@ impl Param for AnaState {
 /// The state of a group, or of all groups, through one listener.
 fn listener_state(context: &Context, mut params: Params) -> Result {
     let nqn = subsystem_name(&mut params)?;
-    let address = params
-        .object("listen_address")?
-        .ok_or_else(|| RpcError::params("`listen_address` is missing"))?;
+    let listen = listeners::listen_address(&mut params)?;
     let state: AnaState = params.required("ana_state")?;
     let group: Option<u32> = params.optional("anagrpid")?;
     params.end()?;
-    if context.target.snapshot().find(&nqn).is_none() {
-        return Err(not_found(&nqn));
-    }
-    let port = listeners::find(&context.target, address)?.port;
-    let changed = context.target.set_ana_state(&nqn, group, Some(port), state);
+    let changed = context.target.change(|draft| {
+        let port = draft.port_of(&nqn, &listen)?;
+        draft.set_ana_state(&nqn, group, Some(port), state)
+    });
     changed.map_err(|error| RpcError::nvmf(&error))?;
     Ok(true.into())
 }

@@ -151,7 +151,9 @@ fn edit(context: &Context, edit: impl FnOnce(&mut Discovery) -> Result<()>) -> R
         let mut discovery = Discovery::clone(&draft.snapshot.discovery);
         edit(&mut discovery)?;
         if discovery != *draft.snapshot.discovery {
-            draft.set_discovery(discovery);
+            draft
+                .set_discovery(discovery)
+                .map_err(|error| RpcError::nvmf(&error))?;
         }
         Ok::<_, RpcError>(())
     })?;

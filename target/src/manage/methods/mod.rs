@@ -68,6 +68,7 @@ fn all() -> impl Iterator<Item = &'static Method> {
         log::METHODS,
         bdev::METHODS,
         nvmf::METHODS,
+        listeners::METHODS,
         ana::METHODS,
         masking::METHODS,
         discovery::METHODS,

@@ -1,17 +1,15 @@
-//! `nvmf_*`: subsystems, namespaces, hosts, listeners, controllers.
+//! `nvmf_*`: subsystems, namespaces, hosts, controllers.
 
 use flexblk_nvme::{Nqn, Nsid};
 use serde_json::{Value, json};
 
 use super::super::params::Params;
-use super::{Context, Method, Result, RpcError, ana, change, listeners, masking, query};
+use super::{Context, Method, Result, RpcError, change, listeners, masking, query};
 use crate::config::{self, AllowedHosts, MAX_ALLOWED_HOSTS, MAX_NSID};
 use crate::draft::find;
 use crate::snapshot::Subsystem;
 
 pub(super) const METHODS: &[Method] = &[
-    change("nvmf_create_transport", create_transport),
-    query("nvmf_get_transports", get_transports),
     change("nvmf_create_subsystem", create_subsystem),
     change("nvmf_delete_subsystem", delete_subsystem),
     query("nvmf_get_subsystems", get_subsystems),
@@ -20,9 +18,6 @@ pub(super) const METHODS: &[Method] = &[
     change("nvmf_subsystem_add_host", add_host),
     change("nvmf_subsystem_remove_host", remove_host),
     change("nvmf_subsystem_allow_any_host", allow_any_host),
-    change("nvmf_subsystem_add_listener", add_listener),
-    change("nvmf_subsystem_remove_listener", remove_listener),
-    query("nvmf_subsystem_get_listeners", get_listeners),
     query("nvmf_subsystem_get_controllers", get_controllers),
     query("nvmf_subsystem_get_qpairs", get_qpairs),
 ];
@@ -31,78 +26,15 @@ pub(super) const METHODS: &[Method] = &[
 pub(super) fn subsystem_name(params: &mut Params) -> Result<Nqn> {
     let nqn: Nqn = params.required("nqn")?;
     params.target_name()?;
-    Ok(nqn)
+    // SPDK's short name.
+    match nqn.as_str() {
+        "discovery" => Ok(Nqn::discovery()),
+        _ => Ok(nqn),
+    }
 }
 
 pub(super) fn not_found(nqn: &Nqn) -> RpcError {
     RpcError::params(format!("Subsystem with NQN '{}' not found", nqn.as_str()))
-}
-
-/// A transport is there from the start: this says whether it is the one that is meant.
-fn create_transport(context: &Context, mut params: Params) -> Result {
-    let trtype: String = params.required("trtype")?;
-    params.target_name()?;
-    let transports = listeners::transports(&context.target);
-    let named = |transport: &&Value| {
-        let name = transport.get("trtype").and_then(Value::as_str);
-        name.is_some_and(|name| name.eq_ignore_ascii_case(&trtype))
-    };
-    let Some(transport) = transports.iter().find(named) else {
-        let known: Vec<&str> = transports
-            .iter()
-            .filter_map(|transport| transport.get("trtype")?.as_str())
-            .collect();
-        return Err(RpcError::params(format!(
-            "there is no transport `{trtype}`, only {}",
-            known.join(", ")
-        )));
-    };
-    for key in [
-        "max_queue_depth",
-        "max_io_qpairs_per_ctrlr",
-        "in_capsule_data_size",
-        "max_aq_depth",
-    ] {
-        let ours = transport.get(key).cloned().unwrap_or_default();
-        let why = format!("it is {ours} and settled when the target starts");
-        params.only(&[(key, ours)], &why)?;
-    }
-    // What rpc.py sends with every call, and is so here.
-    params.only(
-        &[
-            ("zcopy", false.into()),
-            ("no_srq", false.into()),
-            ("c2h_success", true.into()),
-            ("dif_insert_or_strip", false.into()),
-            ("no_wr_batching", false.into()),
-            ("disable_mappable_bar0", false.into()),
-            ("disable_adaptive_irq", false.into()),
-            ("disable_shadow_doorbells", false.into()),
-            ("disable_command_passthru", false.into()),
-        ],
-        "this target has no such thing",
-    )?;
-    params.end()?;
-    Ok(true.into())
-}
-
-fn get_transports(context: &Context, mut params: Params) -> Result {
-    let trtype: Option<String> = params.optional("trtype")?;
-    params.target_name()?;
-    params.end()?;
-    let mut transports = listeners::transports(&context.target);
-    if let Some(trtype) = trtype {
-        transports.retain(|transport| {
-            let name = transport.get("trtype").and_then(Value::as_str);
-            name.is_some_and(|name| name.eq_ignore_ascii_case(&trtype))
-        });
-        if transports.is_empty() {
-            return Err(RpcError::params(format!(
-                "there is no transport `{trtype}`"
-            )));
-        }
-    }
-    Ok(transports.into())
 }
 
 fn create_subsystem(context: &Context, mut params: Params) -> Result {
@@ -165,20 +97,20 @@ fn get_subsystems(context: &Context, mut params: Params) -> Result {
     params.target_name()?;
     params.end()?;
     let snapshot = context.target.snapshot();
-    let addresses: Vec<Value> = listeners::addresses(&context.target)
-        .iter()
-        .map(|address| address.to_json())
-        .collect();
+    let addresses = |subsystem: Option<&Subsystem>| -> Vec<Value> {
+        let addresses = listeners::addresses(&snapshot, subsystem).into_iter();
+        addresses.map(listeners::Address::to_json).collect()
+    };
     let discovery = || {
         json!({
             "nqn": Nqn::discovery().as_str(),
             "subtype": "Discovery",
-            "listen_addresses": addresses,
+            "listen_addresses": addresses(None),
             "allow_any_host": true,
             "hosts": [],
         })
     };
-    let shown = |subsystem: &Subsystem| show(subsystem, &addresses);
+    let shown = |subsystem: &Subsystem| show(subsystem, &addresses(Some(subsystem)));
     match nqn {
         Some(nqn) if nqn.is_discovery() => Ok(json!([discovery()])),
         Some(nqn) => {
@@ -334,57 +266,6 @@ fn allow_any_host(context: &Context, mut params: Params) -> Result {
     })
 }
 
-fn listener_of(context: &Context, params: &mut Params) -> Result<listeners::Address> {
-    let nqn = subsystem_name(params)?;
-    let address = params
-        .object("listen_address")?
-        .ok_or_else(|| RpcError::params("`listen_address` is missing"))?;
-    if !nqn.is_discovery() && context.target.snapshot().find(&nqn).is_none() {
-        return Err(not_found(&nqn));
-    }
-    listeners::find(&context.target, address)
-}
-
-/// Every subsystem is reached at every address of the target: one that exists is there already.
-fn add_listener(context: &Context, mut params: Params) -> Result {
-    listener_of(context, &mut params)?;
-    params.only(
-        &[("secure_channel", false.into())],
-        "connections are not encrypted",
-    )?;
-    params.end()?;
-    Ok(true.into())
-}
-
-fn remove_listener(context: &Context, mut params: Params) -> Result {
-    let address = listener_of(context, &mut params)?;
-    params.end()?;
-    Err(RpcError::internal(format!(
-        "{} {} serves every subsystem; take hosts off the subsystem's list instead",
-        listeners::name(address.trtype),
-        address.address
-    )))
-}
-
-fn get_listeners(context: &Context, mut params: Params) -> Result {
-    let nqn = subsystem_name(&mut params)?;
-    params.end()?;
-    let snapshot = context.target.snapshot();
-    let subsystem = snapshot.find(&nqn);
-    if !nqn.is_discovery() && subsystem.is_none() {
-        return Err(not_found(&nqn));
-    }
-    let all = listeners::addresses(&context.target);
-    let shown = all.iter().map(|address| {
-        let mut shown = json!({ "address": address.to_json() });
-        if let Some(subsystem) = subsystem {
-            shown["ana_states"] = ana::states(subsystem, address.port);
-        }
-        shown
-    });
-    Ok(shown.collect::<Vec<_>>().into())
-}
-
 fn get_controllers(context: &Context, mut params: Params) -> Result {
     let nqn = subsystem_name(&mut params)?;
     params.end()?;
@@ -412,20 +293,18 @@ fn get_qpairs(context: &Context, mut params: Params) -> Result {
         return Err(not_found(&nqn));
     }
     let all = context.target.queues();
-    let addresses = listeners::addresses(&context.target);
+    let snapshot = context.target.snapshot();
     let its = all.iter().filter(|queue| queue.subnqn == nqn);
     let shown = its.map(|queue| {
         let trtype = listeners::trtype(queue.transport);
-        let own = addresses
-            .iter()
-            .find(|own| listeners::name(own.trtype) == trtype);
+        let own = snapshot.port(queue.port);
         json!({
             "cntlid": queue.cntlid.get(),
             "qid": queue.qid.get(),
             "state": if queue.closing { "deactivating" } else { "enabled" },
             "thread": format!("data-{}", queue.thread),
             "hostnqn": queue.hostnqn.as_str(),
-            "listen_address": own.map(|own| own.to_json()),
+            "listen_address": own.map(|port| listeners::Address::of(port).to_json()),
             "peer_address": listeners::peer(trtype, queue.peer),
         })
     });

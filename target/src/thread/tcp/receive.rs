@@ -42,8 +42,9 @@ impl Core {
         completion: &Completion,
     ) {
         match Operation::of(completion.token) {
-            Some((Operation::Accept, _)) => {
-                self.parts.tcp.accepted(reactor, completion, self.parts.now);
+            Some((Operation::Accept, index)) => {
+                let now = self.parts.now;
+                self.parts.tcp.accepted(reactor, index, completion, now);
             }
             Some((Operation::Receive, index)) => self.received(engine, index, completion),
             Some((Operation::Send, index)) => self.sent_tcp(engine, index, completion),
@@ -54,7 +55,7 @@ impl Core {
     /// Gives the kernel what is to be sent and received: call it after [`Core::poll`].
     pub(crate) fn flush_tcp(&mut self, reactor: &mut Reactor) {
         if self.parts.tcp.accept_due {
-            self.parts.tcp.accept(reactor);
+            self.parts.tcp.accept_all(reactor);
         }
         if self.parts.tcp.dirty.is_empty() {
             return;
@@ -456,6 +457,7 @@ impl Core {
         let mut announced = Announced {
             qid: Qid::ADMIN,
             entries: 2,
+            port: 0,
         };
         if let Ok(Fabrics::Connect(connect)) = Fabrics::parse(sqe)
             && sqe.is_fabrics()
@@ -468,6 +470,7 @@ impl Core {
                 qid: connect.qid,
                 // More is refused by Connect, which names the field.
                 entries: connect.sqsize.saturating_add(1).clamp(2, most),
+                port: 0,
             };
         }
         let cntlid = match ConnectData::view(data) {
@@ -482,6 +485,7 @@ impl Core {
             return Err(Stop::Ended);
         };
         let (peer, since) = (connection.peer, connection.since);
+        announced.port = connection.port;
         let Some(memory) = memory.filter(|_| !self.draining) else {
             tracing::warn!(%peer, "no memory for a queue; the connection is closed");
             let cqe = Cqe::new(sqe.cid(), StatusCode::ConnectControllerBusy.into());

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flexblk_nvme::Cqe;
@@ -14,8 +15,9 @@ use rustix::net::{Shutdown, sockopt};
 use super::send::Sender;
 use super::socket::{self, ReceiveBuffers, Vector};
 use super::{ACCEPT_PAUSE, LINGER, MAX_STRANGERS, TCP_OWNER};
-use crate::config::TcpDigest;
+use crate::config::{Config, TcpDigest};
 use crate::error::StartError;
+use crate::port::Port;
 use crate::thread::CONNECT_TIMEOUT;
 use crate::thread::queue::QueueKey;
 
@@ -92,6 +94,8 @@ pub(super) struct Receiver {
 pub(super) struct Connection {
     generation: u32,
     fd: OwnedFd,
+    /// Port by which it came.
+    pub(super) port: u16,
     pub(super) peer: SocketAddr,
     pub(super) state: State,
     pub(super) queue: Option<QueueKey>,
@@ -114,12 +118,33 @@ impl Connection {
     }
 }
 
-/// What the thread's listener is told.
+/// A socket that is listened on.
+struct Listener {
+    port: u16,
+    socket: OwnedFd,
+    /// Accepting is with the kernel.
+    accepting: bool,
+    /// Its port is gone: it goes when accepting has ended.
+    closing: bool,
+}
+
+/// What holds for every listener of a thread.
+#[derive(Default)]
 pub(crate) struct TcpConfig {
-    pub(crate) listener: OwnedFd,
     pub(crate) header_digest: TcpDigest,
     pub(crate) data_digest: TcpDigest,
     pub(crate) longest_silence: Duration,
+}
+
+impl TcpConfig {
+    pub(crate) fn new(config: &Config) -> Self {
+        let tcp = config.tcp.unwrap_or_default();
+        Self {
+            header_digest: tcp.header_digest,
+            data_digest: tcp.data_digest,
+            longest_silence: config.limits.longest_silence,
+        }
+    }
 }
 
 /// Counters, by name in [`Tcp::counters`].
@@ -141,8 +166,8 @@ pub(super) struct Counters {
 
 /// The connections of a thread.
 pub(crate) struct Tcp {
-    listener: Option<OwnedFd>,
-    accepting: bool,
+    /// By the index that is in the token of their accept; a place is used again.
+    listeners: Vec<Option<Listener>>,
     /// Accepting goes on then.
     accept_at: Option<Instant>,
     /// Accepting goes on now.
@@ -174,19 +199,23 @@ pub(crate) struct Tcp {
 }
 
 impl Tcp {
-    /// Without a configuration, nothing: no socket, no memory.
-    pub(crate) fn new(
-        config: Option<TcpConfig>,
-        reactor: &mut Reactor,
-    ) -> Result<Self, StartError> {
-        let mut tcp = Self {
-            listener: None,
-            accepting: false,
+    /// Listens nowhere yet: no socket, no memory.
+    pub(crate) fn new(config: TcpConfig) -> Self {
+        let (mut allowed, mut required) = (Digests::empty(), Digests::empty());
+        for (digest, policy) in [
+            (Digests::HEADER, config.header_digest),
+            (Digests::DATA, config.data_digest),
+        ] {
+            allowed.set(digest, policy != TcpDigest::Off);
+            required.set(digest, policy == TcpDigest::Require);
+        }
+        Self {
+            listeners: Vec::new(),
             accept_at: None,
             accept_due: false,
-            longest_silence: Duration::ZERO,
-            allowed: Digests::empty(),
-            required: Digests::empty(),
+            longest_silence: config.longest_silence,
+            allowed,
+            required,
             connections: Vec::new(),
             free: Vec::new(),
             len: 0,
@@ -201,33 +230,70 @@ impl Tcp {
             ended: Vec::new(),
             counters: Counters::default(),
             keeper: None,
-        };
-        let Some(config) = config else {
-            return Ok(tcp);
-        };
-        for (digest, policy) in [
-            (Digests::HEADER, config.header_digest),
-            (Digests::DATA, config.data_digest),
-        ] {
-            tcp.allowed.set(digest, policy != TcpDigest::Off);
-            tcp.required.set(digest, policy == TcpDigest::Require);
         }
-        tcp.longest_silence = config.longest_silence;
-        tcp.buffers = Some(ReceiveBuffers::new(reactor)?);
-        tcp.keeper = Some(reactor.keeper());
-        tcp.listener = Some(config.listener);
-        tcp.accept(reactor);
-        Ok(tcp)
     }
 
-    pub(super) fn accept(&mut self, reactor: &mut Reactor) {
+    /// Listens on the thread's sockets of these ports, and no others. Connections without a queue go
+    /// with their port; queues go with their controllers.
+    pub(crate) fn listen(
+        &mut self,
+        ports: &[Arc<Port>],
+        thread: usize,
+        reactor: &mut Reactor,
+    ) -> Result<(), StartError> {
+        let is_there = |id: u16| ports.iter().any(|port| port.id == id);
+        let mut gone = Vec::new();
+        for place in &mut self.listeners {
+            if let Some(listener) = place
+                && !listener.closing
+                && !is_there(listener.port)
+            {
+                gone.push(listener.port);
+                listener.closing = true;
+                // Ends the accept; fails on no socket that listens.
+                let _ = rustix::net::shutdown(&listener.socket, Shutdown::Both);
+                if !listener.accepting {
+                    *place = None;
+                }
+            }
+        }
+        self.close_strangers(|connection| gone.contains(&connection.port));
+        for port in ports {
+            let Some(socket) = port.take_socket(thread) else {
+                continue;
+            };
+            if self.keeper.is_none() {
+                self.buffers = Some(ReceiveBuffers::new(reactor)?);
+                self.keeper = Some(reactor.keeper());
+            }
+            let listener = Listener {
+                port: port.id,
+                socket,
+                accepting: false,
+                closing: false,
+            };
+            match self.listeners.iter_mut().find(|place| place.is_none()) {
+                Some(place) => *place = Some(listener),
+                None => self.listeners.push(Some(listener)),
+            }
+        }
+        self.accept_all(reactor);
+        Ok(())
+    }
+
+    /// Accepts at every listener.
+    pub(super) fn accept_all(&mut self, reactor: &mut Reactor) {
         self.accept_at = None;
         self.accept_due = false;
-        if let Some(listener) = &self.listener
-            && !self.accepting
-        {
-            self.accepting = true;
-            socket::accept(reactor, listener, Operation::Accept.token(0));
+        for (index, place) in self.listeners.iter_mut().enumerate() {
+            if let Some(listener) = place
+                && !listener.accepting
+                && !listener.closing
+            {
+                listener.accepting = true;
+                let token = Operation::Accept.token(index as u32);
+                socket::accept(reactor, &listener.socket, token);
+            }
         }
     }
 
@@ -235,13 +301,25 @@ impl Tcp {
     pub(super) fn accepted(
         &mut self,
         reactor: &mut Reactor,
+        index: u32,
         completion: &Completion,
         now: Instant,
     ) {
-        self.accepting &= completion.flags.more();
+        let Some(place) = self.listeners.get_mut(index as usize) else {
+            return;
+        };
+        let Some(listener) = place else {
+            return;
+        };
+        let port = listener.port;
+        listener.accepting &= completion.flags.more();
+        let closing = listener.closing;
+        if closing && !listener.accepting {
+            *place = None;
+        }
         match completion.bytes() {
-            Ok(fd) => self.add(fd as RawFd, now),
-            Err(libc::ECANCELED | libc::EINVAL) if self.listener.is_none() => return,
+            Ok(fd) => self.add(fd as RawFd, port, closing, now),
+            Err(libc::ECANCELED | libc::EINVAL) if closing => return,
             Err(libc::ECONNABORTED) => {}
             Err(errno) => {
                 tracing::warn!(errno, "a connection could not be accepted");
@@ -250,16 +328,16 @@ impl Tcp {
                 self.accept_at = now.checked_add(ACCEPT_PAUSE);
             }
         }
-        if !self.accepting && self.accept_at.is_none() {
-            self.accept(reactor);
+        if self.accept_at.is_none() {
+            self.accept_all(reactor);
         }
     }
 
     #[allow(unsafe_code)]
-    fn add(&mut self, fd: RawFd, now: Instant) {
+    fn add(&mut self, fd: RawFd, port: u16, closing: bool, now: Instant) {
         // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        if self.listener.is_none() {
+        if closing {
             return;
         }
         // Gone already: nothing to talk to.
@@ -292,6 +370,7 @@ impl Tcp {
         *place = Some(Box::new(Connection {
             generation: *generation,
             fd,
+            port,
             peer,
             state: State::Open,
             queue: None,
@@ -597,14 +676,25 @@ impl Tcp {
 
     /// Takes no more connections, and closes those without a queue.
     pub(crate) fn drain(&mut self) {
-        if let Some(listener) = self.listener.take() {
-            // Ends the accept; fails on no socket that listens.
-            let _ = rustix::net::shutdown(&listener, Shutdown::Both);
+        for place in &mut self.listeners {
+            if let Some(listener) = place {
+                listener.closing = true;
+                // Ends the accept; fails on no socket that listens.
+                let _ = rustix::net::shutdown(&listener.socket, Shutdown::Both);
+                if !listener.accepting {
+                    *place = None;
+                }
+            }
         }
+        self.close_strangers(|_| true);
+    }
+
+    /// Closes connections without a queue.
+    fn close_strangers(&mut self, which: impl Fn(&Connection) -> bool) {
         for index in 0..self.connections.len() as u32 {
             if self
                 .at(index)
-                .is_some_and(|connection| connection.queue.is_none())
+                .is_some_and(|connection| connection.queue.is_none() && which(connection))
             {
                 self.shut_down(index);
             }
@@ -657,7 +747,8 @@ impl Drop for Tcp {
     fn drop(&mut self) {
         if let Some(keeper) = self.keeper.take() {
             let connections = core::mem::take(&mut self.connections);
-            keeper.keep(Box::new((connections, self.buffers.take())));
+            let listeners = core::mem::take(&mut self.listeners);
+            keeper.keep(Box::new((connections, self.buffers.take(), listeners)));
         }
     }
 }
