@@ -115,6 +115,22 @@ fn one_image_has_one_writer_or_many_readers() {
 }
 
 #[test]
+fn who_shares_opens_beside_whoever_shares_too() {
+    let image = Image::new(1 << 20);
+    let sharing = FileConfig {
+        share_rw: true,
+        ..image.config()
+    };
+    let first = FileDevice::new(&sharing).unwrap();
+    assert_eq!(message(sharing.clone()), "opened");
+    assert!(message(image.config()).contains("in use"));
+    drop(first);
+    let alone = FileDevice::new(&image.config()).unwrap();
+    assert!(message(sharing).contains("in use"));
+    drop(alone);
+}
+
+#[test]
 fn a_lock_that_is_given_up_soon_is_waited_for() {
     let image = Image::new(1 << 20);
     let first = FileDevice::new(&image.config()).unwrap();

@@ -39,7 +39,7 @@ use crate::{
 ///
 /// The short form is `TYPE:ARGUMENT[,KEY=VALUE...]`: `ram:1G`, `null:1T,block_size=4096`,
 /// `file:disk.img,readonly`, `file:/dev/sdb,direct=on`. It knows the keys `name`, `block_size`,
-/// `readonly`, `direct`, `max_size` and `hugepages`.
+/// `readonly`, `share_rw`, `direct`, `max_size` and `hugepages`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 #[non_exhaustive]
@@ -196,6 +196,9 @@ pub struct FileConfig {
     /// Open for reading only.
     #[serde(default)]
     pub readonly: bool,
+    /// Other targets export the same file, too, as further paths to it: it is locked against everybody who does not say so.
+    #[serde(default)]
+    pub share_rw: bool,
     /// Whether to go past the page cache.
     #[serde(default)]
     pub direct: DirectMode,

@@ -88,6 +88,7 @@ impl BdevConfig {
                     filename,
                     block_size,
                     readonly: take(options, "readonly")?.unwrap_or(false),
+                    share_rw: take(options, "share_rw")?.unwrap_or(false),
                     direct: match options.remove("direct") {
                         None | Some("auto") => DirectMode::Auto,
                         Some("on" | "true") => DirectMode::On,

@@ -56,7 +56,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Bounce buffers are pages; more than that no known device asks for.
 const PAGE_BYTES: u32 = 4096;
 
-pub(super) fn open(path: &Path, read_only: bool) -> Result<Image, Error> {
+/// `shared`: with others who write, too.
+pub(super) fn open(path: &Path, read_only: bool, shared: bool) -> Result<Image, Error> {
     let failed = |action| move |errno: Errno| explain(path, read_only, action, errno);
     let metadata = std::fs::metadata(path).map_err(|error| {
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
@@ -78,7 +79,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<Image, Error> {
         } else {
             OFlags::RDWR
         };
-    if node == Node::BlockDevice && !read_only {
+    if node == Node::BlockDevice && !read_only && !shared {
         flags |= OFlags::EXCL; // without CREATE: refuse one that is mounted or held by another driver
     }
     let deadline = Instant::now() + LOCK_WAIT;
@@ -86,7 +87,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<Image, Error> {
         open_fd(path, flags, Mode::empty())
     })
     .map_err(failed("opening"))?;
-    let lock = if read_only {
+    let lock = if read_only || shared {
         FlockOperation::NonBlockingLockShared
     } else {
         FlockOperation::NonBlockingLockExclusive

@@ -95,7 +95,7 @@ impl FileDevice {
     /// Opens and locks the image.
     pub fn new(config: &FileConfig) -> Result<Self, Error> {
         config::check_depth(&config.name, config.depth)?;
-        let image = image::open(&config.filename, config.readonly)?;
+        let image = image::open(&config.filename, config.readonly, config.share_rw)?;
         let block_size = image.block_size(config.block_size)?;
         let size_bytes = image.size_bytes()?;
         let count = config::whole_blocks(

@@ -198,6 +198,7 @@ fn file(mut params: Params, readonly: bool) -> Result<BdevConfig> {
         // SPDK: 0 is the device's own.
         block_size: block_size.filter(|bytes| *bytes != 0),
         readonly,
+        share_rw: false,
         direct: DirectMode::Auto,
         uuid,
         depth: DEPTH,
@@ -247,7 +248,8 @@ pub(crate) fn says_all(config: &BdevConfig, method: &str, given: &Value) -> bool
         }
         (BdevConfig::Null(old), Ok(BdevConfig::Null(new))) => old.read_zeroes == new.read_zeroes,
         (BdevConfig::File(old), Ok(BdevConfig::File(new))) => {
-            (old.direct, old.depth, old.readonly) == (new.direct, new.depth, new.readonly)
+            (old.direct, old.depth, old.readonly, old.share_rw)
+                == (new.direct, new.depth, new.readonly, new.share_rw)
         }
         (BdevConfig::Delay(old), Ok(BdevConfig::Delay(new))) => {
             let plain = DelayConfig {
