@@ -8,16 +8,20 @@ use std::time::{Duration, Instant};
 use flexblk_nvme::aer::{AsyncEvent, Notice};
 use flexblk_nvme::command::admin::Cns;
 use flexblk_nvme::log::LogPageId;
+use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Cid, Cntlid, Nqn, Nsid, Qid};
 use flexblk_reactor::Waker;
 
 use crate::admin::bring_up::{
     BroughtUp, Facts, bring_up, bring_up_io, connect_io_queue, read_namespaces,
 };
+use crate::admin::queue_connect::QueueConnect;
 use crate::admin::runner::{Payload, Reply};
 use crate::link::open::SharedEngine;
+use crate::link::opening::Opening;
+use crate::queue_pair::opening::{QueuePairOpening, Rest};
 use crate::queue_pair::{Keep, Parts};
-use crate::view::{ControllerView, QidPool};
+use crate::view::{ControllerView, QidLease, QidPool};
 use crate::{
     ConnectOptions, Error, IdentifyController, LostReason, Namespace, NamespaceList, QueuePair,
     QueuePairOptions,
@@ -44,6 +48,8 @@ pub enum ControllerState {
 pub enum Event {
     /// The list of namespaces, or one's size, changed; [`Controller::namespaces`] is already fresh.
     NamespacesChanged,
+    /// The controller says that ANA states changed, or was asked for them; [`Controller::ana_state`] is already fresh.
+    AnaChanged,
     /// The controller is lost.
     Lost(LostReason),
 }
@@ -82,6 +88,10 @@ enum Request {
     Rescan {
         reply: SyncSender<Result<(), Error>>,
     },
+    /// The answer is an event.
+    ReadAna,
+    /// A sign of life within this time, or the controller is lost.
+    Probe(Duration),
     Disconnect,
 }
 
@@ -110,17 +120,26 @@ pub struct AdminReply {
 const REQUESTS: usize = 64;
 /// Events that wait for [`Controller::next_event`] at most; then the oldest goes.
 const EVENTS: usize = 64;
+/// How long the control thread may take to say goodbye, before it is cut short.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// How long the control thread sleeps at most. Requests wake it; this is for a link that cannot be woken.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// Gets every event, in the control thread.
+pub(crate) type Listener = Box<dyn Fn(Event) + Send + Sync>;
 
 #[derive(Default)]
 struct Events {
     queue: Mutex<VecDeque<Event>>,
     arrived: Condvar,
+    listener: Option<Listener>,
 }
 
 impl Events {
     fn push(&self, event: Event) {
+        if let Some(listener) = &self.listener {
+            listener(event);
+        }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.len() >= EVENTS {
             queue.pop_front();
@@ -142,6 +161,14 @@ impl Events {
 impl Controller {
     /// Connects, enables the controller and reads its identity and namespaces. Every step has a deadline.
     pub fn connect(options: &ConnectOptions) -> Result<Controller, Error> {
+        Self::connect_for(options, None)
+    }
+
+    /// The same for somebody who wants to hear of events at once.
+    pub(crate) fn connect_for(
+        options: &ConnectOptions,
+        listener: Option<Listener>,
+    ) -> Result<Controller, Error> {
         let subnqn = options
             .target
             .subnqn
@@ -150,7 +177,10 @@ impl Controller {
         let (requests, inbox) = mpsc::sync_channel(REQUESTS);
         let (up_tx, up_rx) = mpsc::sync_channel(1);
         let view = Arc::new(ControllerView::default());
-        let events = Arc::new(Events::default());
+        let events = Arc::new(Events {
+            listener,
+            ..Events::default()
+        });
         let (thread_options, thread_view, thread_events) =
             (options.clone(), view.clone(), events.clone());
         let thread = std::thread::Builder::new()
@@ -247,6 +277,11 @@ impl Controller {
             })
     }
 
+    /// Asymmetric access to a namespace through this controller; optimized where the subsystem reports none.
+    pub fn ana_state(&self, nsid: Nsid) -> AnaState {
+        self.shared.view.ana_state(nsid)
+    }
+
     /// I/O queue pairs that the controller granted.
     pub fn granted_io_queues(&self) -> u16 {
         self.shared.granted_io_queues
@@ -273,22 +308,7 @@ impl Controller {
     /// A new I/O queue pair for the calling thread.
     pub fn queue_pair(&self, options: &QueuePairOptions) -> Result<QueuePair, Error> {
         let shared = &self.shared;
-        if let Some(reason) = shared.view.lost() {
-            return Err(Error::Lost(reason));
-        }
-        let Some(qid) = shared.qids.take() else {
-            return Err(Error::Option {
-                name: "nr_io_queues".into(),
-                reason: format!(
-                    "all {} I/O queues of this controller are in use: ask for more of them",
-                    shared.granted_io_queues
-                ),
-            });
-        };
-        let depth = options
-            .depth
-            .unwrap_or(shared.options.queue_size)
-            .clamp(1, self.max_queue_depth());
+        let (qid, depth) = self.lease(options)?;
         let link = connect_io_queue(
             &shared.options,
             &shared.facts,
@@ -314,6 +334,78 @@ impl Controller {
         // The answer to Connect; who knows when the first command comes.
         queue.pause();
         Ok(queue)
+    }
+
+    /// The same without waiting: [`QueuePairOpening::poll`] between two turns of the thread's reactor, until it is there.
+    pub(crate) fn begin_queue_pair(
+        &self,
+        options: &QueuePairOptions,
+    ) -> Result<QueuePairOpening, Error> {
+        let shared = &self.shared;
+        let (lease, depth) = self.lease(options)?;
+        let qid = Qid::new(lease.qid());
+        let connect = QueueConnect::begin(
+            &shared.options,
+            &shared.facts,
+            qid,
+            depth,
+            Opening::begin,
+            Instant::now(),
+        )?;
+        let rest = Rest {
+            view: shared.view.clone(),
+            depth,
+            io_timeout: shared.options.io_timeout,
+            max_transfer_bytes: shared.facts.max_transfer_bytes,
+            bounce_bytes: options.bounce_bytes.unwrap_or(1 << 20),
+            keep: Keep {
+                _qid: Some(lease),
+                _controller: Some(self.clone()),
+            },
+        };
+        Ok(QueuePairOpening::new(connect, rest))
+    }
+
+    fn lease(&self, options: &QueuePairOptions) -> Result<(QidLease, u16), Error> {
+        let shared = &self.shared;
+        if let Some(reason) = shared.view.lost() {
+            return Err(Error::Lost(reason));
+        }
+        let Some(qid) = shared.qids.take() else {
+            return Err(Error::Option {
+                name: "nr_io_queues".into(),
+                reason: format!(
+                    "all {} I/O queues of this controller are in use: ask for more of them",
+                    shared.granted_io_queues
+                ),
+            });
+        };
+        let depth = options
+            .depth
+            .unwrap_or(shared.options.queue_size)
+            .clamp(1, self.max_queue_depth());
+        Ok((qid, depth))
+    }
+
+    /// The controller is lost because somebody found out: it ends, with all its queue pairs.
+    pub(crate) fn fail(&self, reason: LostReason) {
+        self.shared.view.set_lost(reason);
+        self.shared.wake();
+    }
+
+    /// Asks for a sign of life; without one within `limit` the controller is lost.
+    pub(crate) fn probe(&self, limit: Duration) {
+        self.shared.ask_for(Request::Probe(limit));
+    }
+
+    /// Asks for the ANA states; an [`Event::AnaChanged`] follows.
+    pub(crate) fn read_ana(&self) {
+        self.shared.ask_for(Request::ReadAna);
+    }
+
+    /// Command Quiesce Time (Base 5.1.13.2.1, CQT); zero: not reported.
+    pub(crate) fn quiesce_time(&self) -> Duration {
+        Duration::from_millis(self.shared.facts.identify.cqt.get().into())
     }
 
     /// Waits for the next event.
@@ -388,22 +480,38 @@ impl std::fmt::Debug for Controller {
 impl Shared {
     fn send(&self, request: Request) -> Result<(), mpsc::SendError<Request>> {
         self.requests.send(request)?;
-        if let Some(waker) = &self.waker {
-            waker.wake();
-        }
+        self.wake();
         Ok(())
     }
 
+    /// The same for what can be left out when the control thread is that far behind.
+    fn ask_for(&self, request: Request) {
+        let _ = self.requests.try_send(request);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
+    }
+
     fn disconnect(&self) {
-        let _ = self.send(Request::Disconnect);
+        self.ask_for(Request::Disconnect);
         let thread = self
             .thread
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
+        let Some(thread) = thread else { return };
+        // It may wait for the answer of a target that is dead.
+        let give_up = Instant::now() + GOODBYE;
+        while !thread.is_finished() && Instant::now() < give_up {
+            std::thread::sleep(Duration::from_millis(2));
         }
+        self.view.set_lost(LostReason::Closed);
+        self.wake();
+        let _ = thread.join();
     }
 }
 
@@ -418,18 +526,22 @@ type Up = Result<(Facts, u16, Option<Waker>), Error>;
 fn control_thread(
     options: &ConnectOptions,
     subnqn: &Nqn,
-    view: &ControllerView,
+    view: &Arc<ControllerView>,
     events: &Events,
     up_tx: &SyncSender<Up>,
     inbox: &mpsc::Receiver<Request>,
 ) {
     let brought_up = bring_up(options, subnqn).and_then(|mut up| {
         let (granted, namespaces) = bring_up_io(options, &mut up)?;
+        if up.facts.reports_ana() {
+            view.set_ana_states(up.queue.ana_states()?);
+        }
         Ok((up, granted, namespaces))
     });
     let mut up = match brought_up {
         Ok((mut up, granted, namespaces)) => {
             view.set_namespaces(namespaces);
+            up.queue.runner().follow(Arc::clone(view));
             let waker = up.queue.runner().waker();
             let _ = up_tx.send(Ok((up.facts.clone(), granted, waker)));
             up
@@ -439,7 +551,10 @@ fn control_thread(
             return;
         }
     };
-    if let Err(error) = serve(&mut up, view, events, inbox) {
+    let served = serve(&mut up, view, events, inbox);
+    if view.lost() == Some(LostReason::Closed) {
+        // Our own end was in a hurry.
+    } else if let Err(error) = served {
         let reason = up.queue.runner().lost().unwrap_or(LostReason::Protocol);
         tracing::warn!(subnqn = %up.facts.subnqn, %error, "controller lost");
         view.set_lost(reason);
@@ -460,8 +575,11 @@ fn serve(
         up.queue.service(Instant::now() + LONGEST_SLEEP)?;
         while let Some(event) = up.queue.next_event() {
             up.queue.acknowledge(event)?;
-            if event.event == AsyncEvent::Notice(Notice::NamespaceAttributeChanged) {
-                rescan(up, view, events)?;
+            match event.event {
+                AsyncEvent::Notice(Notice::NamespaceAttributeChanged) => rescan(up, view, events)?,
+                // Reading the page also lets the controller send the next event of its kind.
+                AsyncEvent::Notice(Notice::AnaChange) => read_ana(up, view, events)?,
+                _ => {}
             }
         }
         loop {
@@ -490,6 +608,18 @@ fn rescan(up: &mut BroughtUp, view: &ControllerView, events: &Events) -> Result<
     Ok(())
 }
 
+fn read_ana(up: &mut BroughtUp, view: &ControllerView, events: &Events) -> Result<(), Error> {
+    if up.facts.reports_ana() {
+        match up.queue.ana_states() {
+            Ok(states) => view.set_ana_states(states),
+            Err(Error::Status { status, .. }) => tracing::info!(%status, "no ANA log page"),
+            Err(other) => return Err(other),
+        }
+    }
+    events.push(Event::AnaChanged);
+    Ok(())
+}
+
 /// Answers one request. An error is the end of the connection only when the queue says so.
 fn answer(
     up: &mut BroughtUp,
@@ -502,6 +632,8 @@ fn answer(
         Request::Rescan { reply } => {
             let _ = reply.send(rescan(up, view, events));
         }
+        Request::ReadAna => read_ana(up, view, events)?,
+        Request::Probe(limit) => up.queue.probe(limit)?,
         Request::Identify { cns, nsid, reply } => {
             let _ = reply.send(up.queue.identify(cns, nsid));
         }

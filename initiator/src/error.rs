@@ -94,6 +94,14 @@ pub enum Error {
         /// The limit.
         after: Duration,
     },
+    /// A path of a volume leads elsewhere than its others.
+    #[error("{address} leads to another namespace than the volume's other paths: {reason}")]
+    OtherNamespace {
+        /// The path.
+        address: String,
+        /// What tells them apart.
+        reason: String,
+    },
     /// The connection is gone.
     #[error("connection to the controller lost: {0}")]
     Lost(LostReason),
@@ -129,6 +137,9 @@ pub enum LostReason {
     /// The peer ended the connection.
     #[error("the target ended the connection")]
     PeerClosed,
+    /// An I/O queue of it was lost, and a volume gave up the whole path.
+    #[error("an I/O queue was lost")]
+    IoQueue,
     /// A command was not answered in time.
     #[error("a command was not answered in time")]
     CommandTimeout,

@@ -60,6 +60,7 @@ pub use queue_pair::{QueueCounters, QueuePair, RegionId};
 pub use flexblk_nvme::command::admin::Cns;
 pub use flexblk_nvme::identify::Controller as IdentifyController;
 pub use flexblk_nvme::log::LogPageId;
+pub use flexblk_nvme::log::ana::AnaState;
 pub use flexblk_nvme::transport_id::TrType;
 pub use flexblk_nvme::{Cntlid, HostId, Nqn, Nsid, Status, StatusCode, TransportId};
 /// Lent memory.

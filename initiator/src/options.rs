@@ -40,6 +40,9 @@ pub struct ConnectOptions {
     pub udp_port: u16,
     /// Keep-alive time-out; zero turns it off. Default 5 s.
     pub kato: Duration,
+    /// How long the target's end of a connection may leave what was sent unacknowledged before the connection is taken for
+    /// dead. `None`: FlexiNS 3 s, NVMe/TCP as long as the kernel likes.
+    pub ack_timeout: Option<Duration>,
     /// Limit for one I/O command. Default 30 s.
     pub io_timeout: Duration,
     /// Limit for reaching the target and for each step of bringing a controller up. Default 5 s.
@@ -97,6 +100,7 @@ impl ConnectOptions {
             host,
             udp_port: 4791,
             kato: Duration::from_secs(5),
+            ack_timeout: None,
             io_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
             admin_timeout: Duration::from_secs(10),
@@ -126,7 +130,7 @@ impl ConnectOptions {
         Ok(options)
     }
 
-    /// Sets one option by its word: `udp_port`, `kato_ms`, `io_timeout_ms`, `connect_timeout_ms`,
+    /// Sets one option by its word: `udp_port`, `kato_ms`, `ack_timeout_ms`, `io_timeout_ms`, `connect_timeout_ms`,
     /// `admin_timeout_ms`, `nr_io_queues`, `queue_size`, `engine` (`inline`, `thread`, `thread:CORE`), `tx`
     /// (`header-only`, `copy`), `rx` (`in-cache`, `ring`, `ring:MIB`), `digest` (`none`, `crc32c`), `mtu`,
     /// `hdr_digest` and `data_digest` (`0`, `1`), `poll_budget_us`, `fault` (`loss=0.01,...`), `capture`, `host_traddr`.
@@ -134,6 +138,7 @@ impl ConnectOptions {
         match word {
             "udp_port" => self.udp_port = number("udp_port", value)?,
             "kato_ms" => self.kato = millis("kato_ms", value)?,
+            "ack_timeout_ms" => self.ack_timeout = Some(positive_millis("ack_timeout_ms", value)?),
             "io_timeout_ms" => self.io_timeout = positive_millis("io_timeout_ms", value)?,
             "connect_timeout_ms" => {
                 self.connect_timeout = positive_millis("connect_timeout_ms", value)?

@@ -610,6 +610,37 @@ impl QueuePair {
             Some(reason) => Err(reason),
             None => self.link.turn(wait, &mut self.events),
         };
+        self.take_events(turned, out);
+    }
+
+    /// The same for what is here already: the caller lets the thread's reactor work.
+    #[inline]
+    pub(crate) fn collect(&mut self, out: &mut Vec<IoCompletion>) {
+        self.clock = None;
+        self.hand_out_rejected(out);
+        if self.lost.is_some() {
+            return;
+        }
+        let mut collected = self.link.collect(&mut self.events);
+        if let Some(reason) = self.refused.take() {
+            // The link knows better why than who was refused.
+            collected = collected.and(Err(reason));
+        }
+        self.take_events(collected, out);
+    }
+
+    /// It ends with the next [`collect`](Self::collect).
+    pub(crate) fn end(&mut self, reason: LostReason) {
+        self.refused.get_or_insert(reason);
+    }
+
+    /// Whether completions wait that no event of the thread's reactor announces.
+    pub(crate) fn has_rejected(&self) -> bool {
+        !self.rejected.is_empty() || self.refused.is_some()
+    }
+
+    #[inline]
+    fn take_events(&mut self, turned: Result<(), LostReason>, out: &mut Vec<IoCompletion>) {
         let mut events = std::mem::take(&mut self.events);
         let mut broken = None;
         for event in events.drain(..) {
@@ -725,5 +756,6 @@ fn error_after(reason: LostReason) -> IoError {
     }
 }
 
+pub(crate) mod opening;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use flexblk_nvme::Nsid;
+use flexblk_nvme::log::ana::AnaState;
 
 use crate::{LostReason, Namespace};
 
@@ -14,6 +15,8 @@ pub(crate) struct ControllerView {
     lost: OnceLock<LostReason>,
     epoch: AtomicU64,
     namespaces: Mutex<Arc<[Namespace]>>,
+    /// Namespaces that are in an ANA group, with its state.
+    ana: Mutex<Arc<[(Nsid, AnaState)]>>,
 }
 
 impl ControllerView {
@@ -37,6 +40,20 @@ impl ControllerView {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// The state of the namespace's ANA group; optimized when it is in none.
+    pub(crate) fn ana_state(&self, nsid: Nsid) -> AnaState {
+        self.ana
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .find(|(member, _)| *member == nsid)
+            .map_or(AnaState::Optimized, |(_, state)| *state)
+    }
+
+    pub(crate) fn set_ana_states(&self, fresh: Vec<(Nsid, AnaState)>) {
+        *self.ana.lock().unwrap_or_else(PoisonError::into_inner) = fresh.into();
     }
 
     /// Replaces the namespaces; false when they are the same.

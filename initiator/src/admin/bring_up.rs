@@ -45,6 +45,13 @@ pub(crate) struct Facts {
     pub(crate) max_queue_entries: u32,
 }
 
+impl Facts {
+    /// Whether the subsystem reports asymmetric access (CMIC bit 3).
+    pub(crate) fn reports_ana(&self) -> bool {
+        self.identify.cmic & 1 << 3 != 0
+    }
+}
+
 /// Connects to the subsystem `subnqn` and enables the controller.
 pub(crate) fn bring_up(options: &ConnectOptions, subnqn: &Nqn) -> Result<BroughtUp, Error> {
     options.check()?;
@@ -129,7 +136,9 @@ pub(crate) fn bring_up_io(
         .pairs()
         .min(u32::from(wanted)) as u16;
     // Events are a comfort: a controller without them still works.
-    let events = AsyncEventConfig::new().with_namespace_attribute(true);
+    let events = AsyncEventConfig::new()
+        .with_namespace_attribute(true)
+        .with_ana_change(up.facts.reports_ana());
     let feature = admin::SetFeatures::new(FeatureValue::AsyncEventConfig(events));
     match up.queue.execute(
         "Set Features (Asynchronous Event Configuration)",
@@ -179,14 +188,21 @@ pub(crate) fn connect_over(
         subnqn: &facts.subnqn,
         host: &facts.host,
     };
-    let connect = fabrics::Connect {
+    who.connect(&mut runner, &io_connect(qid, depth), facts.cntlid)?;
+    io_link(runner, facts)
+}
+
+pub(super) fn io_connect(qid: Qid, depth: u16) -> fabrics::Connect {
+    fabrics::Connect {
         qid,
         // 0's based: a queue of depth + 1 entries holds `depth` commands.
         sqsize: depth,
         cattr: fabrics::ConnectAttributes::new().with_disable_sq_flow_control(true),
         kato_ms: 0,
-    };
-    who.connect(&mut runner, &connect, facts.cntlid)?;
+    }
+}
+
+pub(super) fn io_link(runner: Runner, facts: &Facts) -> Result<Box<dyn Link>, Error> {
     let mut link = runner.into_link()?;
     link.set_controller_in_capsule_bytes(facts.in_capsule_bytes);
     Ok(link)
@@ -356,11 +372,11 @@ fn wait_ready(queue: &mut AdminQueue, cap: Cap) -> Result<(), Error> {
 }
 
 /// Who connects to what: for the Connect command and its error messages.
-struct Who<'a> {
-    options: &'a ConnectOptions,
-    address: SocketAddr,
-    subnqn: &'a Nqn,
-    host: &'a Host,
+pub(super) struct Who<'a> {
+    pub(super) options: &'a ConnectOptions,
+    pub(super) address: SocketAddr,
+    pub(super) subnqn: &'a Nqn,
+    pub(super) host: &'a Host,
 }
 
 impl Who<'_> {
@@ -370,8 +386,7 @@ impl Who<'_> {
         connect: &fabrics::Connect,
         cntlid: Cntlid,
     ) -> Result<Cntlid, Error> {
-        let data =
-            fabrics::ConnectData::new(self.host.hostid, cntlid, self.subnqn, &self.host.hostnqn);
+        let data = self.connect_data(cntlid);
         let payload = Payload::ToController(data.bytes());
         let limit = self.options.connect_timeout;
         let reply = runner.execute(
@@ -381,9 +396,18 @@ impl Who<'_> {
             |cid| connect.emit(cid, &Sgl::NONE),
             |_| {},
         )?;
+        self.judge(&reply)
+    }
+
+    pub(super) fn connect_data(&self, cntlid: Cntlid) -> fabrics::ConnectData {
+        fabrics::ConnectData::new(self.host.hostid, cntlid, self.subnqn, &self.host.hostnqn)
+    }
+
+    /// What the answer to Connect says.
+    pub(super) fn judge(&self, reply: &Reply) -> Result<Cntlid, Error> {
         let answer = fabrics::ConnectReply::from_bits(reply.result as u32);
         if !reply.status.is_success() {
-            return Err(self.refused(&reply, answer));
+            return Err(self.refused(reply, answer));
         }
         if answer.authentication_required() || answer.secure_channel_required() {
             return Err(Error::Refused {

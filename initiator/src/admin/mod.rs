@@ -1,6 +1,7 @@
 //! The admin queue: bringing a controller up, keeping it alive, listening to its events.
 
 pub(crate) mod bring_up;
+pub(crate) mod queue_connect;
 pub(crate) mod runner;
 
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use flexblk_nvme::aer::{AsyncEvent, AsyncEventResult, Notice};
 use flexblk_nvme::command::admin;
 use flexblk_nvme::log::LogPageId;
+use flexblk_nvme::log::ana::{self, AnaState};
 use flexblk_nvme::{Cid, Nsid, Sgl, Status};
 use flexblk_reactor::Wait;
 
@@ -16,6 +18,9 @@ use runner::{MAX_DATA_BYTES, Payload, Reply, Runner};
 
 const EVENT_CID: u16 = 1;
 const KEEP_ALIVE_CID: u16 = 2;
+
+/// Longest ANA log page that is read: 128 groups and 1024 namespaces, and then some.
+const ANA_BYTES: u32 = 16 << 10;
 
 /// Commands of an admin queue: ours one at a time, one event request, one keep-alive.
 pub(crate) const ADMIN_DEPTH: u16 = 31;
@@ -35,12 +40,20 @@ struct KeepAlive {
     kato: Duration,
     next: Instant,
     asked: Option<Instant>,
+    /// Until when the answer has to be here, sooner than the time-out demands.
+    hurry: Option<Instant>,
 }
 
 impl KeepAlive {
     /// Half the time-out, as the Linux host does: one lost round still leaves time for another.
     fn interval(&self) -> Duration {
         self.kato / 2
+    }
+
+    /// When the controller is taken for dead.
+    fn limit(&self) -> Option<Instant> {
+        let limit = self.asked? + self.kato;
+        Some(self.hurry.map_or(limit, |hurry| hurry.min(limit)))
     }
 }
 
@@ -62,10 +75,35 @@ impl AdminQueue {
                 kato,
                 next: self.runner.now(),
                 asked: None,
+                hurry: None,
             };
             keep_alive.next += keep_alive.interval();
             self.keep_alive = Some(keep_alive);
         }
+    }
+
+    /// Asks the controller for a sign of life now; without one within `limit` it is lost. Nothing with keep-alive off.
+    pub(crate) fn probe(&mut self, limit: Duration) -> Result<(), Error> {
+        let now = self.runner.clock();
+        let Some(keep_alive) = &mut self.keep_alive else {
+            return Ok(());
+        };
+        keep_alive.next = keep_alive.next.min(self.runner.now());
+        send_keep_alive(&mut self.runner, keep_alive)?;
+        keep_alive.hurry.get_or_insert(now + limit);
+        Ok(())
+    }
+
+    /// The ANA state of every namespace that is in a group (Base 8.1.1).
+    pub(crate) fn ana_states(&mut self) -> Result<Vec<(Nsid, AnaState)>, Error> {
+        let page = self.log_page(LogPageId::Ana, Nsid::BROADCAST, 0, ANA_BYTES)?;
+        let (_, groups) =
+            ana::parse(&page).map_err(|_| Error::Protocol("an ANA log page that is cut off"))?;
+        let mut states = Vec::new();
+        for group in groups.map_while(Result::ok) {
+            states.extend(group.nsids().map(|nsid| (nsid, group.state)));
+        }
+        Ok(states)
     }
 
     /// Keeps one Asynchronous Event Request outstanding from now on.
@@ -144,11 +182,7 @@ impl AdminQueue {
     pub(crate) fn service(&mut self, until: Instant) -> Result<(), Error> {
         let mut until = until;
         if let Some(keep_alive) = &self.keep_alive {
-            until = until.min(
-                keep_alive
-                    .asked
-                    .map_or(keep_alive.next, |asked| asked + keep_alive.kato),
-            );
+            until = until.min(keep_alive.limit().unwrap_or(keep_alive.next));
         }
         self.runner.turn(Wait::Until(until))?;
         while let Some(answer) = self.runner.next_answer() {
@@ -161,8 +195,8 @@ impl AdminQueue {
         if let Some(keep_alive) = &mut self.keep_alive {
             send_keep_alive(&mut self.runner, keep_alive)?;
             if keep_alive
-                .asked
-                .is_some_and(|asked| self.runner.now() >= asked + keep_alive.kato)
+                .limit()
+                .is_some_and(|limit| self.runner.now() >= limit)
             {
                 return Err(self.runner.end(LostReason::KeepAlive));
             }
@@ -185,6 +219,7 @@ impl AdminQueue {
         }
         if let Some(keep_alive) = &mut self.keep_alive {
             keep_alive.asked = None;
+            keep_alive.hurry = None;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use flexblk_nvme::{Cid, Status};
 use flexblk_reactor::{HugePages, SharedMemory, Span, Wait, Waker};
 
 use crate::link::{Data, Link, LinkEvent, MemoryKey, PostRefused};
+use crate::view::ControllerView;
 use crate::{Error, LostReason};
 
 /// Largest data of one admin command: longer log pages are read in pieces.
@@ -53,6 +54,8 @@ pub(crate) struct Runner {
     /// Answers to posted commands, for [`next_answer`](Self::next_answer).
     answers: Vec<Answer>,
     lost: Option<LostReason>,
+    /// Whoever says there that the controller is lost ends us, also in the middle of a command.
+    view: Option<Arc<ControllerView>>,
 }
 
 impl Runner {
@@ -69,7 +72,13 @@ impl Runner {
             executed: None,
             answers: Vec::new(),
             lost: None,
+            view: None,
         })
+    }
+
+    /// Ends as soon as the view says that the controller is lost.
+    pub(crate) fn follow(&mut self, view: Arc<ControllerView>) {
+        self.view = Some(view);
     }
 
     /// The link again, for a queue that was only to be connected.
@@ -156,6 +165,42 @@ impl Runner {
         })
     }
 
+    /// Sends one command with data for the controller. The thread's reactor is turned by somebody else:
+    /// [`finished`](Self::finished) tells when it is answered.
+    pub(crate) fn begin(
+        &mut self,
+        data: &[u8],
+        sqe: impl FnOnce(Cid) -> [u8; 64],
+    ) -> Result<(), Error> {
+        let span = self.span(data.len() as u32)?;
+        span.copy_from_slice(data);
+        let mut sqe = sqe(Cid::new(EXECUTE));
+        self.executed = None;
+        match self
+            .link
+            .post(EXECUTE, &mut sqe, Data::ToController(span, self.key))
+        {
+            Ok(_) => Ok(()),
+            Err(PostRefused::Full) => Err(self.end(LostReason::Protocol)),
+            Err(PostRefused::Lost(reason)) => Err(self.end(reason)),
+        }
+    }
+
+    /// The answer to the command of [`begin`](Self::begin), once it is here.
+    pub(crate) fn finished(&mut self) -> Result<Option<Reply>, Error> {
+        if let Some(reason) = self.lost {
+            return Err(Error::Lost(reason));
+        }
+        let collected = self.link.collect(&mut self.events);
+        self.take_answers();
+        collected.map_err(|reason| self.end(reason))?;
+        Ok(self.executed.take().map(|answer| Reply {
+            status: answer.status,
+            result: answer.result,
+            data: Vec::new(),
+        }))
+    }
+
     /// Sends a command without data whose answer comes by [`next_answer`](Self::next_answer). `cid` is not 0.
     pub(crate) fn post(&mut self, cid: u16, mut sqe: [u8; 64]) -> Result<(), Error> {
         debug_assert_ne!(cid, EXECUTE);
@@ -178,7 +223,15 @@ impl Runner {
         if let Some(reason) = self.lost {
             return Err(Error::Lost(reason));
         }
+        if let Some(reason) = self.view.as_ref().and_then(|view| view.lost()) {
+            return Err(self.end(reason));
+        }
         let turned = self.link.turn(wait, &mut self.events);
+        self.take_answers();
+        turned.map_err(|reason| self.end(reason))
+    }
+
+    fn take_answers(&mut self) {
         for event in self.events.drain(..) {
             if let LinkEvent::Response {
                 cid,
@@ -199,7 +252,6 @@ impl Runner {
                 }
             }
         }
-        turned.map_err(|reason| self.end(reason))
     }
 
     /// Ends the connection for a reason of our own.

@@ -41,6 +41,8 @@ pub(crate) struct Home {
     scratch: Vec<u8>,
     completions: Vec<Completion>,
     poll_budget: Duration,
+    /// How often it was turned.
+    turns: u64,
 }
 
 /// One endpoint and the queue pairs on it.
@@ -60,6 +62,7 @@ struct Key {
     rx: RxMode,
     digest: Digest,
     mtu: Option<u32>,
+    ack_timeout: Option<Duration>,
     fault: Option<FaultConfig>,
 }
 
@@ -118,6 +121,7 @@ impl Home {
             scratch: Vec::new(),
             completions: Vec::with_capacity(256),
             poll_budget,
+            turns: 0,
         })
     }
 
@@ -127,6 +131,11 @@ impl Home {
 
     pub(crate) fn now(&self) -> Instant {
         self.reactor.now()
+    }
+
+    /// Changes with every turn: whoever finds it changed was not the only one to turn.
+    pub(crate) fn turns(&self) -> u64 {
+        self.turns
     }
 
     /// A place for one more queue pair on an endpoint that suits it. An endpoint stays as long as its reactor: the
@@ -270,6 +279,7 @@ impl Home {
     #[inline]
     pub(crate) fn turn(&mut self, wait: Wait) -> Result<(), LostReason> {
         let mut wait = wait;
+        self.turns += 1;
         let now = self.reactor.now();
         if wait != Wait::Poll {
             if self.reactor.will_sleep() {
@@ -349,6 +359,7 @@ impl Key {
             rx: options.rx,
             digest: options.digest,
             mtu: options.mtu,
+            ack_timeout: options.ack_timeout,
             fault: options.fault,
         }
     }

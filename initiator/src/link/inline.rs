@@ -47,6 +47,21 @@ impl InlineVerbs {
     /// Connects a queue pair on the thread's endpoint; the private data of the answer is in the outcome.
     pub(crate) fn connect(args: &OpenArgs<'_>) -> Result<(InlineVerbs, Outcome), Error> {
         let deadline = Instant::now() + args.options.connect_timeout;
+        let mut verbs = Self::begin(args)?;
+        loop {
+            let turned = verbs.home.borrow_mut().turn(Wait::Until(deadline));
+            turned.map_err(Error::Lost)?;
+            if let Some(outcome) = verbs.outcome() {
+                return Ok((verbs, outcome));
+            }
+            if Instant::now() >= deadline {
+                return Ok((verbs, Outcome::Unreachable));
+            }
+        }
+    }
+
+    /// Starts to connect a queue pair on the thread's endpoint.
+    pub(crate) fn begin(args: &OpenArgs<'_>) -> Result<InlineVerbs, Error> {
         let shared = home::of_this_thread(args.options)?;
         let mut home = shared.borrow_mut();
         let place = home.join(args)?;
@@ -62,30 +77,17 @@ impl InlineVerbs {
             }
         };
         drop(home);
-        let mut verbs = InlineVerbs {
+        Ok(InlineVerbs {
             home: shared,
             place,
             queue: Some(queue),
             counters: TransportCounters::default(),
-        };
-        let outcome = verbs.wait_connected(deadline)?;
-        Ok((verbs, outcome))
+        })
     }
 
-    fn wait_connected(&mut self, deadline: Instant) -> Result<Outcome, Error> {
-        let mut home = self.home.borrow_mut();
-        loop {
-            home.turn(Wait::Until(deadline)).map_err(Error::Lost)?;
-            if let Some(outcome) = home
-                .state(self.place)
-                .and_then(|state| state.outcome.take())
-            {
-                return Ok(outcome);
-            }
-            if Instant::now() >= deadline {
-                return Ok(Outcome::Unreachable);
-            }
-        }
+    /// How the attempt to connect ended, once it has.
+    pub(crate) fn outcome(&mut self) -> Option<Outcome> {
+        self.home.borrow_mut().state(self.place)?.outcome.take()
     }
 
     /// Registers memory, and notes that it is ours to close.
@@ -214,20 +216,19 @@ impl Verbs for InlineVerbs {
 
     #[inline]
     fn turn(&mut self, wait: Wait, out: &mut Vec<WorkCompletion>) -> Result<(), LostReason> {
+        let before = out.len();
+        // What is there already, because another link turned, is not to be slept on.
+        let over = self.collect(out).is_err();
+        let ready = over || out.len() > before;
+        let wait = if ready { Wait::Poll } else { wait };
+        self.home.borrow_mut().turn(wait)?;
+        self.collect(out)
+    }
+
+    #[inline]
+    fn collect(&mut self, out: &mut Vec<WorkCompletion>) -> Result<(), LostReason> {
         let queue = self.queue.as_ref().ok_or(LostReason::Closed)?;
         let mut home = self.home.borrow_mut();
-        // What is there already, because another link turned, is not to be slept on.
-        let waiting = home
-            .engine(self.place)
-            .map_or(0, |engine| engine.poll_cq(queue.cq, out));
-        let over = home
-            .state(self.place)
-            .is_none_or(|state| state.lost.is_some());
-        home.turn(if waiting > 0 || over {
-            Wait::Poll
-        } else {
-            wait
-        })?;
         if let Some(engine) = home.engine(self.place) {
             engine.poll_cq(queue.cq, out);
         }

@@ -7,6 +7,7 @@ pub(crate) mod guest;
 pub(crate) mod home;
 mod inline;
 pub(crate) mod open;
+pub(crate) mod opening;
 pub(crate) mod rdma;
 pub(crate) mod sim;
 mod tcp;
@@ -111,6 +112,12 @@ pub(crate) trait Link {
 
     /// Sends what was posted, receives, appends events. `Wait::Poll` never sleeps.
     fn turn(&mut self, wait: Wait, events: &mut Vec<LinkEvent>) -> Result<(), LostReason>;
+
+    /// Appends the events that are here already, without letting the thread's reactor work: for whoever turns that
+    /// himself.
+    fn collect(&mut self, events: &mut Vec<LinkEvent>) -> Result<(), LostReason> {
+        self.turn(Wait::Poll, events)
+    }
 
     /// Says how much of a capsule the controller takes (Identify Controller, IOCCSZ).
     fn set_controller_in_capsule_bytes(&mut self, bytes: u32);

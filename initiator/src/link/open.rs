@@ -130,6 +130,11 @@ impl OpenArgs<'_> {
             ..EngineConfig::default()
         };
         engine.mtu = options.mtu.unwrap_or(engine.mtu);
+        if let Some(limit) = options.ack_timeout {
+            engine.retry_time = limit;
+            // It is looked at when a timeout comes: a few of them within the limit keep to it.
+            engine.max_rto = engine.max_rto.min(limit / 4).max(engine.min_rto);
+        }
         EndpointConfig {
             engine,
             peer: Some(self.address),

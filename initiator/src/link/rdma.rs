@@ -77,6 +77,34 @@ impl<V: Verbs> RdmaLink<V> {
         }
     }
 
+    /// What the completions that `turn` brings mean.
+    #[inline]
+    fn take(
+        &mut self,
+        events: &mut Vec<LinkEvent>,
+        turn: impl FnOnce(&mut V, &mut Vec<WorkCompletion>) -> Result<(), LostReason>,
+    ) -> Result<(), LostReason> {
+        if self.closed {
+            return Err(LostReason::Closed);
+        }
+        let mut completions = std::mem::take(&mut self.completions);
+        let turned = turn(&mut self.verbs, &mut completions);
+        // What completed before the connection ended did complete.
+        let handled = completions
+            .iter()
+            .try_for_each(|wc| self.on_completion(wc, events));
+        completions.clear();
+        self.completions = completions;
+        turned.and(handled)?;
+        if self.used_credits >= self.credit_batch {
+            self.verbs
+                .post_receives(self.used_credits)
+                .map_err(|_| LostReason::PeerClosed)?;
+            self.used_credits = 0;
+        }
+        Ok(())
+    }
+
     fn on_completion(
         &mut self,
         wc: &WorkCompletion,
@@ -230,25 +258,11 @@ impl<V: Verbs> Link for RdmaLink<V> {
     }
 
     fn turn(&mut self, wait: Wait, events: &mut Vec<LinkEvent>) -> Result<(), LostReason> {
-        if self.closed {
-            return Err(LostReason::Closed);
-        }
-        let mut completions = std::mem::take(&mut self.completions);
-        let turned = self.verbs.turn(wait, &mut completions);
-        // What completed before the connection ended did complete.
-        let handled = completions
-            .iter()
-            .try_for_each(|wc| self.on_completion(wc, events));
-        completions.clear();
-        self.completions = completions;
-        turned.and(handled)?;
-        if self.used_credits >= self.credit_batch {
-            self.verbs
-                .post_receives(self.used_credits)
-                .map_err(|_| LostReason::PeerClosed)?;
-            self.used_credits = 0;
-        }
-        Ok(())
+        self.take(events, |verbs, completions| verbs.turn(wait, completions))
+    }
+
+    fn collect(&mut self, events: &mut Vec<LinkEvent>) -> Result<(), LostReason> {
+        self.take(events, V::collect)
     }
 
     fn set_controller_in_capsule_bytes(&mut self, bytes: u32) {

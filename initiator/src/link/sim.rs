@@ -43,84 +43,93 @@ impl SimVerbs {
         world: &Rc<RefCell<dyn World>>,
         args: &OpenArgs<'_>,
     ) -> Result<(Self, Outcome), Error> {
+        let mut connecting = Self::begin(world, args)?;
+        let deadline = connecting.clock() + args.options.connect_timeout;
+        loop {
+            let stepped = world.borrow_mut().step(deadline);
+            if let Some(outcome) = connecting.outcome() {
+                return Ok((connecting, outcome));
+            }
+            if !stepped {
+                return Ok((connecting, Outcome::Unreachable));
+            }
+        }
+    }
+
+    /// Starts to connect.
+    pub(crate) fn begin(
+        world: &Rc<RefCell<dyn World>>,
+        args: &OpenArgs<'_>,
+    ) -> Result<Self, Error> {
         let sizes = queue_sizes(args.depth);
         let verbs = |error: VerbsError| Error::Transport(error.to_string());
         let node = world.borrow_mut().add_node(args.endpoint(0).engine);
-        let mut connecting = {
-            let mut world_now = world.borrow_mut();
-            let net = world_now.net();
-            let now = net.now();
-            let engine = net.engine(node);
-            let pd = engine.alloc_pd();
-            let cq = engine.create_cq(sizes.completions).map_err(verbs)?;
-            let init = QpInit {
-                pd,
-                send_cq: cq,
-                recv_cq: cq,
-                max_send_wr: sizes.sends,
-                max_recv_wr: sizes.receives,
-                max_sge: 1,
-                max_inline: MAX_INLINE_BYTES as u32,
-                inline_recv: true,
-                ack_request: AckRequest::Never,
-                user: 0,
-            };
-            let qpn = engine.create_qp(&init).map_err(verbs)?;
-            engine
-                .post_recv_in_place(qpn, sizes.receives)
-                .map_err(|error| Error::Transport(error.to_string()))?;
-            engine
-                .connect(qpn, args.address, args.service(), &args.request(), now)
-                .map_err(|error| Error::Transport(error.to_string()))?;
-            Self {
-                world: Rc::clone(world),
-                node,
-                pd,
-                cq,
-                qpn,
-                lost: None,
-                disconnected: false,
-                closed: false,
-            }
+        let mut world_now = world.borrow_mut();
+        let net = world_now.net();
+        let now = net.now();
+        let engine = net.engine(node);
+        let pd = engine.alloc_pd();
+        let cq = engine.create_cq(sizes.completions).map_err(verbs)?;
+        let init = QpInit {
+            pd,
+            send_cq: cq,
+            recv_cq: cq,
+            max_send_wr: sizes.sends,
+            max_recv_wr: sizes.receives,
+            max_sge: 1,
+            max_inline: MAX_INLINE_BYTES as u32,
+            inline_recv: true,
+            ack_request: AckRequest::Never,
+            user: 0,
         };
-        let outcome = connecting.wait_connected(args.options.connect_timeout);
-        Ok((connecting, outcome))
+        let qpn = engine.create_qp(&init).map_err(verbs)?;
+        engine
+            .post_recv_in_place(qpn, sizes.receives)
+            .map_err(|error| Error::Transport(error.to_string()))?;
+        engine
+            .connect(qpn, args.address, args.service(), &args.request(), now)
+            .map_err(|error| Error::Transport(error.to_string()))?;
+        Ok(Self {
+            world: Rc::clone(world),
+            node,
+            pd,
+            cq,
+            qpn,
+            lost: None,
+            disconnected: false,
+            closed: false,
+        })
     }
 
-    fn wait_connected(&mut self, limit: Duration) -> Outcome {
-        let deadline = self.clock() + limit;
-        loop {
-            let stepped = self.world.borrow_mut().step(deadline);
-            while let Some(event) = self.with_engine(Engine::poll_cm) {
-                match event {
-                    ConnEvent::Established {
-                        private,
-                        params,
+    /// How the attempt to connect ended, once it has.
+    pub(crate) fn outcome(&mut self) -> Option<Outcome> {
+        while let Some(event) = self.with_engine(Engine::poll_cm) {
+            match event {
+                ConnEvent::Established {
+                    private,
+                    params,
+                    mtu_bytes,
+                    ..
+                } => {
+                    return Some(Outcome::Established {
+                        private: private.as_slice().to_vec(),
+                        flexins: params.is_some(),
                         mtu_bytes,
-                        ..
-                    } => {
-                        return Outcome::Established {
-                            private: private.as_slice().to_vec(),
-                            flexins: params.is_some(),
-                            mtu_bytes,
-                        };
-                    }
-                    ConnEvent::Rejected {
-                        reason, private, ..
-                    } => {
-                        return Outcome::Rejected {
-                            reason,
-                            private: private.as_slice().to_vec(),
-                        };
-                    }
-                    ConnEvent::ConnectRequest { .. } => {}
-                    _ => return Outcome::Unreachable,
+                    });
                 }
-            }
-            if !stepped {
-                return Outcome::Unreachable;
+                ConnEvent::Rejected {
+                    reason, private, ..
+                } => {
+                    return Some(Outcome::Rejected {
+                        reason,
+                        private: private.as_slice().to_vec(),
+                    });
+                }
+                ConnEvent::ConnectRequest { .. } => {}
+                _ => return Some(Outcome::Unreachable),
             }
         }
+        None
     }
 
     fn with_engine<R>(&self, act: impl FnOnce(&mut Engine) -> R) -> R {
@@ -197,6 +206,16 @@ impl Verbs for SimVerbs {
             self.world.borrow_mut().step(limit);
             self.with_engine(|engine| engine.poll_cq(cq, out));
         }
+        self.take_events();
+        self.lost.map_or(Ok(()), Err)
+    }
+
+    fn collect(&mut self, out: &mut Vec<WorkCompletion>) -> Result<(), LostReason> {
+        if self.closed {
+            return Err(LostReason::Closed);
+        }
+        let cq = self.cq;
+        self.with_engine(|engine| engine.poll_cq(cq, out));
         self.take_events();
         self.lost.map_or(Ok(()), Err)
     }

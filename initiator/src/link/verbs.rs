@@ -24,6 +24,10 @@ pub(crate) trait Verbs {
     fn post_receives(&mut self, count: u32) -> Result<(), PostError>;
     /// Lets the engine work; appends completions. The error is the end of the connection.
     fn turn(&mut self, wait: Wait, out: &mut Vec<WorkCompletion>) -> Result<(), LostReason>;
+    /// Appends the completions that are there already, without letting the thread's reactor work.
+    fn collect(&mut self, out: &mut Vec<WorkCompletion>) -> Result<(), LostReason> {
+        self.turn(Wait::Poll, out)
+    }
     /// Acknowledges what was received, now.
     fn pause(&mut self);
     /// Disconnects and destroys the queue pair; afterwards no memory is touched any more.

@@ -3,113 +3,166 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flexblk_nvme::Nsid;
-use flexblk_reactor::{SharedMemory, Wait, Waker};
+use flexblk_reactor::{SharedMemory, Waker};
 
+use super::lanes::{ANSWER_WITHIN, Current, Lanes, Source};
+use super::shared::{ChannelCounters, Shared};
 use super::{Request, Volume};
 use crate::link::guest::SharedGuest;
 use crate::link::home::{self, SharedHome};
-use crate::{Busy, Error, IoCompletion, QueuePair, QueuePairOptions};
+use crate::queue_pair::opening::QueuePairOpening;
+use crate::{Busy, Error, IoCompletion, LostReason, QueuePairOptions};
 
-/// How long a turn sleeps at most before it looks whether a controller is lost.
-const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+/// How often what was counted is made known.
+const PUBLISH: Duration = Duration::from_millis(50);
+/// How long opening a channel lets go by before it looks again.
+const STEP: Duration = Duration::from_millis(10);
 
 /// One thread's way to do I/O on a [`Volume`]: `submit` as often as wanted, then [`turn`](Self::turn), again and again.
 /// Each request taken completes exactly once.
-#[derive(Debug)]
+///
+/// A request that a path fails is issued again on another; when there is none it waits, or fails, as
+/// [`MultipathOptions`](super::MultipathOptions) say. `turn` returns in time all the same.
 pub struct Channel {
-    queue: QueuePair,
-    nsid: Nsid,
-    home: Home,
-    _volume: Volume,
+    lanes: Lanes,
+    home: SharedHome,
+    /// Turns of the reactor as of our last one.
+    turns: u64,
+    waker: u64,
+    counters: Arc<ChannelCounters>,
+    next_publish: Instant,
+    volume: Volume,
 }
-
-/// The thread's reactor.
-struct Home(SharedHome);
 
 impl Channel {
     pub(super) fn open(volume: &Volume, depth: u16) -> Result<Channel, Error> {
-        let shared = &volume.shared;
+        let shared = volume.shared();
         let home = home::with_poll_budget(shared.poll_budget)?;
-        let queue = shared.controller.queue_pair(&QueuePairOptions {
-            depth: Some(depth),
-            ..QueuePairOptions::default()
-        })?;
-        Ok(Channel {
-            queue,
-            nsid: shared.nsid,
-            home: Home(home),
-            _volume: volume.clone(),
-        })
+        let deepest = (0..shared.paths.len())
+            .filter_map(|path| Some(shared.up(path)?.controller.max_queue_depth()))
+            .max();
+        let depth = depth.clamp(1, deepest.unwrap_or(u16::MAX - 1));
+        let block_size = shared
+            .namespace()
+            .map_or(4096, |namespace| namespace.block_size);
+        let lanes = Lanes::new(
+            Box::new(Paths(Arc::clone(shared))),
+            shared.paths.len(),
+            depth,
+            block_size,
+            &shared.multipath,
+            shared.fence.clone(),
+            Instant::now(),
+        )?;
+        let waker = shared.add_waker(home.borrow_mut().reactor().waker());
+        let mut channel = Channel {
+            lanes,
+            home,
+            turns: 0,
+            waker,
+            counters: shared.add_counters(),
+            next_publish: Instant::now(),
+            volume: volume.clone(),
+        };
+        channel.wait_settled()?;
+        Ok(channel)
+    }
+
+    /// Until a queue pair is there. Without any controller there is nothing to wait for: requests do.
+    fn wait_settled(&mut self) -> Result<(), Error> {
+        let mut out = Vec::new();
+        loop {
+            self.turn(Some(Instant::now() + STEP), &mut out);
+            match self.lanes.settled() {
+                None => {}
+                Some(None) => return Ok(()),
+                Some(Some(error)) => return Err(error),
+            }
+        }
     }
 
     /// Requests that fit at once.
     pub fn depth(&self) -> u16 {
-        self.queue.depth()
+        self.lanes.multipath().depth() as u16
     }
 
     /// Requests taken and not yet handed out as completed.
     pub fn outstanding(&self) -> usize {
-        self.queue.outstanding()
+        self.lanes.multipath().outstanding()
+    }
+
+    /// Requests among these that wait for a usable path, or for an older write of a lost one to be out of the world.
+    pub fn held(&self) -> usize {
+        self.lanes.multipath().held()
     }
 
     /// Registers shared memory and keeps it mapped as long as the channel lives: requests on any part of it need no copy.
     /// Never on the I/O path.
     pub fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<(), Error> {
-        self.queue.register_memory(memory).map(drop)
+        self.lanes.register_memory(memory)
     }
 
     /// Takes one request; `tag` comes back in its completion. It leaves with the next turn. A request that can
     /// never work is taken, too, and completes with its error.
     #[inline]
     pub fn submit(&mut self, request: &Request, tag: u64) -> Result<(), Busy> {
-        self.queue.submit(&request.on(self.nsid), tag)
+        self.lanes.submit(request, tag, Instant::now)
     }
 
     /// Once around: sends what was submitted, receives, appends completions to `out`. When there is nothing to do it
     /// spins for the polling budget, then sleeps until something happens, `until` at the latest; `None` never sleeps.
     #[inline]
     pub fn turn(&mut self, until: Option<Instant>, out: &mut Vec<IoCompletion>) {
-        let wait = match until {
-            None => Wait::Poll,
-            Some(until) => {
-                let mut until = until.min(self.now() + LONGEST_SLEEP);
-                if let Some(deadline) = self.queue.next_deadline() {
-                    until = until.min(deadline);
-                }
-                Wait::Until(until)
-            }
+        let (now, turns) = {
+            let home = self.home.borrow();
+            (home.now(), home.turns())
         };
-        if self.queue.lost().is_some() && self.queue.outstanding() == 0 {
-            // The queue pair does not turn any more; what else is on the reactor goes on.
-            if self.home.0.borrow_mut().turn(wait).is_err() {
+        let wait = self.lanes.before_turn(until, turns != self.turns, now, out);
+        let now = {
+            let mut home = self.home.borrow_mut();
+            if let Err(reason) = home.turn(wait) {
+                self.lanes.end_all(reason);
                 // The ring is unusable. Whoever calls in a loop shall not burn a core.
-                std::thread::sleep(LONGEST_SLEEP);
+                std::thread::sleep(STEP);
             }
-            return;
+            self.turns = home.turns();
+            home.now()
+        };
+        self.lanes.after_turn(now, out);
+        if now >= self.next_publish {
+            self.publish(now);
         }
-        self.queue.turn(wait, out);
+    }
+
+    #[cold]
+    fn publish(&mut self, now: Instant) {
+        self.next_publish = now + PUBLISH;
+        for (number, path) in self.lanes.multipath().paths().iter().enumerate() {
+            if let Some(counters) = self.counters.path(number) {
+                counters.set(path.ios, path.latency());
+            }
+        }
     }
 
     /// The clock as of the last turn.
     pub fn now(&self) -> Instant {
-        self.home.0.borrow().now()
+        self.home.borrow().now()
     }
 
     /// Ends a sleeping turn from another thread.
     pub fn waker(&self) -> Waker {
-        self.home.0.borrow_mut().reactor().waker()
+        self.home.borrow_mut().reactor().waker()
     }
 
     /// Brings another user of the thread's reactor, whose completions end a turn, too; returns the owner number for its
     /// tokens.
     pub(crate) fn add_guest(&mut self, guest: SharedGuest) -> Result<u8, Error> {
-        self.home.0.borrow_mut().add_guest(guest)
+        self.home.borrow_mut().add_guest(guest)
     }
 
     /// It leaves.
     pub(crate) fn remove_guest(&mut self, owner: u8) {
-        self.home.0.borrow_mut().remove_guest(owner);
+        self.home.borrow_mut().remove_guest(owner);
     }
 
     /// The thread's reactor, for a guest's first operations. Not to be borrowed across a turn.
@@ -117,12 +170,79 @@ impl Channel {
         &mut self,
         work: impl FnOnce(&mut flexblk_reactor::Reactor) -> T,
     ) -> T {
-        work(self.home.0.borrow_mut().reactor())
+        work(self.home.borrow_mut().reactor())
     }
 }
 
-impl std::fmt::Debug for Home {
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.publish(self.next_publish);
+        let shared = self.volume.shared();
+        shared.remove_waker(self.waker);
+        shared.remove_counters(&self.counters);
+    }
+}
+
+impl std::fmt::Debug for Channel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Home")
+        f.debug_struct("Channel")
+            .field("depth", &self.depth())
+            .field("outstanding", &self.outstanding())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The controllers that the volume's keeper keeps.
+struct Paths(Arc<Shared>);
+
+impl Source for Paths {
+    fn epoch(&self) -> u64 {
+        self.0.epoch()
+    }
+
+    fn current(&self, path: usize) -> Option<Current> {
+        let up = self.0.up(path)?;
+        Some(Current {
+            number: up.number,
+            nsid: up.nsid,
+            access: up.access(),
+            silent: 2 * up.controller.options().kato,
+            quiesce: self.0.multipath.cqt.max(up.controller.quiesce_time()),
+        })
+    }
+
+    fn begin(&self, path: usize, depth: u16) -> Result<QueuePairOpening, Error> {
+        let up = self.0.up(path).ok_or(Error::Lost(LostReason::PeerClosed))?;
+        up.controller.begin_queue_pair(&QueuePairOptions {
+            depth: Some(depth),
+            ..QueuePairOptions::default()
+        })
+    }
+
+    fn failed(&self, path: usize, number: u64, reason: LostReason) {
+        if let Some(up) = self.0.up(path).filter(|up| up.number == number) {
+            self.0.note_error(path, &Error::Lost(reason).to_string());
+            up.controller.fail(LostReason::IoQueue);
+        }
+    }
+
+    fn trouble(&self, path: usize, error: &Error) {
+        self.0.note_error(path, &error.to_string());
+    }
+
+    fn probe(&self, path: usize) {
+        if let Some(up) = self.0.up(path) {
+            up.controller.probe(ANSWER_WITHIN);
+        }
+    }
+
+    fn read_ana(&self, path: usize) {
+        if let Some(up) = self.0.up(path) {
+            up.controller.read_ana();
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.is_gone()
     }
 }

@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use flexblk_nvme::tcp::TERM_MAX;
 use flexblk_reactor::{Completion, Op, Reactor, Token};
@@ -64,6 +65,7 @@ impl Connection {
         index: usize,
         peer: SocketAddr,
         from: Option<IpAddr>,
+        ack_timeout: Option<Duration>,
         queue: Queue,
     ) -> io::Result<Box<Connection>> {
         let family = match peer {
@@ -78,6 +80,10 @@ impl Connection {
         )?;
         // Batches are built here; the kernel shall not wait for more.
         sockopt::set_tcp_nodelay(&fd, true)?;
+        if let Some(limit) = ack_timeout {
+            let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+            sockopt::set_tcp_user_timeout(&fd, limit_ms)?;
+        }
         if let Some(from) = from {
             bind(&fd, &SocketAddr::new(from, 0))?;
         }
@@ -281,8 +287,13 @@ impl Connection {
         self.lose(broken.reason());
     }
 
-    /// Ends the connection: what is in flight completes soon.
+    /// Ends the connection: what is in flight completes soon. Of a connection that is lost the kernel sends nothing any
+    /// more: a write of it that the target gets later could overwrite a newer one (see `volume::fence`).
     pub(crate) fn shut_down(&mut self) {
+        if self.lost.is_some() {
+            // Closing then resets the connection, and what the kernel still has of it goes.
+            let _ = sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
+        }
         self.lose(LostReason::Closed);
         // Not connected, or reset by the peer: then it is down already.
         let _ = shutdown(&self.fd, Shutdown::Both);

@@ -26,7 +26,7 @@ use self::queue::{Kind, Queue};
 use super::home::{self, SharedHome};
 use super::open::OpenArgs;
 use super::{Data, Link, LinkEvent, MemoryKey, PostRefused, Posted};
-use crate::{Error, LostReason, TransportCounters};
+use crate::{ConnectOptions, Error, LostReason, TransportCounters};
 
 /// How long the end of a connection waits for the kernel to let go of memory; and once more after everything was
 /// cancelled.
@@ -49,11 +49,24 @@ pub(crate) struct TcpLink {
 impl TcpLink {
     /// Connects, and agrees on digests and limits; Fabrics Connect comes next.
     pub(crate) fn connect(args: &OpenArgs<'_>) -> Result<TcpLink, Error> {
+        let deadline = Instant::now() + args.options.connect_timeout;
+        let mut link = Self::begin(args)?;
+        loop {
+            let turned = link.home.borrow_mut().turn(Wait::Until(deadline));
+            turned.map_err(Error::Lost)?;
+            if let Some(outcome) = link.outcome(args) {
+                return outcome.map(|()| link);
+            }
+            if Instant::now() >= deadline {
+                return Err(args.unreachable());
+            }
+        }
+    }
+
+    /// Starts to connect.
+    pub(crate) fn begin(args: &OpenArgs<'_>) -> Result<TcpLink, Error> {
         let options = args.options;
-        let deadline = Instant::now() + options.connect_timeout;
-        let mut wanted = Digests::empty();
-        wanted.set(Digests::HEADER, options.hdr_digest);
-        wanted.set(Digests::DATA, options.data_digest);
+        let wanted = wanted(options);
         let kind = if args.qid == Qid::ADMIN {
             Kind::Admin
         } else {
@@ -65,8 +78,14 @@ impl TcpLink {
         let index = {
             let home = &mut *shared.borrow_mut();
             let index = home.free_connection();
-            let mut connection = Connection::new(index, args.address, options.host_traddr, queue)
-                .map_err(|cause| Error::System {
+            let mut connection = Connection::new(
+                index,
+                args.address,
+                options.host_traddr,
+                options.ack_timeout,
+                queue,
+            )
+            .map_err(|cause| Error::System {
                 what: "making a TCP socket",
                 cause,
             })?;
@@ -74,63 +93,54 @@ impl TcpLink {
             home.add_connection(index, connection);
             index
         };
-        let mut link = TcpLink {
+        Ok(TcpLink {
             home: shared,
             index: Some(index),
             counters: TransportCounters::default(),
-        };
-        link.wait_established(args, wanted, deadline)?;
-        Ok(link)
+        })
     }
 
-    fn wait_established(
-        &mut self,
-        args: &OpenArgs<'_>,
-        wanted: Digests,
-        deadline: Instant,
-    ) -> Result<(), Error> {
-        let refused = |reason: String| Error::Refused {
-            address: args.address,
-            reason,
+    /// How the attempt to connect ended, once it has.
+    pub(crate) fn outcome(&mut self, args: &OpenArgs<'_>) -> Option<Result<(), Error>> {
+        let refused = |reason: String| {
+            Some(Err(Error::Refused {
+                address: args.address,
+                reason,
+            }))
         };
         let mut home = self.home.borrow_mut();
-        loop {
-            home.turn(Wait::Until(deadline)).map_err(Error::Lost)?;
-            let connection = self
-                .index
-                .and_then(|index| home.connection(index))
-                .ok_or(Error::Lost(LostReason::Closed))?;
-            if let Some(error) = connection.take_connect_error() {
-                return Err(not_connected(args, &error));
-            }
-            if let Some(established) = connection.queue.established() {
-                let missing = wanted - established.digests;
-                return match missing.iter_names().next() {
-                    None => Ok(()),
-                    Some(("HEADER", _)) => Err(refused(
-                        "it has no header digests: connect without hdr_digest".into(),
-                    )),
-                    Some(_) => Err(refused(
-                        "it has no data digests: connect without data_digest".into(),
-                    )),
-                };
-            }
-            match connection.lost() {
-                None => {}
-                Some(LostReason::Protocol) => {
-                    return Err(refused("what answers does not speak NVMe/TCP".into()));
+        let Some(connection) = self.index.and_then(|index| home.connection(index)) else {
+            return Some(Err(Error::Lost(LostReason::Closed)));
+        };
+        if let Some(error) = connection.take_connect_error() {
+            return Some(Err(not_connected(args, &error)));
+        }
+        if let Some(established) = connection.queue.established() {
+            let missing = wanted(args.options) - established.digests;
+            return match missing.iter_names().next() {
+                None => Some(Ok(())),
+                Some(("HEADER", _)) => {
+                    refused("it has no header digests: connect without hdr_digest".into())
                 }
-                Some(reason) => {
-                    return Err(refused(format!(
-                        "{reason} during connection set-up: is it an NVMe/TCP port?"
-                    )));
-                }
-            }
-            if Instant::now() >= deadline {
-                return Err(args.unreachable());
-            }
+                Some(_) => refused("it has no data digests: connect without data_digest".into()),
+            };
+        }
+        match connection.lost() {
+            None => None,
+            Some(LostReason::Protocol) => refused("what answers does not speak NVMe/TCP".into()),
+            Some(reason) => refused(format!(
+                "{reason} during connection set-up: is it an NVMe/TCP port?"
+            )),
         }
     }
+}
+
+/// Digests that the options ask for.
+fn wanted(options: &ConnectOptions) -> Digests {
+    let mut wanted = Digests::empty();
+    wanted.set(Digests::HEADER, options.hdr_digest);
+    wanted.set(Digests::DATA, options.data_digest);
+    wanted
 }
 
 /// Why there is no connection, and what to look at.
@@ -201,6 +211,14 @@ impl Link for TcpLink {
             .connection(index)
             .is_none_or(|connection| connection.queue.has_events() || connection.lost().is_some());
         home.turn(if ready { Wait::Poll } else { wait })?;
+        drop(home);
+        self.collect(events)
+    }
+
+    #[inline]
+    fn collect(&mut self, events: &mut Vec<LinkEvent>) -> Result<(), LostReason> {
+        let index = self.index.ok_or(LostReason::Closed)?;
+        let mut home = self.home.borrow_mut();
         let connection = home.connection(index).ok_or(LostReason::Closed)?;
         connection.queue.take_events(events);
         connection.lost().map_or(Ok(()), Err)
