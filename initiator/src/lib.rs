@@ -28,7 +28,7 @@ mod controller;
 mod counters;
 mod discovery;
 mod error;
-mod export;
+pub mod export;
 mod host;
 mod link;
 mod namespace;

@@ -17,6 +17,9 @@
 #![allow(dead_code)] // until the first export lands
 
 mod buffers;
+pub mod daemon;
+pub mod fuse;
+pub mod loop_device;
 mod requests;
 mod worker;
 
