@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{nvme_args, size};
+use crate::{attach, nvme_args, size};
 
 /// Remote block devices over FlexiNS and NVMe/TCP.
 #[derive(Parser, Debug)]
@@ -28,6 +28,20 @@ Examples:
   flexblk discover -t tcp -a 192.0.2.7 -s 4420
   flexblk discover nvme+flexins://storage.example:8009 --json")]
     Discover(Discover),
+    /// Make a local block device of a remote namespace.
+    #[command(after_help = "\
+Prints the device; /dev/flexblk/NAME leads to it. docs/mount.md is the guide.
+
+Examples:
+  flexblk attach nvme+flexins://192.0.2.7/nqn.2026-11.io.example:disk1 --as data
+  flexblk attach -t tcp -a 192.0.2.7 -n nqn.2026-11.io.example:disk1 -N 2")]
+    Attach(attach::Attach),
+    /// Take a local block device away again, within five seconds in any case.
+    #[command(after_help = "\
+Examples:
+  flexblk detach data
+  flexblk detach /dev/loop0 --force")]
+    Detach(attach::Detach),
     /// Show the controller and the namespaces of a subsystem.
     #[command(after_help = "\
 Examples:
@@ -59,7 +73,7 @@ Examples:
   flexblk bench URI --rw randread --bs 4k --iodepth 1,32,128 --time 5
   flexblk bench URI --rw write --bs 128k --overwrite --qpairs 2 --json")]
     Bench(Bench),
-    /// List subsystems and namespaces that a discovery service offers to this host.
+    /// List what is attached to this host, or, with an address, what a discovery service offers to it.
     List(nvme_args::List),
     /// Identify Controller, every field.
     IdCtrl(nvme_args::Inspect),
@@ -137,6 +151,13 @@ pub(crate) struct Address {
     /// Namespace id [default: 1].
     #[arg(short = 'N', long, value_name = "ID", help_heading = "Address")]
     pub(crate) nsid: Option<u32>,
+}
+
+impl Address {
+    /// Whether nothing of it was given.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.target.is_none() && self.traddr.is_none()
+    }
 }
 
 /// Who we are and how we connect.

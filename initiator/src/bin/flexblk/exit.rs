@@ -31,6 +31,11 @@ pub(crate) struct Usage(pub(crate) String);
 #[error("{0}")]
 pub(crate) struct OutOfRange(pub(crate) String);
 
+/// Another process has said what is wrong; its exit code is ours.
+#[derive(Debug, thiserror::Error)]
+#[error("exit code {0}")]
+pub(crate) struct Reported(pub(crate) u8);
+
 /// The code for an error that ends the program.
 pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(number_of(error))
@@ -38,6 +43,9 @@ pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
 
 fn number_of(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
+        if let Some(Reported(code)) = cause.downcast_ref() {
+            return *code;
+        }
         if cause.is::<Usage>() {
             return 2;
         }

@@ -1,6 +1,7 @@
-//! `flexblk`: discover, inspect, read, write, copy and measure remote namespaces.
+//! `flexblk`: discover, inspect, attach, read, write, copy and measure remote namespaces.
 
 mod args;
+mod attach;
 mod bench;
 mod blocks;
 mod connect;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     match run(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<exit::Reported>() => exit::code_of(&error),
         Err(error) => {
             eprintln!("flexblk: {error:#}");
             exit::code_of(&error)
@@ -42,11 +44,14 @@ fn main() -> ExitCode {
 fn run(command: &Action) -> anyhow::Result<()> {
     match command {
         Action::Discover(args) => discover::discover(args),
+        Action::Attach(args) => attach::attach(args),
+        Action::Detach(args) => attach::detach(args),
         Action::Info(args) => info::info(args),
         Action::Read(args) => copy::read(args),
         Action::Write(args) => copy::write(args),
         Action::Copy(args) => copy::copy(args),
         Action::Bench(args) => bench::bench(args),
+        Action::List(args) if args.address.is_empty() => attach::list(args.output_format),
         Action::List(args) => inspect::list(args),
         Action::IdCtrl(args) => inspect::id_ctrl(args),
         Action::IdNs(args) => inspect::id_ns(args),

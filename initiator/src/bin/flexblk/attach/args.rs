@@ -1,0 +1,45 @@
+//! Arguments of `attach` and `detach`.
+
+use clap::Args;
+
+use crate::args::{Address, Connection};
+
+#[derive(Args, Debug)]
+pub(crate) struct Attach {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    /// Name of the attachment, and of the link /dev/flexblk/NAME [default: from the subsystem's NQN and the
+    /// namespace id].
+    #[arg(long = "as", value_name = "NAME", value_parser = super::state::Name::parse)]
+    pub(crate) name: Option<super::state::Name>,
+    /// Stay in the foreground, for a service manager: says that it is ready as sd_notify(3) does.
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Threads that serve the device, each with an I/O queue of its own.
+    #[arg(short = 'i', long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) nr_io_queues: u16,
+    /// Requests in flight per I/O queue.
+    #[arg(short = 'Q', long, value_name = "COUNT", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) queue_size: u16,
+    /// Do not look for partitions on the device.
+    #[arg(long)]
+    pub(crate) no_partitions: bool,
+    /// We were started by `flexblk attach`, which waits for a line on our standard output.
+    #[arg(long, hide = true)]
+    pub(crate) detached: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Detach {
+    /// Name of the attachment, or its device.
+    #[arg(value_name = "NAME|DEVICE")]
+    pub(crate) what: String,
+    /// Also when it is in use: I/O fails from now on.
+    #[arg(long, conflicts_with = "lazy")]
+    pub(crate) force: bool,
+    /// When it is in use: as soon as its last user has gone. Nobody new finds it meanwhile.
+    #[arg(long)]
+    pub(crate) lazy: bool,
+}

@@ -1,0 +1,134 @@
+//! `flexblk detach`: bounded in time, whatever state the attachment is in.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use flexblk_initiator::export::fuse::{abort_connection, unmount};
+use flexblk_initiator::export::loop_device;
+
+use super::args::Detach;
+use super::control::{self, Answer, Question};
+use super::state::{self, Claim, Claimed, Name, Record};
+use super::users;
+
+/// How long the serving process has for all of it before it is killed.
+const ORDERLY: Duration = Duration::from_secs(3);
+/// How long the kernel has to let go after that.
+const AFTER_KILL: Duration = Duration::from_millis(1500);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Detaches one device.
+pub(crate) fn detach(args: &Detach) -> Result<()> {
+    let name = state::find(&args.what)?;
+    let started = Instant::now();
+    let record = Record::load(&name);
+    let device = record.as_ref().and_then(|record| record.device.clone());
+    if let (Some(record), Some(device)) = (&record, &device)
+        && !args.force
+        && !args.lazy
+    {
+        let users = users::of(device, record.pid);
+        if !users.is_empty() {
+            bail!(
+                "{name} ({}) is {}: unmount or close it, or detach with --lazy (when it is not used any more) or --force (I/O fails from now on)",
+                device.display(),
+                users.join(", ")
+            );
+        }
+    }
+    let question = if args.lazy {
+        Question::DetachLazily
+    } else {
+        Question::Detach { abort: args.force }
+    };
+    let answer = control::ask(&name, question, Duration::from_secs(1));
+    match answer {
+        Ok(Answer::Failed(reason)) => tracing::warn!(%reason, "the serving process refused"),
+        Ok(_) if args.lazy => return Ok(()),
+        Ok(_) => {
+            while started.elapsed() < ORDERLY {
+                if !name.directory().exists() {
+                    return still_bound(&name, record.as_ref());
+                }
+                std::thread::sleep(PAUSE);
+            }
+            tracing::warn!("the serving process does not end in time");
+        }
+        Err(error) => tracing::info!(%error, "the serving process does not answer"),
+    }
+    // It hangs, or it is dead: what it waits for is aborted, and what it leaves behind is removed.
+    let Some(record) = record else {
+        return remove(&name, started);
+    };
+    if let Some(connection) = record.fuse_connection
+        && let Err(error) = abort_connection(connection)
+    {
+        tracing::warn!(%error, "aborting the FUSE connection");
+    }
+    record.kill();
+    clean_up(&name, &record, Instant::now() + AFTER_KILL);
+    remove(&name, started)?;
+    still_bound(&name, Some(&record))
+}
+
+/// Kernel objects that a killed process left behind.
+pub(super) fn clean_up(name: &Name, record: &Record, deadline: Instant) {
+    state::remove_link(name);
+    let disk = name.disk();
+    if let Some(number) = record.loop_number
+        && is_ours(number, name)
+    {
+        if let Err(error) = loop_device::release_by_number(number) {
+            tracing::error!(%error, "releasing the loop device");
+        }
+        loop_device::wait_released(number, &disk, deadline);
+    }
+    // EINVAL: it is not mounted.
+    let _ = unmount(&disk);
+}
+
+/// The number may have been given to another file since.
+fn is_ours(number: u32, name: &Name) -> bool {
+    loop_device::backing_file(number).is_some_and(|file| file.starts_with(name.directory()))
+}
+
+fn remove(name: &Name, started: Instant) -> Result<()> {
+    loop {
+        match Claim::lock(name).with_context(|| format!("{}", name.directory().display()))? {
+            None => return Ok(()),
+            Some(Claimed::Ours(claim)) => {
+                return claim
+                    .remove()
+                    .with_context(|| format!("{}", name.directory().display()));
+            }
+            Some(Claimed::Served) => {}
+        }
+        if started.elapsed() >= ORDERLY + AFTER_KILL {
+            bail!(
+                "the process that serves {name} was killed, and does not end: the kernel holds it"
+            );
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// What remains when a device was in use: said, and no error.
+fn still_bound(name: &Name, record: Option<&Record>) -> Result<()> {
+    let Some(record) = record else { return Ok(()) };
+    // Unmounted, the file's path is that of a root.
+    let bound = |number| {
+        is_ours(number, name)
+            || loop_device::backing_file(number).is_some_and(|file| file == Path::new("/"))
+    };
+    if let (Some(number), Some(device)) = (record.loop_number, &record.device)
+        && bound(number)
+    {
+        eprintln!(
+            "{}: every access fails from now on; it goes when its last user has gone ({})",
+            device.display(),
+            users::of(device, record.pid).join(", ")
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! The process that the user started: starts the one that serves, waits until the device is there, and goes.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
+
+use crate::exit::Reported;
+
+/// The line by which the serving process says that the device is there.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Ready {
+    /// What the user is told first, and scripts use.
+    pub(super) device: String,
+    /// How it is made, and why so.
+    pub(super) how: String,
+}
+
+/// Starts this very command line again, detached.
+pub(super) fn launch() -> Result<()> {
+    let program = std::env::current_exe().context("who am I?")?;
+    let mut child = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .arg("--detached")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting the serving process")?;
+    let stdout = child.stdout.take().context("its output was asked for")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    if line.is_empty() {
+        // It has said why on standard error, which is ours.
+        let status = child.wait()?;
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        return Err(match code {
+            Some(code) if code != 0 => Reported(code).into(),
+            _ => anyhow!("the serving process ended with {status}"),
+        });
+    }
+    let ready: Ready = serde_json::from_str(&line).context("what the serving process said")?;
+    println!("{}", ready.device);
+    eprintln!("{}", ready.how);
+    Ok(())
+}

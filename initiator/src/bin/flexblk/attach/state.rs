@@ -1,0 +1,335 @@
+//! /run/flexblk/NAME: what is known of an attachment while it lives, and what is left of it when it was killed.
+//!
+//! | file | |
+//! |---|---|
+//! | `lock` | locked (flock) by the serving process as long as it lives, however it ends |
+//! | `attachment.json` | who serves, and which kernel objects go with it |
+//! | `disk` | the volume as a file |
+//! | `disk.udev` | properties for the udev rule |
+//! | `control` | the serving process answers here |
+//! | `log` | what it has to say |
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal};
+use serde::{Deserialize, Serialize};
+
+/// Where the attachments are.
+const RUN: &str = "/run/flexblk";
+/// Where their stable names are.
+const DEV: &str = "/dev/flexblk";
+const RECORD: &str = "attachment.json";
+
+/// Name of an attachment: safe as a file name and in a unit's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Name(String);
+
+impl Name {
+    pub(crate) fn parse(text: &str) -> Result<Name, String> {
+        let fits = (1..=64).contains(&text.len())
+            && !text.starts_with(['.', '-'])
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        if fits {
+            Ok(Name(text.to_owned()))
+        } else {
+            Err(format!(
+                "'{text}' is no name: up to 64 letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
+            ))
+        }
+    }
+
+    /// For a namespace that nobody named: the end of its subsystem's NQN, and its id.
+    pub(crate) fn of(subnqn: &str, nsid: u32) -> Name {
+        let end = subnqn.rsplit(':').next().unwrap_or(subnqn);
+        let end: String = end
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .take(48)
+            .collect();
+        let name = format!("{end}-n{nsid}");
+        Name(name.trim_start_matches('-').to_owned())
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Its folder.
+    pub(crate) fn directory(&self) -> PathBuf {
+        Path::new(RUN).join(&self.0)
+    }
+
+    /// Its stable device name.
+    pub(crate) fn link(&self) -> PathBuf {
+        Path::new(DEV).join(&self.0)
+    }
+
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.directory().join("disk")
+    }
+
+    pub(crate) fn control(&self) -> PathBuf {
+        self.directory().join("control")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.directory().join("log")
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who serves, and which kernel objects go with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) pid: i32,
+    /// In clock ticks since boot, so that nobody else is taken for it who got its process id later.
+    pub(crate) start_time: u64,
+    /// How the device is made.
+    pub(crate) backend: String,
+    /// The block device, when there is one.
+    pub(crate) device: Option<PathBuf>,
+    /// Number of the loop device.
+    pub(crate) loop_number: Option<u32>,
+    /// Number of the FUSE connection.
+    pub(crate) fuse_connection: Option<u32>,
+    pub(crate) subnqn: String,
+    pub(crate) nsid: u32,
+    /// The namespace's own name, in the form of the kernel's `wwid` attribute.
+    pub(crate) wwid: Option<String>,
+}
+
+impl Record {
+    /// Of this process, with no device yet.
+    pub(crate) fn new(backend: &str, subnqn: &str, nsid: u32, wwid: Option<String>) -> Record {
+        let pid = std::process::id().cast_signed();
+        Record {
+            pid,
+            start_time: start_time(pid).unwrap_or(0),
+            backend: backend.to_owned(),
+            device: None,
+            loop_number: None,
+            fuse_connection: None,
+            subnqn: subnqn.to_owned(),
+            nsid,
+            wwid,
+        }
+    }
+
+    /// Whether both are of one namespace. Its subsystem's name is not enough: it may be the default one of two targets.
+    pub(crate) fn is_same_namespace(&self, other: &Record) -> bool {
+        (&self.subnqn, self.nsid, &self.wwid) == (&other.subnqn, other.nsid, &other.wwid)
+    }
+
+    pub(crate) fn load(name: &Name) -> Option<Record> {
+        let text = fs::read_to_string(name.directory().join(RECORD)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// Replaces what was there, as a whole.
+    pub(crate) fn save(&self, name: &Name) -> Result<()> {
+        let (path, fresh) = (
+            name.directory().join(RECORD),
+            name.directory().join("attachment.new"),
+        );
+        fs::write(&fresh, serde_json::to_vec(self)?)
+            .and_then(|()| fs::rename(&fresh, &path))
+            .with_context(|| format!("{}", path.display()))
+    }
+
+    /// kill -9, if it is still that process.
+    pub(crate) fn kill(&self) {
+        if start_time(self.pid) == Some(self.start_time)
+            && let Some(pid) = Pid::from_raw(self.pid)
+        {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Field 22 of /proc/PID/stat.
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name, in parentheses, may contain anything.
+    stat.rsplit_once(')')?.1.split(' ').nth(20)?.parse().ok()
+}
+
+/// A folder that is ours: nobody else has it while this lives. Dropping it leaves the folder as it is.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    name: Name,
+    _lock: File,
+}
+
+/// How a folder is found.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    Ours(Claim),
+    /// A process serves it.
+    Served,
+}
+
+impl Claim {
+    /// Makes the folder if need be and locks it.
+    pub(crate) fn take(name: &Name) -> Result<Claimed> {
+        let directory = name.directory();
+        let failed = || format!("{} (run it as root)", directory.display());
+        fs::create_dir_all(&directory).with_context(failed)?;
+        fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(failed)?;
+        match Claim::lock(name).with_context(failed)? {
+            Some(claimed) => Ok(claimed),
+            None => bail!("{}: others make and remove it", directory.display()),
+        }
+    }
+
+    /// Locks the folder of an attachment that there is, or was; `None` when there is none.
+    pub(crate) fn lock(name: &Name) -> io::Result<Option<Claimed>> {
+        let path = name.directory().join("lock");
+        for _ in 0..16 {
+            let lock = match File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+            {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                opened => opened?,
+            };
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Some(Claimed::Served)),
+                locked => locked?,
+            }
+            // Whoever had it may have removed it before we got the lock.
+            let same = fs::metadata(&path).is_ok_and(|now| {
+                lock.metadata()
+                    .is_ok_and(|ours| (now.dev(), now.ino()) == (ours.dev(), ours.ino()))
+            });
+            if same {
+                let name = name.clone();
+                return Ok(Some(Claimed::Ours(Claim { name, _lock: lock })));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes the folder. Only files that we made.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        let directory = self.name.directory();
+        for file in [
+            RECORD,
+            "attachment.new",
+            "disk",
+            "disk.udev",
+            "control",
+            "log",
+            "lock",
+        ] {
+            match fs::remove_file(directory.join(file)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::remove_dir(&directory)?;
+        // The last one takes the common folder with it.
+        let _ = fs::remove_dir(RUN);
+        Ok(())
+    }
+}
+
+/// Names of all attachments, and of what is left of killed ones.
+pub(crate) fn names() -> Vec<Name> {
+    let entries = fs::read_dir(RUN).into_iter().flatten().flatten();
+    let mut names: Vec<Name> = entries
+        .filter_map(|entry| Name::parse(entry.file_name().to_str()?).ok())
+        .collect();
+    names.sort_by(|a, b| a.0.cmp(&b.0));
+    names
+}
+
+/// The attachment that is meant: by its name, or by a path to its device.
+pub(crate) fn find(what: &str) -> Result<Name> {
+    if let Ok(name) = Name::parse(what)
+        && name.directory().exists()
+    {
+        return Ok(name);
+    }
+    if what.contains('/') {
+        let path = fs::canonicalize(what).unwrap_or_else(|_| PathBuf::from(what));
+        for name in names() {
+            let device = Record::load(&name).and_then(|record| record.device);
+            if device.as_ref() == Some(&path)
+                || name.link() == Path::new(what)
+                || name.disk() == path
+            {
+                return Ok(name);
+            }
+        }
+    }
+    bail!("nothing is attached as {what}: `flexblk list` shows what is")
+}
+
+/// /dev/flexblk/NAME leads to `device`.
+pub(crate) fn make_link(name: &Name, device: &Path) -> io::Result<()> {
+    fs::create_dir_all(DEV)?;
+    let link = name.link();
+    match fs::remove_file(&link) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let relative = Path::new("..").join(device.file_name().unwrap_or_default());
+    std::os::unix::fs::symlink(relative, link)
+}
+
+/// It leads nowhere any more.
+pub(crate) fn remove_link(name: &Name) {
+    let _ = fs::remove_file(name.link());
+    let _ = fs::remove_dir(DEV);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_safe_file_names() {
+        for good in ["a", "data-1", "x.y_z", &"n".repeat(64)] {
+            assert!(Name::parse(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            ".x",
+            "-x",
+            "a/b",
+            "a b",
+            "ä",
+            &"n".repeat(65),
+        ] {
+            assert!(Name::parse(bad).is_err(), "{bad}");
+        }
+        let name = Name::of("nqn.2026-11.dev.flexblk:my/target", 3);
+        assert_eq!(name.as_str(), "my-target-n3");
+        let name = Name::of(&format!("nqn.2026-11.x:{}", "-é".repeat(90)), u32::MAX);
+        assert!(Name::parse(name.as_str()).is_ok());
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_start_time() {
+        let record = Record::new("fuse+loop", "nqn", 1, None);
+        assert!(record.start_time > 0);
+        assert_eq!(start_time(record.pid), Some(record.start_time));
+        assert_eq!(start_time(-1), None);
+    }
+}
