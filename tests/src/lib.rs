@@ -2,6 +2,7 @@
 //!
 //! Every process started here is tracked and killed by its id, on drop or by [`process::kill_all`].
 
+pub mod attachment;
 pub mod binaries;
 pub mod fio;
 pub mod host;

@@ -1,0 +1,442 @@
+//! `flexblk attach`: real file systems on real block devices of this machine, and every way in which they can end.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use flexblk_tests::attachment::{Attachment, system, unavailable};
+use flexblk_tests::process::{Process, eventually, find_program, run};
+use flexblk_tests::rpc::Rpc;
+use flexblk_tests::setup::Setup;
+use flexblk_tests::skip;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+/// `detach` never takes longer.
+const BOUND: Duration = Duration::from_secs(5);
+
+/// A tree of real files: this repository's sources.
+fn tree() -> &'static Path {
+    flexblk_tests::binaries::workspace()
+}
+
+/// Copies some of the tree.
+fn copy_tree(to: &Path) -> Result<()> {
+    for folder in ["initiator", "nvme", "transport", "docs"] {
+        let from = tree().join(folder).display().to_string();
+        system("cp", &["-r", &from, &to.display().to_string()])?;
+    }
+    Ok(())
+}
+
+/// What is there is what was copied.
+fn compare_tree(with: &Path) -> Result<()> {
+    for folder in ["initiator", "nvme", "transport", "docs"] {
+        let (from, to) = (tree().join(folder), with.join(folder));
+        let (from, to) = (from.display().to_string(), to.display().to_string());
+        system("diff", &["-r", &from, &to])?;
+    }
+    Ok(())
+}
+
+fn kill(process: u32) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(process)?).context("a process id")?;
+    Ok(kill_process(pid, Signal::KILL)?)
+}
+
+/// mkfs, mount, copy, unmount, check, mount again, compare.
+fn file_system(test: &str, make: &[&str], check: &[&str], size: &str) -> Result<()> {
+    if unavailable(test) {
+        return Ok(());
+    }
+    let (Some((make, make_arguments)), Some((check, check_arguments))) =
+        (make.split_first(), check.split_first())
+    else {
+        return Ok(());
+    };
+    if find_program(make).is_err() || find_program(check).is_err() {
+        skip::note(test, &format!("{make} is not installed"));
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&[&format!("ram:{size}")])?;
+    let name = Attachment::unique_name(make);
+    let mut attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    let device = attached.device_text();
+    let place = setup.path().join("mnt");
+    system(make, &[make_arguments, &[&device]].concat())?;
+    attached.mount(&place)?;
+    copy_tree(&place)?;
+    attached.unmount(BOUND)?.success()?;
+    system(check, &[check_arguments, &[&device]].concat())?;
+    attached.mount(&place)?;
+    compare_tree(&place)?;
+    let refused = attached.detach(&[])?;
+    ensure!(refused.code == Some(1), "{refused:?}");
+    ensure!(refused.stderr.contains("mounted on"), "{}", refused.stderr);
+    ensure!(refused.stderr.lines().count() == 1, "{}", refused.stderr);
+    attached.unmount(BOUND)?.success()?;
+    attached.detach(&[])?.success()?;
+    attached.check_gone()
+}
+
+#[test]
+fn ext4_on_an_attached_namespace() -> Result<()> {
+    file_system(
+        "ext4_on_an_attached_namespace",
+        &["mkfs.ext4", "-qF"],
+        &["fsck.ext4", "-fn"],
+        "64M",
+    )
+}
+
+#[test]
+fn xfs_on_an_attached_namespace() -> Result<()> {
+    file_system(
+        "xfs_on_an_attached_namespace",
+        &["mkfs.xfs", "-q"],
+        &["xfs_repair", "-n"],
+        "320M",
+    )
+}
+
+#[test]
+fn fio_finds_what_it_wrote() -> Result<()> {
+    const TEST: &str = "fio_finds_what_it_wrote";
+    if unavailable(TEST) || skip::without_fio(TEST) {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    for (device, threads) in [("ram:64M", "1"), ("ram:64M,block_size=4096", "2")] {
+        let target = setup.target(&[device])?;
+        let name = Attachment::unique_name("fio");
+        let attached = Attachment::new(
+            setup.binaries(),
+            &target,
+            &name,
+            &["--nr-io-queues", threads],
+        )?;
+        let file = format!("--filename={}", attached.device_text());
+        let job = [
+            "--name=verify",
+            &file,
+            "--ioengine=io_uring",
+            "--direct=1",
+            "--rw=randrw",
+            "--bsrange=4k-1m",
+            "--iodepth=32",
+            "--size=64m",
+            "--verify=crc32c",
+            "--verify_state_save=0",
+        ];
+        system("fio", &job)?;
+        system(
+            "fio",
+            &[&job[..], &["--rw=randtrim", "--verify=0"]].concat(),
+        )?;
+        let mut zeroes = [0xFF; 4096];
+        rustix::io::read(fs::File::open(attached.device())?, &mut zeroes)?;
+        ensure!(zeroes == [0; 4096], "what was discarded reads as zeroes");
+        let listed = attached.listed()?;
+        ensure!(listed["Errors"] == 0, "{listed}");
+        ensure!(listed["BytesWritten"].as_u64() > Some(1 << 20), "{listed}");
+        attached.detach(&[])?.success()?;
+        attached.check_gone()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn twenty_times_leave_nothing_behind() -> Result<()> {
+    if unavailable("twenty_times_leave_nothing_behind") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let descriptors =
+        || -> Result<usize> { Ok(fs::read_dir(format!("/proc/{}/fd", target.id()))?.count()) };
+    let name = Attachment::unique_name("twenty");
+    let mut before = 0;
+    for cycle in 0..20 {
+        let attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+        let device = attached.device_text();
+        let of = format!("of={device}");
+        system(
+            "dd",
+            &["if=/dev/zero", &of, "bs=64k", "count=16", "conv=fsync"],
+        )?;
+        // By name, by device, by link.
+        let link = format!("/dev/flexblk/{name}");
+        let what = [&name, &device, &link][cycle % 3];
+        setup.flexblk(&["detach", what])?.success()?;
+        attached.check_gone()?;
+        if cycle == 0 {
+            before = descriptors()?;
+        }
+    }
+    eventually("the target has no more open than before", BOUND, || {
+        descriptors().is_ok_and(|now| now <= before)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_process_leaves_is_removed() -> Result<()> {
+    if unavailable("what_a_killed_process_leaves_is_removed") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:64M"])?;
+    let name = Attachment::unique_name("killed");
+    let attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    kill(attached.process())?;
+    eventually("it is known as killed", BOUND, || {
+        attached
+            .listed()
+            .is_ok_and(|entry| entry["State"] == "killed")
+    })?;
+    let detached = attached.detach(&[])?.success()?;
+    ensure!(detached.took < BOUND, "{:?}", detached.took);
+    attached.check_gone()?;
+
+    // The next one takes the place of a killed one by itself.
+    let killed = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    kill(killed.process())?;
+    eventually("it is known as killed", BOUND, || {
+        killed
+            .listed()
+            .is_ok_and(|entry| entry["State"] == "killed")
+    })?;
+    let next = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    ensure!(next.listed()?["State"] == "live");
+    next.detach(&[])?.success()?;
+    next.check_gone()
+}
+
+#[test]
+fn a_process_killed_under_a_mounted_file_system() -> Result<()> {
+    if unavailable("a_process_killed_under_a_mounted_file_system") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:64M"])?;
+    let name = Attachment::unique_name("mounted");
+    let mut attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    system("mkfs.ext4", &["-qF", &attached.device_text()])?;
+    let place = setup.path().join("mnt");
+    attached.mount(&place)?;
+    fs::write(place.join("file"), vec![7; 1 << 20])?;
+    kill(attached.process())?;
+    // Errors, but no hanging.
+    let sync = run(
+        Command::new(find_program("sync")?).arg("-f").arg(&place),
+        BOUND,
+    )?;
+    ensure!(sync.code != Some(0), "{sync:?}");
+    let refused = attached.detach(&[])?;
+    ensure!(refused.stderr.contains("mounted on"), "{}", refused.stderr);
+    let forced = attached.detach(&["--force"])?.success()?;
+    ensure!(forced.took < BOUND, "{:?}", forced.took);
+    ensure!(forced.stderr.contains("mounted on"), "{}", forced.stderr);
+    attached.unmount(BOUND)?;
+    attached.check_gone()
+}
+
+#[test]
+fn a_target_that_is_dead_for_ever_wedges_nothing() -> Result<()> {
+    if unavailable("a_target_that_is_dead_for_ever_wedges_nothing") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let mut target = setup.target(&["ram:64M"])?;
+    let name = Attachment::unique_name("dead");
+    let time = ["--io-timeout", "2s"];
+    let mut attached = Attachment::new(setup.binaries(), &target, &name, &time)?;
+    system("mkfs.ext4", &["-qF", &attached.device_text()])?;
+    let place = setup.path().join("mnt");
+    attached.mount(&place)?;
+    fs::write(place.join("file"), vec![7; 4 << 20])?;
+    target.kill()?;
+    let started = Instant::now();
+    let sync = run(
+        Command::new(find_program("sync")?).arg("-f").arg(&place),
+        Duration::from_secs(10),
+    )?;
+    ensure!(sync.code != Some(0), "{sync:?}");
+    println!("I/O failed after {:?}", started.elapsed());
+    let unmounted = attached.unmount(BOUND)?;
+    println!("unmounted after {:?}", unmounted.took);
+    let detached = attached.detach(&[])?.success()?;
+    println!("detached after {:?}", detached.took);
+    ensure!(detached.took < BOUND, "{:?}", detached.took);
+    attached.check_gone()
+}
+
+#[test]
+fn detach_waits_for_no_io() -> Result<()> {
+    const TEST: &str = "detach_waits_for_no_io";
+    if unavailable(TEST) {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let mut target = setup.target(&["ram:64M"])?;
+    let name = Attachment::unique_name("outstanding");
+    // I/O would wait for a minute.
+    let time = ["--io-timeout", "60s", "--keep-alive-tmo", "0"];
+    let attached = Attachment::new(setup.binaries(), &target, &name, &time)?;
+    target.kill()?;
+    let mut command = Command::new(find_program("dd")?);
+    let from = format!("if={}", attached.device_text());
+    command.args([&from, "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]);
+    let mut reader = Process::spawn(&mut command, "dd", setup.path())?;
+    std::thread::sleep(Duration::from_millis(300));
+    let refused = attached.detach(&[])?;
+    ensure!(refused.stderr.contains("open in dd"), "{}", refused.stderr);
+    let forced = attached.detach(&["--force"])?.success()?;
+    println!("detached after {:?}", forced.took);
+    ensure!(forced.took < BOUND, "{:?}", forced.took);
+    ensure!(!reader.wait(BOUND)?.success(), "the read failed");
+    attached.check_gone()
+}
+
+#[test]
+fn lazily_means_when_the_last_user_has_gone() -> Result<()> {
+    if unavailable("lazily_means_when_the_last_user_has_gone") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:64M"])?;
+    let name = Attachment::unique_name("lazy");
+    let mut attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    system("mkfs.ext4", &["-qF", &attached.device_text()])?;
+    let place = setup.path().join("mnt");
+    attached.mount(&place)?;
+    attached.detach(&["--lazy"])?.success()?;
+    ensure!(attached.listed()?["State"] == "detaching");
+    // It works as before for whoever has it.
+    copy_tree(&place)?;
+    compare_tree(&place)?;
+    attached.unmount(BOUND)?.success()?;
+    attached.check_gone()
+}
+
+#[test]
+fn the_device_follows_the_size_of_the_namespace() -> Result<()> {
+    if unavailable("the_device_follows_the_size_of_the_namespace") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let image = setup.path().join("disk.img");
+    fs::write(&image, vec![0; 16 << 20])?;
+    let target = setup.target(&[&format!("file:{},name=disk", image.display())])?;
+    let name = Attachment::unique_name("resize");
+    let attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    let size = || -> Result<u64> {
+        let device = attached.device().file_name().context("a name")?;
+        let sectors = fs::read_to_string(Path::new("/sys/block").join(device).join("size"))?;
+        Ok(sectors.trim().parse::<u64>()? * 512)
+    };
+    ensure!(size()? == 16 << 20);
+    for bytes in [48 << 20, 24 << 20] {
+        fs::File::options()
+            .write(true)
+            .open(&image)?
+            .set_len(bytes)?;
+        let mut rpc = Rpc::connect(&target.rpc_socket())?;
+        rpc.call("bdev_uring_rescan", json!({ "name": "disk" }))?;
+        eventually("the device has the new size", BOUND, || {
+            size().is_ok_and(|now| now == bytes)
+        })?;
+        ensure!(attached.listed()?["PhysicalSize"] == bytes);
+    }
+    attached.detach(&[])?.success()?;
+    attached.check_gone()
+}
+
+#[test]
+fn mistakes_are_one_line_and_leave_nothing() -> Result<()> {
+    if unavailable("mistakes_are_one_line_and_leave_nothing") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M", "ram:16M"])?;
+    let name = Attachment::unique_name("first");
+    let attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    let other = Attachment::unique_name("other");
+    let wrong = |nsid: &str, name: &str, code: i32, says: &str| -> Result<()> {
+        let arguments = ["-N", nsid, "--as", name];
+        let finished = setup.flexblk_at(&target, "attach", &arguments)?;
+        ensure!(finished.code == Some(code), "{finished:?}");
+        ensure!(finished.stderr.contains(says), "{}", finished.stderr);
+        ensure!(finished.stderr.lines().count() == 1, "{}", finished.stderr);
+        ensure!(finished.stdout.is_empty(), "{}", finished.stdout);
+        Ok(())
+    };
+    wrong("1", &other, 1, "attached already")?;
+    wrong("2", &name, 1, "is in use")?;
+    wrong("9", &other, 5, "namespace 9 is not there")?;
+    ensure!(!Path::new("/run/flexblk").join(&other).exists());
+    let mounts = fs::read_to_string("/proc/mounts")?;
+    ensure!(!mounts.contains(&other), "{mounts}");
+    let unknown = setup.flexblk(&["detach", &other])?;
+    ensure!(
+        unknown.stderr.contains("nothing is attached as"),
+        "{unknown:?}"
+    );
+
+    // Without the capability to mount.
+    if let Ok(setpriv) = find_program("setpriv") {
+        let mut command = Command::new(setpriv);
+        command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]);
+        command.arg(&setup.binaries().flexblk).arg("attach");
+        command
+            .args(target.address())
+            .args(["-N", "2", "--as", &other]);
+        let finished = run(&mut command, BOUND)?;
+        ensure!(finished.code == Some(1), "{finished:?}");
+        ensure!(
+            finished.stderr.contains("CAP_SYS_ADMIN"),
+            "{}",
+            finished.stderr
+        );
+        ensure!(!Path::new("/run/flexblk").join(&other).exists());
+    } else {
+        skip::note_part(
+            "mistakes_are_one_line_and_leave_nothing",
+            "setpriv is not installed",
+        );
+    }
+    attached.detach(&[])?.success()?;
+    attached.check_gone()
+}
+
+#[test]
+fn a_service_manager_is_told_and_ends_it() -> Result<()> {
+    if unavailable("a_service_manager_is_told_and_ends_it") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let socket = setup.path().join("notify");
+    let listener = std::os::unix::net::UnixDatagram::bind(&socket)?;
+    listener.set_read_timeout(Some(BOUND))?;
+    let name = Attachment::unique_name("foreground");
+    let mut command = Command::new(&setup.binaries().flexblk);
+    command.arg("attach").args(target.address());
+    command.args(["-N", "1", "--foreground", "--as", &name]);
+    command.env("NOTIFY_SOCKET", &socket);
+    let mut process = Process::spawn(&mut command, "attach", setup.path())?;
+    let mut message = [0; 256];
+    let len = listener.recv(&mut message)?;
+    let message = String::from_utf8_lossy(&message[..len]).into_owned();
+    ensure!(
+        message.starts_with("READY=1\nSTATUS=/dev/loop"),
+        "{message}"
+    );
+    process.signal(Signal::TERM)?;
+    ensure!(process.wait(BOUND)?.success(), "{}", process.tail());
+    ensure!(!Path::new("/run/flexblk").join(&name).exists());
+    Ok(())
+}
