@@ -252,7 +252,7 @@ fn a_target_that_is_dead_for_ever_wedges_nothing() -> Result<()> {
     let setup = Setup::new()?;
     let mut target = setup.target(&["ram:64M"])?;
     let name = Attachment::unique_name("dead");
-    let time = ["--io-timeout", "2s"];
+    let time = ["--policy", "fail", "--fast_io_fail_tmo", "2"];
     let mut attached = Attachment::new(setup.binaries(), &target, &name, &time)?;
     system("mkfs.ext4", &["-qF", &attached.device_text()])?;
     let place = setup.path().join("mnt");
@@ -283,9 +283,8 @@ fn detach_waits_for_no_io() -> Result<()> {
     let setup = Setup::new()?;
     let mut target = setup.target(&["ram:64M"])?;
     let name = Attachment::unique_name("outstanding");
-    // I/O would wait for a minute.
-    let time = ["--io-timeout", "60s", "--keep-alive-tmo", "0"];
-    let attached = Attachment::new(setup.binaries(), &target, &name, &time)?;
+    // I/O waits for a path, for ten minutes.
+    let attached = Attachment::new(setup.binaries(), &target, &name, &["--policy", "queue"])?;
     target.kill()?;
     let mut command = Command::new(find_program("dd")?);
     let from = format!("if={}", attached.device_text());

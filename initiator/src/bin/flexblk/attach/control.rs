@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use flexblk_initiator::volume::PathReport;
 use serde::{Deserialize, Serialize};
 
 use super::state::Name;
@@ -32,6 +33,8 @@ pub(super) enum Question {
 #[serde(rename_all = "kebab-case")]
 pub(super) enum State {
     Live,
+    /// No path to the namespace now; they are tried.
+    NoPath,
     /// No path to the namespace, and there will be none: I/O fails.
     Lost,
     /// Waits for its last user to go.
@@ -52,6 +55,31 @@ pub(super) struct Status {
     pub(super) bytes_read: u64,
     pub(super) bytes_written: u64,
     pub(super) errors: u64,
+    pub(super) paths: Vec<PathStatus>,
+}
+
+/// How one path is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct PathStatus {
+    pub(super) address: String,
+    pub(super) transport: String,
+    pub(super) state: String,
+    pub(super) ios: u64,
+    pub(super) latency_us: Option<f64>,
+    pub(super) last_error: Option<String>,
+}
+
+impl PathStatus {
+    pub(super) fn of(report: &PathReport) -> PathStatus {
+        PathStatus {
+            address: report.address.clone(),
+            transport: report.transport.as_str().to_owned(),
+            state: report.state.to_string(),
+            ios: report.ios,
+            latency_us: report.latency.map(|latency| latency.as_secs_f64() * 1e6),
+            last_error: report.last_error.clone(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -38,6 +38,7 @@ impl Entry {
         match &self.status {
             Some(status) => match status.state {
                 State::Live => "live",
+                State::NoPath => "no path",
                 State::Lost => "lost",
                 State::Detaching => "detaching",
             },
@@ -67,6 +68,7 @@ pub(crate) fn list(format: OutputFormat) -> Result<()> {
         "size",
         "block",
         "state",
+        "paths",
         "IOPS",
         "latency",
         "by",
@@ -84,6 +86,7 @@ pub(crate) fn list(format: OutputFormat) -> Result<()> {
             status.map_or_else(dash, |status| human(status.size_bytes)),
             status.map_or_else(dash, |status| status.block_size.to_string()),
             entry.state().to_owned(),
+            status.map_or_else(dash, paths_of),
             status.map_or_else(dash, |status| status.iops.to_string()),
             status
                 .and_then(|status| status.latency_us)
@@ -96,6 +99,15 @@ pub(crate) fn list(format: OutputFormat) -> Result<()> {
     }
     println!("{table}");
     Ok(())
+}
+
+/// Each path's transport and state.
+fn paths_of(status: &Status) -> String {
+    let paths = status.paths.iter();
+    let paths: Vec<String> = paths
+        .map(|path| format!("{} {}", path.transport, path.state))
+        .collect();
+    paths.join(", ")
 }
 
 fn json_of(entry: &Entry) -> Value {
@@ -119,6 +131,14 @@ fn json_of(entry: &Entry) -> Value {
         "Writes": status.map(|status| status.writes),
         "BytesRead": status.map(|status| status.bytes_read),
         "BytesWritten": status.map(|status| status.bytes_written),
+        "Paths": status.map(|status| &status.paths).into_iter().flatten().map(|path| json!({
+            "Address": path.address,
+            "Transport": path.transport,
+            "State": path.state,
+            "IOs": path.ios,
+            "LatencyMicroseconds": path.latency_us,
+            "LastError": path.last_error,
+        })).collect::<Vec<Value>>(),
         "Errors": status.map(|status| status.errors),
     })
 }

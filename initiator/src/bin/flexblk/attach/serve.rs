@@ -15,11 +15,12 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::args::Attach;
-use super::control::{self, Answer, Asked, Question, State, Status};
+use super::control::{self, Answer, Asked, PathStatus, Question, State, Status};
 use super::detach::clean_up;
 use super::launch::Ready;
 use super::state::{self, Claim, Claimed, Name, Record};
 use super::{notify, users};
+use crate::args::Address;
 use crate::connect;
 use crate::size::human;
 
@@ -40,7 +41,7 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
         tracing::warn!("less safe under memory pressure: {warning}");
     }
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
-    let volume = open(&options)?;
+    let volume = open(args, &options)?;
     let namespace = volume.namespace()?;
     let subnqn = options
         .target
@@ -78,14 +79,24 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
     done
 }
 
-fn open(options: &ConnectOptions) -> Result<Volume> {
-    Ok(Volume::open(&VolumeOptions {
-        paths: vec![PathOptions {
-            connect: options.clone(),
-            nsid: options.target.nsid,
-        }],
-        poll_budget: options.poll_budget,
-    })?)
+fn open(args: &Attach, first: &ConnectOptions) -> Result<Volume> {
+    let mut all = vec![first.clone()];
+    for text in &args.paths {
+        let address = Address {
+            target: Some(text.clone()),
+            ..Address::default()
+        };
+        all.push(connect::options(&address, &args.connection, false)?);
+    }
+    let paths = all.into_iter().map(|connect| PathOptions {
+        nsid: connect.target.nsid,
+        connect,
+    });
+    let options = VolumeOptions {
+        paths: paths.collect(),
+        poll_budget: first.poll_budget,
+    };
+    Ok(Volume::open_with(&options, &args.multipath.options()?)?)
 }
 
 /// The namespace's own name, as the kernel's NVMe host would show it.
@@ -283,6 +294,12 @@ impl Attachment {
                     // There will be no other event.
                     std::thread::sleep(TICK);
                 }
+                Some(VolumeEvent::PathUp { path }) => {
+                    tracing::info!(name = %self.name, path, "a path is up");
+                }
+                Some(VolumeEvent::PathDown { path }) => {
+                    tracing::warn!(name = %self.name, path, "a path is down");
+                }
                 _ => {}
             }
             let mut wish = Wish::GoOn;
@@ -290,7 +307,7 @@ impl Attachment {
                 wish = self.on_signal();
             }
             while let Ok(asked) = inbox.try_recv() {
-                let (answer, wanted) = self.answer(asked.question);
+                let (answer, wanted) = self.answer(asked.question, volume);
                 // Who asked may have gone.
                 let _ = asked.answer.send(answer);
                 if wanted == Wish::End {
@@ -322,9 +339,9 @@ impl Attachment {
         Wish::GoOn
     }
 
-    fn answer(&mut self, question: Question) -> (Answer, Wish) {
+    fn answer(&mut self, question: Question, volume: &Volume) -> (Answer, Wish) {
         match question {
-            Question::Status => (Answer::Status(self.status()), Wish::GoOn),
+            Question::Status => (Answer::Status(self.status(volume)), Wish::GoOn),
             Question::Detach { abort } => {
                 if abort {
                     self.abort();
@@ -338,10 +355,16 @@ impl Attachment {
         }
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, volume: &Volume) -> Status {
         let counters = self.export.counters();
+        let paths: Vec<PathStatus> = volume.paths().iter().map(PathStatus::of).collect();
+        let live = paths.iter().any(|path| path.state == "live");
         Status {
-            state: self.state,
+            state: match self.state {
+                State::Live if !live => State::NoPath,
+                state => state,
+            },
+            paths,
             size_bytes: self.namespace.len_bytes(),
             block_size: self.namespace.block_size,
             iops: self.rate.iops,
