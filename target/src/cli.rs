@@ -1,10 +1,10 @@
 //! Flags, and what they make of the configuration.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use flexblk_nvme::Nqn;
 use flexblk_target::StartError;
 use flexblk_target::config::{
@@ -177,6 +177,18 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Make a running target what a TOML file says, all of it or nothing
     Apply(Apply),
+    /// Write the manual pages to a folder
+    #[command(hide = true)]
+    Manuals {
+        /// The folder; it exists
+        directory: PathBuf,
+    },
+}
+
+/// Writes `flexblk-target.1` and a page for each subcommand.
+pub(crate) fn write_manuals(directory: &Path) -> Result<(), Failure> {
+    clap_mangen::generate_to(Args::command(), directory)
+        .map_err(|error| Failure::runtime(format!("{}: {error}", directory.display())))
 }
 
 /// Make a running target what a TOML file says, all of it or nothing.

@@ -16,6 +16,7 @@ use flexblk_target::manage::{
     DEFAULT_RPC_SOCKET, LogControl, LogLevel, Management, ManagementError, Options,
 };
 use flexblk_target::stats::TargetStats;
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let log = init_log(&args);
     let result = match &args.command {
         Some(Command::Apply(apply)) => apply.run(),
+        Some(Command::Manuals { directory }) => cli::write_manuals(directory),
         None => serve(&args, log),
     };
     match result {
@@ -88,6 +90,7 @@ fn serve(args: &Args, log: Arc<LogControl>) -> Result<(), Failure> {
         println!("ready: {uri}");
     }
     let _ = std::io::stdout().flush();
+    tell_systemd(NotifyState::Ready);
 
     let mut last_stats = std::time::Instant::now();
     let failed = loop {
@@ -111,6 +114,7 @@ fn serve(args: &Args, log: Arc<LogControl>) -> Result<(), Failure> {
             report(&target.stats(), args.stats_file.as_deref());
         }
     };
+    tell_systemd(NotifyState::Stopping);
     drop(management);
     let stats = target.stats();
     let clean = target.stop();
@@ -120,6 +124,13 @@ fn serve(args: &Args, log: Arc<LogControl>) -> Result<(), Failure> {
         _ => Err(Failure::runtime(
             "a data thread failed; its last words are above".to_owned(),
         )),
+    }
+}
+
+/// For a unit of `Type=notify`; without systemd nothing happens.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        tracing::warn!(%error, "systemd cannot be told");
     }
 }
 

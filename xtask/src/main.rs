@@ -1,8 +1,9 @@
-//! The commands of this repository: `cargo xtask demo`, `test`, `bench`, `soak`, `fuzz`.
+//! The commands of this repository: `cargo xtask demo`, `test`, `bench`, `deb`, `soak`, `fuzz`.
 
 mod apt;
 mod bench;
 mod cargo;
+mod deb;
 mod demo;
 mod fuzz;
 mod image;
@@ -33,6 +34,8 @@ enum Command {
     Test(test::Arguments),
     /// How fast and how big, beside what raw sockets reach in the same run.
     Bench(bench::Arguments),
+    /// Debian packages.
+    Deb(deb::Arguments),
     /// The fault and crash tests for as long as you like.
     Soak(soak::Arguments),
     /// Fuzz everything that parses foreign bytes (needs a nightly toolchain and cargo-fuzz).
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Deb(arguments) => deb::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
     });

@@ -8,13 +8,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use flexblk_tests::binaries;
+use flexblk_tests::binaries::{self, Binaries};
 use flexblk_tests::process::find_program;
 use flexblk_tests::vm::{DIRECTORY_VARIABLE, NO_IMAGE};
 use serde_json::Value;
 
 use crate::apt;
 use crate::cargo::cargo;
+use crate::deb;
 use crate::vm;
 
 #[derive(Args)]
@@ -280,6 +281,7 @@ fn tests(counts: &mut Counts, machines_follow: bool) -> Result<()> {
     let Some(programs) = programs(counts) else {
         return Ok(());
     };
+    packages(counts, &programs);
     if find_program("cargo-nextest").is_ok() {
         let mut nextest = cargo(&[
             "nextest",
@@ -325,6 +327,23 @@ fn tests(counts: &mut Counts, machines_follow: bool) -> Result<()> {
         machines_follow && line.ends_with(NO_IMAGE)
     })?;
     tests_by_feature(counts, &programs)
+}
+
+/// The Debian packages, from the programs under test.
+fn packages(counts: &mut Counts, programs: &Programs) {
+    let name = "Debian packages";
+    if find_program("dpkg-deb").is_err() {
+        println!("SKIPPED {name}: dpkg-deb is not there");
+        counts.skipped += 1;
+        return;
+    }
+    let started = Instant::now();
+    let binaries = Binaries::in_directory(&programs.directory.join("debug"));
+    let checked = deb::check(&binaries, &programs.directory.join("deb-test"));
+    counts.check(name, checked.is_ok(), started);
+    if let Err(error) = checked {
+        println!("{error:#}");
+    }
 }
 
 /// The tests of packages with features, with each set of features that clippy looks at and that is not the default.

@@ -120,6 +120,12 @@ Example, two ranges of 256 blocks:
         /// Which shell.
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages to a folder.
+    #[command(hide = true)]
+    Manuals {
+        /// The folder; it exists.
+        directory: PathBuf,
+    },
     /// Print the version and what this machine can do.
     Version,
 }

@@ -20,6 +20,7 @@ mod version;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
@@ -79,6 +80,8 @@ fn run(command: &Action) -> anyhow::Result<()> {
             );
             Ok(())
         }
+        Action::Manuals { directory } => clap_mangen::generate_to(Cli::command(), directory)
+            .with_context(|| directory.display().to_string()),
         Action::Version => version::version(),
     }
 }
