@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use flexblk_nvme::command::fabrics::{Connect, ConnectData, ConnectReply};
-use flexblk_nvme::{Cntlid, Nqn, Qid, Status, StatusCode};
+use flexblk_nvme::nqn::NqnError;
+use flexblk_nvme::{Cntlid, HostId, Nqn, Qid, Status, StatusCode};
 
 use crate::association::{Association, QueueRefusal, QueueShared, lock};
 use crate::budget::{Budget, Reservation};
@@ -207,16 +208,22 @@ impl Directory {
         let subnqn = data
             .subnqn()
             .map_err(|_| Refusal::data(ConnectData::SUBNQN_OFFSET, "SUBNQN is malformed"))?;
-        let hostnqn = data
-            .hostnqn()
-            .map_err(|_| Refusal::data(ConnectData::HOSTNQN_OFFSET, "HOSTNQN is malformed"))?;
-        if data.hostid == [0; 16] {
-            return Err(Refusal::data(ConnectData::HOSTID_OFFSET, "HOSTID is 0"));
-        }
+        let hostnqn = match data.hostnqn() {
+            Ok(hostnqn) => Some(hostnqn),
+            Err(NqnError::Empty) => None,
+            Err(_) => {
+                let reason = "HOSTNQN is malformed";
+                return Err(Refusal::data(ConnectData::HOSTNQN_OFFSET, reason));
+            }
+        };
         if connect.qid.is_admin() {
+            if data.hostid == [0; 16] {
+                return Err(Refusal::data(ConnectData::HOSTID_OFFSET, "HOSTID is 0"));
+            }
+            let hostnqn = hostnqn.unwrap_or_else(|| stand_in(data.hostid()));
             self.connect_admin(data, subnqn, hostnqn, (announced.port, thread))
         } else {
-            self.connect_io(announced, data, &subnqn, &hostnqn, thread)
+            self.connect_io(announced, data, &subnqn, hostnqn.as_ref(), thread)
         }
     }
 
@@ -273,7 +280,7 @@ impl Directory {
         announced: Announced,
         data: &ConnectData,
         subnqn: &Nqn,
-        hostnqn: &Nqn,
+        hostnqn: Option<&Nqn>,
         thread: usize,
     ) -> Result<Connected, Refusal> {
         let association = {
@@ -281,23 +288,21 @@ impl Directory {
             let found = state.controllers.get(&data.cntlid().get()).map(Arc::clone);
             found.ok_or_else(|| Refusal::data(ConnectData::CNTLID_OFFSET, "no such controller"))?
         };
-        // Base 6.3: the fields must be those of the Admin queue's Connect.
+        // Base 6.3: the fields must be those of the Admin queue's Connect. HOSTID is not looked at: like
+        // nvmet and SPDK we go by the Admin queue's (reservations, Identify), since there are hosts that
+        // make one up for each Connect (truenas_pynvmeof_client). It gives nobody anything: a host that
+        // knows CNTLID, SUBNQN and HOSTNQN could as well send the right one.
         if association.subnqn != *subnqn {
             return Err(Refusal::data(
                 ConnectData::SUBNQN_OFFSET,
                 "not the controller's SUBNQN",
             ));
         }
-        if association.hostnqn != *hostnqn {
+        let unnamed = || stand_in(association.hostid);
+        if association.hostnqn != *hostnqn.unwrap_or(&unnamed()) {
             return Err(Refusal::data(
                 ConnectData::HOSTNQN_OFFSET,
                 "not the controller's HOSTNQN",
-            ));
-        }
-        if association.hostid != data.hostid() {
-            return Err(Refusal::data(
-                ConnectData::HOSTID_OFFSET,
-                "not the controller's HOSTID",
             ));
         }
         // Base 3.1: a controller belongs to one port of the subsystem.
@@ -332,6 +337,14 @@ impl Directory {
             .controllers
             .remove(&association.cntlid.get());
     }
+}
+
+/// The name of a host that has sent none. The specification wants one, but `spdk_nvme_perf` and others
+/// send an empty field, and nvmet and SPDK take that wherever any host may connect. So do we; the host
+/// then goes by the name that the specification gives hosts with a UUID (Base 4.7), made of its HOSTID,
+/// so that logs, numbers and masking tell such hosts apart. An allow-list lets it in under that name.
+fn stand_in(hostid: HostId) -> Nqn {
+    Nqn::from_uuid(hostid.0)
 }
 
 impl State {
@@ -500,6 +513,47 @@ mod tests {
         assert_eq!(directory.controller_count(), 0);
     }
 
+    /// A host without a name is let in where any host may connect, and then has the name that goes with
+    /// its identifier; on an allow-list it is only by that name. HOSTID of an I/O queue may be any.
+    #[test]
+    fn hosts_without_a_name() {
+        let directory = directory();
+        let unnamed = |cntlid, hostid| {
+            let mut data = data(cntlid, SUBNQN, "x");
+            data.hostnqn = [0; 256];
+            data.hostid = hostid;
+            data
+        };
+        let first = unnamed(Cntlid::DYNAMIC, [1; 16]);
+        let refusal = refused(attempt(&directory, &connect(0, 31), &first));
+        assert_eq!(refusal.0, StatusCode::ConnectInvalidHost);
+        let allow = |hosts| {
+            let mut snapshot = Snapshot::clone(&directory.snapshot());
+            let mut subsystem = Subsystem::clone(snapshot.subsystem(0).unwrap());
+            subsystem.hosts = hosts;
+            snapshot.subsystems[0] = Some(Arc::new(subsystem));
+            directory.replace(snapshot);
+        };
+        let name = "nqn.2014-08.org.nvmexpress:uuid:01010101-0101-0101-0101-010101010101";
+        for hosts in [AllowedHosts::Any, AllowedHosts::Only(vec![nqn(name)])] {
+            allow(hosts);
+            let controller = match attempt(&directory, &connect(0, 31), &first) {
+                Ok(Connected::Admin(controller)) => controller,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(controller.hostnqn.as_str(), name);
+            controller.set_ready(true);
+            let io = |qid, data: &ConnectData| attempt(&directory, &connect(qid, 31), data);
+            assert!(io(1, &unnamed(controller.cntlid, [1; 16])).is_ok());
+            assert!(io(2, &unnamed(controller.cntlid, [9; 16])).is_ok());
+            assert_eq!(
+                refused(io(3, &data(controller.cntlid, SUBNQN, "host"))).1,
+                "HOSTNQN"
+            );
+            directory.remove(&controller);
+        }
+    }
+
     #[test]
     fn controllers_are_bounded_and_identifiers_come_back() {
         let directory = directory();
@@ -542,9 +596,14 @@ mod tests {
             refused(io(1, &data(controller.cntlid, "nqn.x", "host"))),
             parameters("SUBNQN")
         );
-        let mut other = good;
-        other.hostid = [2; 16];
-        assert_eq!(refused(io(1, &other)), parameters("HOSTID"));
+        // Of another port, although the subsystem is reached there, too.
+        let elsewhere = Announced {
+            qid: Qid::new(1),
+            entries: 64,
+            port: 2,
+        };
+        let stray = directory.connect(&connect(1, 31), &good, elsewhere, 0);
+        assert_eq!(refused(stray), parameters("CNTLID"));
         assert!(io(1, &good).is_ok());
         assert_eq!(
             refused(io(1, &good)).0,

@@ -38,7 +38,7 @@ impl Bench<'_> {
         )
     }
 
-    /// The address for `spdk_nvme_perf`, which sends an empty HOSTNQN unless it is given one; our target refuses that.
+    /// The address with the name of a host; without one `spdk_nvme_perf` sends an empty HOSTNQN.
     fn address_with_host(&self) -> String {
         format!("{} hostnqn:{HOSTNQN}", self.address())
     }

@@ -85,6 +85,7 @@ lists! { linux_host:
     linux_host_loss: "host-loss.sh";
     linux_host_events: "host-events.sh";
     linux_host_paths: "host-paths.sh";
+    linux_host_ana: "host-ana.sh";
     linux_host_discovery: "host-discovery.sh";
     linux_host_reservations: "host-reservations.sh";
 }

@@ -75,7 +75,7 @@ change() {
     end_load
 }
 
-need 'a target is there' target_start
+need 'a target is there' target_start listeners
 need 'connect over both paths' connect_both
 STEP_LIMIT=120
 step 'ANA fail-over under I/O' fail_over

@@ -5,7 +5,7 @@ ADDRESS_2=10.77.1.1
 PORT_1=4420
 PORT_2=4420
 
-# target_start [everywhere]: on path 1, or on every address.
+# target_start [everywhere|listeners]: on path 1, on every address, or with a listener for each path.
 target_start() {
     ask start "$@"
 }
@@ -28,6 +28,11 @@ target_remove() {
 
 target_resize() {
     ask resize "$1" "$2"
+}
+
+# target_ana PATH STATE
+target_ana() {
+    ask ana "$1" "$2"
 }
 
 target_is_kernel() {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::network::{Network, OUTSIDE, OUTSIDE_2, TAP};
 use crate::binaries::Binaries;
@@ -41,6 +41,22 @@ impl<'a> Outside<'a> {
             ["start"] => self.start(OUTSIDE)?,
             // Every address, so that there is more than one path.
             ["start", "everywhere"] => self.start("0.0.0.0")?,
+            // A listener of its own for each path, so that ANA states can differ.
+            ["start", "listeners"] => {
+                self.start(OUTSIDE)?;
+                for address in [OUTSIDE, OUTSIDE_2] {
+                    let params = json!({ "nqn": SUBNQN, "listen_address": listener(address) });
+                    self.rpc()?.call("nvmf_subsystem_add_listener", params)?;
+                }
+            }
+            ["ana", path, state] => {
+                let params = json!({
+                    "nqn": SUBNQN, "listen_address": listener(address(path)?), "anagrpid": 1,
+                    "ana_state": state.replace('-', "_"),
+                });
+                self.rpc()?
+                    .call("nvmf_subsystem_listener_set_ana_state", params)?;
+            }
             // As a crash does: nothing is said to hosts.
             ["stop"] => self.running()?.kill()?,
             ["again"] => self.running()?.restart(Binaries::get()?)?,
@@ -134,6 +150,10 @@ impl<'a> Outside<'a> {
         }
         Ok(())
     }
+}
+
+fn listener(address: &str) -> Value {
+    json!({ "trtype": "TCP", "adrfam": "ipv4", "traddr": address, "trsvcid": "4420" })
 }
 
 fn address(path: &str) -> Result<&'static str> {
