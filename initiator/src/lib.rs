@@ -45,7 +45,8 @@ pub use command::{Busy, Command, DiscardRange, InvalidCommand, IoCompletion, IoE
 pub use controller::{AdminCommand, AdminReply, Controller, ControllerState, Event};
 pub use counters::{TcpCounters, TransportCounters};
 pub use discovery::{
-    AddressFamily, DiscoveryLog, DiscoveryRecord, SubsystemType, TransportType, discover,
+    AddressFamily, DiscoveryController, DiscoveryLog, DiscoveryRecord, SubsystemType,
+    TransportType, discover,
 };
 pub use error::{Error, LostReason, NamespaceList};
 pub use host::{Host, HostError};

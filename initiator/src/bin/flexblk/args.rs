@@ -36,6 +36,14 @@ Examples:
   flexblk attach nvme+flexins://192.0.2.7/nqn.2026-11.io.example:disk1 --as data
   flexblk attach -t tcp -a 192.0.2.7 -n nqn.2026-11.io.example:disk1 -N 2")]
     Attach(attach::Attach),
+    /// Attach every namespace that a discovery service offers.
+    #[command(after_help = "\
+Prints the devices. Several addresses of a subsystem become paths of its devices.
+
+Examples:
+  flexblk connect-all -a 192.0.2.7
+  flexblk connect-all -t tcp -a 192.0.2.7 --persistent -- --policy fail")]
+    ConnectAll(attach::ConnectAll),
     /// Take a local block device away again, within five seconds in any case.
     #[command(after_help = "\
 Examples:

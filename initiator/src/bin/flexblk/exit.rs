@@ -41,7 +41,8 @@ pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(number_of(error))
 }
 
-fn number_of(error: &anyhow::Error) -> u8 {
+/// The same as a number.
+pub(crate) fn number_of(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
         if let Some(Reported(code)) = cause.downcast_ref() {
             return *code;

@@ -46,6 +46,7 @@ fn run(command: &Action) -> anyhow::Result<()> {
     match command {
         Action::Discover(args) => discover::discover(args),
         Action::Attach(args) => attach::attach(args),
+        Action::ConnectAll(args) => attach::connect_all(args),
         Action::Detach(args) => attach::detach(args),
         Action::Info(args) => info::info(args),
         Action::Read(args) => copy::read(args),

@@ -5,6 +5,7 @@
 //! (`control.rs`).
 
 mod args;
+mod connect_all;
 mod control;
 mod detach;
 mod launch;
@@ -17,6 +18,7 @@ mod users;
 use anyhow::Result;
 
 pub(crate) use args::{Attach, Detach};
+pub(crate) use connect_all::{ConnectAll, connect_all};
 pub(crate) use detach::detach;
 pub(crate) use list::list;
 

@@ -100,7 +100,7 @@ fn open(args: &Attach, first: &ConnectOptions) -> Result<Volume> {
 }
 
 /// The namespace's own name, as the kernel's NVMe host would show it.
-fn wwid(namespace: &Namespace) -> Option<String> {
+pub(super) fn wwid(namespace: &Namespace) -> Option<String> {
     let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
     let given = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
     match namespace.uuid {
