@@ -6,6 +6,7 @@ pub mod attachment;
 pub mod binaries;
 pub mod fio;
 pub mod host;
+pub mod nbd;
 pub mod ports;
 pub mod proc;
 pub mod process;

@@ -29,6 +29,22 @@ pub(crate) const SHA256SUM: Need = Need {
     package: "coreutils",
 };
 
+/// NBD clients, and the servers that the bench compares with.
+pub(crate) const NBD: [Need; 3] = [
+    Need {
+        program: "nbdcopy",
+        package: "libnbd-bin",
+    },
+    Need {
+        program: "qemu-img",
+        package: "qemu-utils",
+    },
+    Need {
+        program: "nbdkit",
+        package: "nbdkit",
+    },
+];
+
 pub(crate) const IP: Need = Need {
     program: "ip",
     package: "iproute2",

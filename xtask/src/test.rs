@@ -73,7 +73,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         virtual_machines(&mut counts, arguments)?;
         return Ok(summary(counts));
     }
-    if let Err(error) = apt::ensure(&[apt::FIO, apt::MKE2FS, apt::TASKSET], arguments.yes) {
+    let mut needs = vec![apt::FIO, apt::MKE2FS, apt::TASKSET];
+    needs.extend(apt::NBD);
+    if let Err(error) = apt::ensure(&needs, arguments.yes) {
         // The tests that need them say so themselves and are counted as skipped.
         println!("going on without: {error:#}");
     }

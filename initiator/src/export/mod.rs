@@ -14,19 +14,16 @@
 //! Data lies in buffers out of one registered memory of fixed size (`buffers.rs`), where the target's data is placed
 //! and where the host's is received; when it is used up, the host waits. Byte ranges become logical blocks and requests
 //! of a size that the target takes (`requests.rs`).
-#![allow(dead_code)] // until the first export lands
 
 mod buffers;
 pub mod daemon;
 pub mod fuse;
 pub mod loop_device;
+pub mod nbd;
 mod requests;
 mod worker;
 
 // What the servers use.
-#[allow(unused_imports)] // until the first export lands
 pub(crate) use buffers::{Buffer, Buffers};
-#[allow(unused_imports)] // until the first export lands
 pub(crate) use requests::{Ended, Extent, Geometry, Refusal, Requests, Wanted};
-#[allow(unused_imports)] // until the first export lands
 pub(crate) use worker::{Server, Worker, WorkerConfig};

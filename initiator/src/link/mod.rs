@@ -10,7 +10,7 @@ pub(crate) mod open;
 pub(crate) mod opening;
 pub(crate) mod rdma;
 pub(crate) mod sim;
-mod tcp;
+pub(crate) mod tcp;
 mod thread;
 mod verbs;
 

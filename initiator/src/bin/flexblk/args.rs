@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{attach, nvme_args, size};
+use crate::{attach, export, nvme_args, size};
 
 /// Remote block devices over FlexiNS and NVMe/TCP.
 #[derive(Parser, Debug)]
@@ -81,6 +81,8 @@ Examples:
   flexblk bench URI --rw randread --bs 4k --iodepth 1,32,128 --time 5
   flexblk bench URI --rw write --bs 128k --overwrite --qpairs 2 --json")]
     Bench(Bench),
+    /// Offer a namespace to other programs of this host, or of others.
+    Export(export::Export),
     /// List what is attached to this host, or, with an address, what a discovery service offers to it.
     List(nvme_args::List),
     /// Identify Controller, every field.

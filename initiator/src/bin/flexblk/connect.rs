@@ -1,6 +1,7 @@
 //! From the words on the command line to a connected namespace.
 
 use anyhow::{Context, Result};
+use flexblk_initiator::volume::{MultipathOptions, PathOptions, Volume, VolumeOptions};
 use flexblk_initiator::{ConnectOptions, Controller, Host, Namespace, Nsid, TrType, TransportId};
 
 use crate::args::{Address, Connection};
@@ -62,6 +63,32 @@ pub(crate) fn open(address: &Address, connection: &Connection) -> Result<(Contro
     let controller = Controller::connect(&options)?;
     let namespace = controller.namespace(nsid)?;
     Ok((controller, namespace))
+}
+
+/// A namespace with the path of `first` and those of `more` addresses.
+pub(crate) fn volume(
+    first: &ConnectOptions,
+    more: &[String],
+    connection: &Connection,
+    multipath: &MultipathOptions,
+) -> Result<Volume> {
+    let mut all = vec![first.clone()];
+    for text in more {
+        let address = Address {
+            target: Some(text.clone()),
+            ..Address::default()
+        };
+        all.push(options(&address, connection, false)?);
+    }
+    let paths = all.into_iter().map(|connect| PathOptions {
+        nsid: connect.target.nsid,
+        connect,
+    });
+    let options = VolumeOptions {
+        paths: paths.collect(),
+        poll_budget: first.poll_budget,
+    };
+    Ok(Volume::open_with(&options, multipath)?)
 }
 
 /// The address as words, when there is no positional target.

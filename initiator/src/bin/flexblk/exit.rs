@@ -36,6 +36,11 @@ pub(crate) struct OutOfRange(pub(crate) String);
 #[error("exit code {0}")]
 pub(crate) struct Reported(pub(crate) u8);
 
+/// The target was there, and is not any more.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct TargetLost(pub(crate) String);
+
 /// The code for an error that ends the program.
 pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(number_of(error))
@@ -55,6 +60,9 @@ pub(crate) fn number_of(error: &anyhow::Error) -> u8 {
         }
         if cause.is::<OutOfRange>() {
             return 5;
+        }
+        if cause.is::<TargetLost>() {
+            return 3;
         }
         if let Some(error) = cause.downcast_ref::<Error>() {
             return match error {

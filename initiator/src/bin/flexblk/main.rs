@@ -9,6 +9,7 @@ mod copy;
 mod counters;
 mod discover;
 mod exit;
+mod export;
 mod info;
 mod inspect;
 mod nvme_args;
@@ -53,6 +54,7 @@ fn run(command: &Action) -> anyhow::Result<()> {
         Action::Write(args) => copy::write(args),
         Action::Copy(args) => copy::copy(args),
         Action::Bench(args) => bench::bench(args),
+        Action::Export(args) => export::export(args),
         Action::List(args) if args.address.is_empty() => attach::list(args.output_format),
         Action::List(args) => inspect::list(args),
         Action::IdCtrl(args) => inspect::id_ctrl(args),

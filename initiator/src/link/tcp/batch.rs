@@ -12,7 +12,8 @@ const BYTES_PER_COMMAND: usize = 96;
 const ENTRIES_PER_PDU: usize = 3;
 
 /// PDUs in the order in which they leave.
-pub(super) struct Batch {
+#[derive(Debug)]
+pub(crate) struct Batch {
     /// Headers and digests, behind one another. Never grows beyond what it was made with, so that entries that name
     /// it stay good.
     own: Vec<u8>,
@@ -25,7 +26,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Room for the capsules of `depth` commands.
-    pub(super) fn new(depth: u16, number: u64) -> Batch {
+    pub(crate) fn new(depth: u16, number: u64) -> Batch {
         let pdus = usize::from(depth) + 16;
         Batch {
             own: Vec::with_capacity(pdus * BYTES_PER_COMMAND),
@@ -37,22 +38,27 @@ impl Batch {
     }
 
     /// Which batch it is, counted from the first.
-    pub(super) fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Whether one more PDU with so many bytes of its own (header, small data, digest) fits.
-    pub(super) fn has_room(&self, own_bytes: usize) -> bool {
+    pub(crate) fn has_room(&self, own_bytes: usize) -> bool {
+        self.has_room_for(own_bytes, ENTRIES_PER_PDU)
+    }
+
+    /// Whether something fits with so many bytes of its own and so many entries.
+    pub(crate) fn has_room_for(&self, own_bytes: usize, entries: usize) -> bool {
         self.own.capacity() - self.own.len() >= own_bytes
-            && self.entries.capacity() - self.entries.len() >= ENTRIES_PER_PDU
+            && self.entries.capacity() - self.entries.len() >= entries
     }
 
     /// Appends bytes of ours: a header, small data, a digest.
-    pub(super) fn put(&mut self, bytes: &[u8]) {
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
         debug_assert!(self.own.capacity() - self.own.len() >= bytes.len());
         let at = self.own.len();
         self.own.extend_from_slice(bytes);
@@ -61,12 +67,12 @@ impl Batch {
     }
 
     /// Appends payload where it lies. It stays so until the batch is sent.
-    pub(super) fn gather(&mut self, span: Span) {
+    pub(crate) fn gather(&mut self, span: Span) {
         self.append(span.as_ptr(), span.len() as usize);
     }
 
     /// Appends the digest of payload.
-    pub(super) fn put_digest_of(&mut self, span: Span) {
+    pub(crate) fn put_digest_of(&mut self, span: Span) {
         let mut digest = Crc32c::new();
         // SAFETY: the caller of the queue has lent it, and changes nothing meanwhile.
         digest.update(unsafe { span.as_slice() });
@@ -92,12 +98,12 @@ impl Batch {
     }
 
     /// What is still to be sent.
-    pub(super) fn entries(&self) -> &[libc::iovec] {
+    pub(crate) fn entries(&self) -> &[libc::iovec] {
         self.entries.get(self.done..).unwrap_or_default()
     }
 
     /// The kernel has taken `len` bytes. True when nothing is left.
-    pub(super) fn sent(&mut self, len: usize) -> bool {
+    pub(crate) fn sent(&mut self, len: usize) -> bool {
         let mut len = len.min(self.len);
         self.len -= len;
         while let Some(entry) = self.entries.get_mut(self.done) {
@@ -114,7 +120,7 @@ impl Batch {
     }
 
     /// Everything was sent: it serves again, under the next number.
-    pub(super) fn restart(&mut self, number: u64) {
+    pub(crate) fn restart(&mut self, number: u64) {
         self.own.clear();
         self.entries.clear();
         (self.done, self.len, self.number) = (0, 0, number);

@@ -6,7 +6,7 @@
 //! | what one `sendmsg` carries | [`batch`] |
 //! | the socket's operations | [`connection`] |
 
-mod batch;
+pub(crate) mod batch;
 pub(super) mod connection;
 mod order;
 mod queue;

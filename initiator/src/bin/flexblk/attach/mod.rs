@@ -17,7 +17,7 @@ mod users;
 
 use anyhow::Result;
 
-pub(crate) use args::{Attach, Detach};
+pub(crate) use args::{Attach, Detach, Multipath};
 pub(crate) use connect_all::{ConnectAll, connect_all};
 pub(crate) use detach::detach;
 pub(crate) use list::list;

@@ -6,11 +6,11 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use flexblk_initiator::Namespace;
 use flexblk_initiator::export::daemon;
 use flexblk_initiator::export::fuse::{ExportCounters, FuseExport, FuseOptions, abort_connection};
 use flexblk_initiator::export::loop_device::{self, LoopDevice, LoopOptions};
-use flexblk_initiator::volume::{PathOptions, Volume, VolumeEvent, VolumeOptions};
-use flexblk_initiator::{ConnectOptions, Namespace};
+use flexblk_initiator::volume::{Volume, VolumeEvent};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -20,7 +20,6 @@ use super::detach::clean_up;
 use super::launch::Ready;
 use super::state::{self, Claim, Claimed, Name, Record};
 use super::{notify, users};
-use crate::args::Address;
 use crate::connect;
 use crate::size::human;
 
@@ -41,7 +40,8 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
         tracing::warn!("less safe under memory pressure: {warning}");
     }
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
-    let volume = open(args, &options)?;
+    let multipath = args.multipath.options()?;
+    let volume = connect::volume(&options, &args.paths, &args.connection, &multipath)?;
     let namespace = volume.namespace()?;
     let subnqn = options
         .target
@@ -77,26 +77,6 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
         .with_context(|| format!("{}", name.directory().display()))?;
     farewell(attachment, volume);
     done
-}
-
-fn open(args: &Attach, first: &ConnectOptions) -> Result<Volume> {
-    let mut all = vec![first.clone()];
-    for text in &args.paths {
-        let address = Address {
-            target: Some(text.clone()),
-            ..Address::default()
-        };
-        all.push(connect::options(&address, &args.connection, false)?);
-    }
-    let paths = all.into_iter().map(|connect| PathOptions {
-        nsid: connect.target.nsid,
-        connect,
-    });
-    let options = VolumeOptions {
-        paths: paths.collect(),
-        poll_budget: first.poll_budget,
-    };
-    Ok(Volume::open_with(&options, &args.multipath.options()?)?)
 }
 
 /// The namespace's own name, as the kernel's NVMe host would show it.
