@@ -25,8 +25,8 @@ use tcp_host::{Conn, Got, Pair};
 
 /// An address of this machine with a port that nobody has.
 fn free(ip: [u8; 4]) -> SocketAddr {
-    let listener = TcpListener::bind(SocketAddr::from((ip, 0))).unwrap();
-    listener.local_addr().unwrap()
+    // Below the kernel's own range, so that no client gets it by chance.
+    SocketAddr::from((ip, flexblk_tests::ports::free_udp_port().unwrap()))
 }
 
 fn tcp(address: SocketAddr) -> ListenAddress {

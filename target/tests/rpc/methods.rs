@@ -315,7 +315,8 @@ fn every_method() {
 
 /// Addresses come and go with those who use them.
 fn listeners(rpc: &mut Client) {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = flexblk_tests::ports::free_udp_port().unwrap();
+    let free = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
     let address = free.local_addr().unwrap();
     let listen = json!({
         "trtype": "tcp", "adrfam": "ipv4", "traddr": "127.0.0.1", "trsvcid": address.port().to_string(),
