@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flexblk_nvme::{Cid, Cntlid, HostId, Lba, Nqn, Nsid, Qid, Status};
 
 use crate::budget::Reservation;
+use crate::recorder::host_tag;
 
 /// Entries of the Error Information log: Identify's ELPE + 1 (Base 5.1.13.2.1).
 pub const ERROR_LOG_ENTRIES: usize = 64;
@@ -28,6 +29,8 @@ pub struct Association {
     pub hostnqn: Nqn,
     /// Identifier of its host.
     pub hostid: HostId,
+    /// Tells its host apart in the flight recorder.
+    pub host_tag: u64,
     /// Port by which it was connected.
     pub port: u16,
     /// Thread of its Admin queue.
@@ -96,6 +99,7 @@ impl Association {
         let (subsystem, subnqn) = subsystem;
         let (hostnqn, hostid) = host;
         Self {
+            host_tag: host_tag(&hostnqn, hostid),
             cntlid,
             subsystem,
             subnqn,

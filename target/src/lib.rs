@@ -38,6 +38,7 @@ pub mod metrics;
 pub mod port;
 pub mod ptpl;
 pub mod queue;
+pub mod recorder;
 pub mod reservation;
 pub mod sim;
 pub mod snapshot;

@@ -24,6 +24,7 @@ use crate::error::{NamespaceError, StartError};
 use crate::metrics::{Metrics, Series};
 use crate::port::{self, Port};
 use crate::ptpl::State;
+use crate::recorder::{self, Recorder};
 use crate::snapshot::{Protection, Snapshot};
 use crate::stats::{self, QueueReport, TargetStats, ThreadStats};
 use crate::thread::mail::Mail;
@@ -95,6 +96,7 @@ impl Target {
             metrics: Metrics::default(),
             addresses,
             threads,
+            recorders: (0..threads).map(|_| Recorder::default()).collect(),
             changing: Mutex::default(),
             epochs: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             desk: Desk::default(),
@@ -527,6 +529,12 @@ impl Target {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
+    }
+
+    /// What has happened lately on which thread, oldest first.
+    #[must_use]
+    pub fn flight_recorder(&self) -> Vec<(usize, recorder::Event)> {
+        recorder::collect(&self.shared.recorders, |_| true)
     }
 
     /// Logs, or no longer logs, every command of a host. Kept for when it connects.

@@ -2,6 +2,7 @@
 
 pub mod ana;
 pub mod discovery;
+pub mod telemetry;
 
 use bitfield_struct::bitfield;
 use bitflags::bitflags;
@@ -29,9 +30,9 @@ open_enum! {
         Effects = 0x05,
         /// 06h: Device Self-test.
         SelfTest = 0x06,
-        /// 07h: Telemetry Host-Initiated.
+        /// 07h: Telemetry Host-Initiated ([`telemetry`]).
         TelemetryHost = 0x07,
-        /// 08h: Telemetry Controller-Initiated.
+        /// 08h: Telemetry Controller-Initiated ([`telemetry`]).
         TelemetryController = 0x08,
         /// 09h: Endurance Group Information.
         EnduranceGroup = 0x09,

@@ -201,7 +201,9 @@ impl Controller {
         id.acl = MAX_ABORTS - 1;
         // One firmware slot, read only.
         id.frmw = 0b0000_0011;
-        id.lpa |= (identify::Lpa::EFFECTS | identify::Lpa::SUPPORTED_PAGES).bits();
+        id.lpa |=
+            (identify::Lpa::EFFECTS | identify::Lpa::SUPPORTED_PAGES | identify::Lpa::TELEMETRY)
+                .bits();
         id.tnvmcap = U128::new(
             subsystem
                 .visible_to(&self.association.hostnqn)

@@ -32,6 +32,8 @@ const IO_PAGES: &[LogPageId] = &[
     LogPageId::FirmwareSlot,
     LogPageId::ChangedNamespaces,
     LogPageId::Effects,
+    LogPageId::TelemetryHost,
+    LogPageId::TelemetryController,
     LogPageId::FeatureEffects,
     LogPageId::Ana,
     LogPageId::Reservation,
@@ -57,6 +59,7 @@ impl Controller {
         if get.offset_is_index || !get.offset.is_multiple_of(4) || !csi_fits(get) {
             return Err(invalid());
         }
+        self.capture_telemetry(get, environment.recorders)?;
         let page = self.page(get, environment)?;
         let part = log::window(&page, get.offset, len).ok_or_else(invalid)?;
         if !get.retain_event {
@@ -98,6 +101,9 @@ impl Controller {
             LogPageId::Effects => effects(get.csi).bytes().to_vec(),
             LogPageId::FeatureEffects => feature_effects(),
             LogPageId::Ana => self.ana_page(get.lsp & ana::RETURN_GROUPS_ONLY != 0, environment)?,
+            LogPageId::TelemetryHost | LogPageId::TelemetryController => {
+                self.telemetry_page(get.lid)
+            }
             LogPageId::Reservation => self.reservation_page().bytes().to_vec(),
             LogPageId::Discovery => {
                 let host = &self.association.hostnqn;

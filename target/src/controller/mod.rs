@@ -13,6 +13,7 @@ mod identify;
 mod keep_alive;
 mod logs;
 mod properties;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ use flexblk_nvme::{Cid, Nsid, Qid, Status, StatusCode};
 
 use crate::association::Association;
 use crate::directory::Directory;
+use crate::recorder::Recorder;
 use crate::reservation::Notice;
 use crate::snapshot::{Protection, Snapshot, Subsystem};
 
@@ -40,6 +42,7 @@ pub use logs::discovery_log;
 use events::{AsyncEvents, Event};
 use features::{Features, ReservationMasks};
 use keep_alive::KeepAlive;
+use telemetry::Telemetry;
 
 /// Abort commands that may be outstanding: Identify's ACL + 1 (Base 5.1.13.2.1).
 pub const MAX_ABORTS: u8 = 4;
@@ -87,6 +90,8 @@ pub struct Environment<'a> {
     pub can_persist: bool,
     /// Most bytes of data in a command capsule of an I/O queue.
     pub in_capsule_bytes: u32,
+    /// What has happened lately, by thread.
+    pub recorders: &'a [Recorder],
     /// Now.
     pub now: Instant,
 }
@@ -153,6 +158,7 @@ pub struct Controller {
     reservations: ReservationLog,
     features: Features,
     keep_alive: KeepAlive,
+    telemetry: Telemetry,
     aborts: u8,
     actions: VecDeque<Action>,
 }
@@ -199,6 +205,7 @@ impl Controller {
             changed: ChangedNamespaces::default(),
             reservations: ReservationLog::default(),
             features: Features::default(),
+            telemetry: Telemetry::default(),
             aborts: 0,
             actions: VecDeque::new(),
         }

@@ -24,6 +24,7 @@ use crate::budget::Budget;
 use crate::config::{AllowedHosts, Discovery, Limits, Referral, Transport};
 use crate::counters::IoCounters;
 use crate::port::Port;
+use crate::recorder::{self, Recorder};
 use crate::snapshot::Namespace;
 
 struct World {
@@ -31,6 +32,7 @@ struct World {
     directory: Directory,
     start: Instant,
     now: Instant,
+    recorders: [Recorder; 1],
 }
 
 fn nqn(name: &str) -> Nqn {
@@ -106,6 +108,7 @@ impl World {
                 subsystems: vec![Some(Arc::new(open)), Some(Arc::new(private))],
             },
             directory: Directory::new(limits, Budget::new(1_000_000)),
+            recorders: [Recorder::default()],
             start,
             now: start,
         }
@@ -122,6 +125,7 @@ impl World {
             queue_bytes: 100_000,
             can_persist: true,
             in_capsule_bytes: 8192,
+            recorders: &self.recorders,
             now: self.now,
         }
     }
@@ -815,6 +819,74 @@ fn discovery() {
         world.send(&mut controller, abort),
         failed(StatusCode::InvalidOpcode)
     );
+}
+
+/// Base 5.1.12.1.8: with Create Telemetry Host-Initiated Data the controller "shall capture" its state,
+/// and the data stays as it was until the next time; offsets are of 512 bytes. A host is told of what
+/// is its own only. 5.1.12.1.9: what the controller captures of its own accord.
+#[test]
+fn telemetry() {
+    use flexblk_nvme::log::telemetry::{CREATE, TelemetryHeader};
+    let world = World::new();
+    let mut controller = world.ready();
+    let id = data(world.identify(&mut controller, Cns::Controller, 0));
+    let lpa = identify::Controller::view(&id).unwrap().lpa;
+    assert_ne!(lpa & identify::Lpa::TELEMETRY.bits(), 0);
+    let own = controller.association().host_tag;
+    let record = |kind, host, value| {
+        world.recorders[0].record(recorder::Event {
+            host,
+            value,
+            ..recorder::Event::new(kind, ([192, 0, 2, 7], 1234).into())
+        });
+    };
+    record(recorder::Kind::Error, own, 11);
+    record(recorder::Kind::Error, own + 1, 22);
+    let get = |controller: &mut Controller, lid, lsp, offset, len| {
+        let mut get = GetLogPage::new(lid, offset, len);
+        get.lsp = lsp;
+        world.send(controller, get.emit(Cid::new(1), &ANYWHERE))
+    };
+    let host = LogPageId::TelemetryHost;
+    let header = |bytes: &[u8]| *TelemetryHeader::view(bytes).unwrap();
+    // Nothing was captured: a header and no data.
+    let before = header(&data(get(&mut controller, host, 0, 0, 512)));
+    assert_eq!((before.lid, before.data_area_1_last.get()), (7, 0));
+    let bytes = data(get(&mut controller, host, CREATE, 0, 1024));
+    let after = header(&bytes);
+    assert_eq!(
+        (after.data_area_1_last.get(), after.host_generation),
+        (1, 1)
+    );
+    assert_eq!(after.controller_available, 0);
+    let text = std::str::from_utf8(&bytes[512..]).unwrap();
+    assert!(text.contains("\"event\":\"error\""), "{text}");
+    assert!(
+        text.contains("\"value\":11,\"peer\":\"192.0.2.7:1234\""),
+        "{text}"
+    );
+    assert!(!text.contains("22"), "another host's: {text}");
+    record(recorder::Kind::KeepAliveExpired, own, 33);
+    let again = data(get(&mut controller, host, 0, 512, 512));
+    assert_eq!(again, bytes[512..], "not captured anew");
+    for (lid, offset) in [(host, 4), (LogPageId::TelemetryController, 256)] {
+        let wrong = get(&mut controller, lid, 0, offset, 512);
+        assert_eq!(wrong, failed(StatusCode::InvalidField));
+    }
+    // The controller of before was lost: that is there without having been asked for.
+    let bytes = data(get(
+        &mut controller,
+        LogPageId::TelemetryController,
+        0,
+        0,
+        1024,
+    ));
+    let own = header(&bytes);
+    assert_eq!((own.lid, own.controller_available), (8, 1));
+    let text = std::str::from_utf8(&bytes[512..]).unwrap();
+    assert!(text.contains("keep-alive-expired"), "{text}");
+    let next = header(&data(get(&mut controller, host, CREATE, 0, 512)));
+    assert_eq!((next.host_generation, next.controller_available), (2, 1));
 }
 
 /// Fused commands and PRPs do not exist over Fabrics here (Base 4.1.1).

@@ -9,12 +9,14 @@ use super::liveness::Liveness;
 use super::mail::AbortFrom;
 use super::parts::{Parts, Task};
 use super::queue::{Admin, Fabric, Io, Queue, QueueKey, Role, Slot, What};
+use super::record::event_of;
 use super::respond::refusal;
 use super::{NO_DEVICE, parts, queue};
 use crate::control;
-use crate::controller::{Action, Change, Controller, Environment, Kind, Reply};
+use crate::controller::{self, Action, Change, Controller, Environment, Reply};
 use crate::directory::{Connected, Refusal};
 use crate::queue::request::{self, Source};
+use crate::recorder::{Event, Kind};
 
 /// Usual size of an I/O queue, by which the number of queues is answered.
 const USUAL_ENTRIES: u16 = 128;
@@ -241,6 +243,12 @@ impl Parts {
                 reason,
             }) => {
                 let host = data.hostnqn().ok();
+                self.record(Event {
+                    status: status.bits(),
+                    qid: connect.qid.get(),
+                    cid: sqe.cid().get(),
+                    ..Event::new(Kind::ConnectRefused, queue.peer)
+                });
                 tracing::warn!(peer = %queue.peer, host = ?host.as_ref().map(|nqn| nqn.as_str()), qid = %connect.qid, %reason, "Connect refused");
                 (status, reply)
             }
@@ -258,13 +266,14 @@ impl Parts {
             Connected::Admin(association) => {
                 let cntlid = association.cntlid;
                 tracing::info!(%cntlid, host = association.hostnqn.as_str(), subsystem = association.subnqn.as_str(), peer = %queue.peer, "controller connected");
+                self.record_controller(Kind::Connect, &association, queue.peer);
                 let controller = Controller::new(association, connect.kato_ms, self.now);
                 let liveness =
                     Liveness::new(self.shared.directory.limits().longest_silence, self.now);
                 // Only the discovery log tells addresses.
                 let own_ip = match controller.kind() {
-                    Kind::Discovery => parts::address_towards(queue.peer),
-                    Kind::Io => None,
+                    controller::Kind::Discovery => parts::address_towards(queue.peer),
+                    controller::Kind::Io => None,
                 };
                 self.connects.0 += 1;
                 let admin = Admin {
@@ -282,6 +291,8 @@ impl Parts {
             } => {
                 let cntlid = association.cntlid;
                 tracing::debug!(%cntlid, qid = %connect.qid, thread = self.id, "I/O queue connected");
+                let event = event_of(Kind::ConnectQueue, &association, connect.qid, queue.peer);
+                self.record(event);
                 queue.timer = None;
                 let subsystem = association.subsystem.unwrap_or(usize::MAX);
                 self.connects.1 += 1;
@@ -400,9 +411,14 @@ impl Parts {
             match action {
                 Action::CloseQueues => {
                     let association = std::sync::Arc::clone(admin.controller.association());
+                    self.record_controller(Kind::Reset, &association, queue.peer);
                     self.tasks.push_back(Task::CloseQueues(association));
                 }
-                Action::Flush => self.tasks.push_back(Task::Flush(queue.key)),
+                Action::Flush => {
+                    let association = std::sync::Arc::clone(admin.controller.association());
+                    self.record_controller(Kind::Shutdown, &association, queue.peer);
+                    self.tasks.push_back(Task::Flush(queue.key));
+                }
                 Action::AbortedEvent(cid) => {
                     let aborted = StatusCode::AbortRequested.into();
                     self.answer_event(queue, cid, aborted, 0);
@@ -438,6 +454,17 @@ impl Parts {
             return;
         };
         admin.controller.abort_done();
+        let association = std::sync::Arc::clone(admin.controller.association());
+        self.record(Event {
+            cid: cid.get(),
+            value: u64::from(aborted),
+            ..event_of(
+                Kind::Abort,
+                &association,
+                flexblk_nvme::Qid::ADMIN,
+                queue.peer,
+            )
+        });
         let result = if aborted {
             Abort::ABORTED
         } else {
@@ -543,6 +570,7 @@ fn environment<'a>(
         transport: fabric.transport(),
         started: shared.started,
         can_persist: shared.can_persist,
+        recorders: &shared.recorders,
         queue_bytes: queue::queue_bytes(USUAL_ENTRIES.min(shared.directory.limits().queue_entries)),
         in_capsule_bytes,
         now,

@@ -15,11 +15,13 @@ use super::parts::Task;
 use super::queue::{
     Fabric, Queue, QueueKey, QueueTable, Role, queue_bytes, send_requests_for, slots_for,
 };
+use super::record::kind_of;
 use super::{CONNECT_TIMEOUT, Core};
 use crate::association::Association;
 use crate::controller::Reason;
 use crate::directory::Announced;
 use crate::queue::ADMIN_ENTRIES;
+use crate::recorder::Kind;
 
 /// Most bytes of data in a command capsule.
 pub(crate) const MAX_IN_CAPSULE_BYTES: u32 = 8192;
@@ -248,6 +250,8 @@ impl Core {
                     let association = Arc::clone(admin.controller.association());
                     association.set_ready(false);
                     self.parts.shared.directory.remove(&association);
+                    self.parts
+                        .record_controller(Kind::Disconnect, &association, queue.peer);
                     tracing::info!(cntlid = %association.cntlid, host = association.hostnqn.as_str(), "controller disconnected");
                     self.parts.tasks.push_back(Task::CloseQueues(association));
                 }
@@ -332,6 +336,8 @@ impl Core {
         };
         if let Role::Admin(admin) = &queue.role {
             let association = admin.controller.association();
+            self.parts
+                .record_controller(kind_of(reason), association, queue.peer);
             let reason = match reason {
                 Reason::KeepAlive => "no command within the keep-alive time-out",
                 Reason::Silence => {

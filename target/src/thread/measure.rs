@@ -1,12 +1,15 @@
 //! What commands took: into the host's numbers, into the log when one is slow or its host is traced.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use flexblk_nvme::{Nsid, Status};
 
 use super::parts::Parts;
 use super::queue::{Io, Queue, Role, Slot, What};
+use super::record::event_of;
 use crate::metrics::{Operation, Stage};
+use crate::recorder::Kind;
 
 impl Parts {
     /// Makes sure that there are numbers for a namespace; called once for each command, and does
@@ -42,7 +45,14 @@ impl Parts {
 
     /// A command has been answered.
     #[inline]
-    pub(super) fn measure(&self, io: &Io, slot: &Slot, status: Status, spent_us: &[u32; 4]) {
+    pub(super) fn measure(
+        &self,
+        io: &Io,
+        slot: &Slot,
+        status: Status,
+        spent_us: &[u32; 4],
+        peer: SocketAddr,
+    ) {
         let operation = match slot.what {
             What::Read | What::Compare | What::Verify => Operation::Read,
             What::Write { .. } | What::WriteZeroes { .. } => Operation::Write,
@@ -56,7 +66,12 @@ impl Parts {
             };
             shard.count(operation, bytes, success, spent_us);
         }
-        if self.shared.metrics.is_slow(spent_us[0]) || io.association.is_traced() {
+        let is_slow = self.shared.metrics.is_slow(spent_us[0]);
+        if is_slow {
+            let event = event_of(Kind::SlowIo, &io.association, io.qid, peer);
+            self.record_command(event, slot, status, spent_us[0].into());
+        }
+        if is_slow || io.association.is_traced() {
             self.log(io, slot, status, spent_us);
         }
     }

@@ -20,6 +20,7 @@ pub(crate) mod parts;
 mod ports;
 pub(crate) mod preempt;
 mod queue;
+mod record;
 mod respond;
 pub(crate) mod run;
 pub(crate) mod tcp;

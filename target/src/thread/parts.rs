@@ -27,6 +27,7 @@ use crate::counters::IoCounters;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
 use crate::queue::request::View;
+use crate::recorder::Recorder;
 use crate::snapshot::{Namespace, Snapshot, Subsystem};
 
 /// What all threads of a target share.
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
     /// Data threads.
     pub(crate) threads: usize,
+    /// What has happened lately, by thread.
+    pub(crate) recorders: Box<[Recorder]>,
     /// Held while what is exported is changed; the number that the next device gets.
     pub(crate) changing: Mutex<u64>,
     /// The snapshot that each thread goes by.

@@ -11,7 +11,6 @@ use super::liveness::PROBE;
 use super::parts::Parts;
 use super::queue::{Fabric, Place, Queue, Role, Slot, Stage, What};
 use super::transfer::{Kind, Last, Transfer, UNTRACKED};
-use crate::association::ErrorEntry;
 
 /// Command Retry Delay of a command that found no memory: the first time in Identify, 100 ms.
 pub(super) const RETRY_SOON: u8 = 1;
@@ -111,11 +110,12 @@ impl Parts {
                         _ => counters.other(),
                     }
                 }
-                self.measure(io, slot, status, &spent_us);
-                note_error(&io.association, io.qid, slot, status)
+                self.measure(io, slot, status, &spent_us, queue.peer);
+                self.note_error((&io.association, io.qid), slot, status, queue.peer)
             }
             Role::Admin(admin) => {
-                note_error(admin.controller.association(), Qid::ADMIN, slot, status)
+                let association = admin.controller.association();
+                self.note_error((association, Qid::ADMIN), slot, status, queue.peer)
             }
             Role::Unconnected(_) => status,
         }
@@ -189,7 +189,7 @@ impl Parts {
                 counters.read(slot.length.into());
             }
             let spent_us = queue.spent_us(index, self.now_us);
-            self.measure(io, &slot, Status::SUCCESS, &spent_us);
+            self.measure(io, &slot, Status::SUCCESS, &spent_us, queue.peer);
         }
     }
 
@@ -307,27 +307,6 @@ impl Parts {
 
 fn is_media(status: Status) -> bool {
     status.is(StatusCode::UnrecoveredReadError) || status.is(StatusCode::WriteFault)
-}
-
-/// Notes a failed command in its controller's log and sets More, which says so (Base 4.2.3).
-fn note_error(
-    association: &crate::association::Association,
-    sqid: Qid,
-    slot: &Slot,
-    status: Status,
-) -> Status {
-    if status.is_success() {
-        return status;
-    }
-    association.log_error(ErrorEntry {
-        sqid,
-        cid: slot.cid,
-        opcode: slot.opcode,
-        status: status.with_more(),
-        lba: slot.lba(),
-        nsid: slot.nsid,
-    });
-    status.with_more()
 }
 
 /// A command that is refused or answered before it means anything.

@@ -241,6 +241,9 @@ fn every_method() {
     let trace = json!({ "host": "nqn.2026-11.test:host", "enable": true });
     assert_eq!(rpc.ok("flexblk_trace_host", trace), true);
 
+    let recorded = rpc.ok("flexblk_get_flight_recorder", json!({ "events": 5 }));
+    assert_eq!(recorded["events"], json!([]), "no host was here");
+
     // The log.
     assert_eq!(rpc.ok("log_get_level", json!({})), "INFO");
     assert_eq!(rpc.ok("log_set_level", json!({ "level": "DEBUG" })), true);

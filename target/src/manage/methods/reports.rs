@@ -7,6 +7,7 @@ use super::{Context, Method, Result, query};
 use crate::stats::ThreadStats;
 
 pub(super) const METHODS: &[Method] = &[
+    query("flexblk_get_flight_recorder", flight_recorder),
     query("framework_get_reactors", get_reactors),
     query("thread_get_stats", thread_stats),
     query("nvmf_get_stats", nvmf_stats),
@@ -128,4 +129,23 @@ fn nvmf_stats(context: &Context, mut params: Params) -> Result {
 fn all_stats(context: &Context, params: Params) -> Result {
     params.end()?;
     serde_json::to_value(context.target.stats()).map_err(super::RpcError::internal)
+}
+
+/// What has happened lately, oldest first; `events` is how many at most.
+fn flight_recorder(context: &Context, mut params: Params) -> Result {
+    let most: Option<u32> = params.optional("events")?;
+    params.end()?;
+    let mut events = context.target.flight_recorder();
+    if let Some(most) = most {
+        events.drain(..events.len().saturating_sub(most as usize));
+    }
+    let shown = events.into_iter().map(|(thread, event)| {
+        json!({
+            "us": event.at_us, "thread": format!("data-{thread}"), "event": event.kind.name(),
+            "cntlid": event.cntlid, "qid": event.qid, "cid": event.cid, "opcode": event.opcode,
+            "nsid": event.nsid, "status": event.status, "value": event.value,
+            "peer": event.peer.to_string(),
+        })
+    });
+    Ok(json!({ "events": shown.collect::<Vec<_>>() }))
 }
