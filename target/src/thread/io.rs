@@ -6,6 +6,7 @@
 //! | write in the capsule | copied from the packet, response | buffers, device, response |
 //! | larger write | fetched straight into it, response | buffers, fetch, device, response |
 
+use flexblk_nvme::command::nvm::opcode;
 use flexblk_nvme::command::{Fuse, Sqe};
 use flexblk_nvme::{Status, StatusCode};
 use flexins::engine::Engine;
@@ -20,6 +21,24 @@ use crate::queue::request::{self, Range, Request, Source};
 /// Bytes of a read that are loaded ahead: the hardware sees by itself where a longer one goes, and a
 /// train of 4 KiB blocks stays in half of a second-level cache.
 const PREFETCH_MAX_BYTES: u32 = 8 << 10;
+
+/// The block number in dwords 10 and 11 (SLBA, SDLBA), or 0 for a command that has none there.
+fn first_block(sqe: &Sqe) -> u64 {
+    let named = matches!(
+        sqe.opcode,
+        opcode::READ
+            | opcode::WRITE
+            | opcode::COMPARE
+            | opcode::WRITE_ZEROES
+            | opcode::WRITE_UNCORRECTABLE
+            | opcode::VERIFY
+            | opcode::COPY
+    );
+    match named {
+        true => u64::from(sqe.cdw11.get()) << 32 | u64::from(sqe.cdw10.get()),
+        false => 0,
+    }
+}
 
 impl Parts {
     /// A command capsule of an I/O queue.
@@ -141,7 +160,11 @@ impl Parts {
                 self.send_data(engine, queue, sqe, None, &page);
             }
             Ok(Request::Nothing) => self.finish_new(engine, queue, slot, Status::SUCCESS),
-            Err(status) => self.finish_new(engine, queue, slot, status),
+            Err(status) => {
+                // For the error log, whose entry has the first block (Base 5.1.12.1.2).
+                slot.range.lba = first_block(sqe);
+                self.finish_new(engine, queue, slot, status);
+            }
         }
     }
 
