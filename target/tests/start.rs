@@ -278,3 +278,24 @@ fn block_devices_come_and_go() {
     target.remove_subsystem(&nqn).unwrap();
     assert!(names().is_empty());
 }
+
+#[test]
+fn ports_that_a_predecessor_gives_up_soon_are_waited_for() {
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let mut config = config(free_port(), "ram:1M");
+    config.tcp = Some(flexblk_target::config::TcpListener {
+        address,
+        ..flexblk_target::config::TcpListener::default()
+    });
+    let udp = (std::net::Ipv4Addr::LOCALHOST, config.listener.udp_port);
+    let held = (
+        std::net::TcpListener::bind(address).unwrap(),
+        UdpSocket::bind(udp).unwrap(),
+    );
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(held);
+    });
+    Target::start(config).unwrap();
+    holder.join().unwrap();
+}
