@@ -71,6 +71,18 @@ struct Node {
     engine: Engine,
     /// No packet of this node arrives before the one it sent last, unless it is reordered.
     last_arrival: Instant,
+    link: SimLink,
+}
+
+/// How one node is connected to the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SimLink {
+    /// What it sends is lost.
+    pub deaf_network: bool,
+    /// What is sent to it is lost.
+    pub deaf_node: bool,
+    /// What it sends takes so much longer.
+    pub hold: Duration,
 }
 
 struct Arrival {
@@ -122,6 +134,7 @@ impl SimNet {
             address,
             engine,
             last_arrival: self.start,
+            link: SimLink::default(),
         });
         NodeId(self.nodes.len() - 1)
     }
@@ -163,6 +176,14 @@ impl SimNet {
     /// Cuts all connections, or heals them. Packets under way still arrive.
     pub const fn partition(&mut self, partitioned: bool) {
         self.partitioned = partitioned;
+    }
+
+    /// How a node is connected from now on. Packets under way still arrive.
+    ///
+    /// # Panics
+    /// For a node of another network.
+    pub fn set_link(&mut self, node: NodeId, link: SimLink) {
+        self.nodes[node.0].link = link;
     }
 
     /// What the network has done.
@@ -248,8 +269,14 @@ impl SimNet {
         self.counters.sent += 1;
         let copies = 1 + u64::from(self.happens(self.faults.duplicate_ppm));
         self.counters.duplicated += copies - 1;
+        let link = self.nodes[index].link;
+        let unheard = link.deaf_network
+            || self
+                .nodes
+                .iter()
+                .any(|node| node.link.deaf_node && node.address == to);
         for _ in 0..copies {
-            if self.partitioned || self.happens(self.faults.loss_ppm) {
+            if self.partitioned || unheard || self.happens(self.faults.loss_ppm) {
                 self.counters.lost += 1;
                 continue;
             }
@@ -259,7 +286,7 @@ impl SimNet {
                 self.corrupt(&mut bytes);
             }
             let jitter = self.below(self.faults.jitter);
-            let mut at = self.now + self.faults.delay + jitter;
+            let mut at = self.now + self.faults.delay + link.hold + jitter;
             if self.happens(self.faults.reorder_ppm) {
                 self.counters.reordered += 1;
                 at += self.below(self.faults.reorder_delay);
