@@ -35,7 +35,7 @@ Prints the device; /dev/flexblk/NAME leads to it. docs/mount.md is the guide.
 Examples:
   flexblk attach nvme+flexins://192.0.2.7/nqn.2026-11.io.example:disk1 --as data
   flexblk attach -t tcp -a 192.0.2.7 -n nqn.2026-11.io.example:disk1 -N 2")]
-    Attach(attach::Attach),
+    Attach(Box<attach::Attach>),
     /// Attach every namespace that a discovery service offers.
     #[command(after_help = "\
 Prints the devices. Several addresses of a subsystem become paths of its devices.
@@ -125,6 +125,9 @@ Example, two ranges of 256 blocks:
     WriteUncor(nvme_args::Blocks),
     /// Copy blocks within the controller (`nvme copy`).
     NvmeCopy(nvme_args::NvmeCopy),
+    /// systemd.generator(7) for the configuration file of `attach`.
+    #[command(hide = true)]
+    SystemdGenerator(attach::Generator),
     /// Print shell completions.
     Completions {
         /// Which shell.

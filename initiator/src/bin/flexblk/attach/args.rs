@@ -1,5 +1,7 @@
 //! Arguments of `attach` and `detach`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use flexblk_initiator::volume::MultipathOptions;
 
@@ -30,6 +32,18 @@ pub(crate) struct Attach {
     /// Do not look for partitions on the device.
     #[arg(long)]
     pub(crate) no_partitions: bool,
+    /// Also at every boot: adds this command line to the configuration file, when the device is there.
+    #[arg(long, conflicts_with_all = ["foreground", "all", "entry"])]
+    pub(crate) persist: bool,
+    /// Attach everything in the configuration file that is not attached yet.
+    #[arg(long, conflicts_with_all = ["target", "traddr", "foreground", "entry", "name"])]
+    pub(crate) all: bool,
+    /// Attach one entry of the configuration file.
+    #[arg(long, value_name = "NAME", value_parser = super::state::Name::parse, conflicts_with_all = ["target", "traddr", "name"])]
+    pub(crate) entry: Option<super::state::Name>,
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = super::config::DEFAULT)]
+    pub(crate) config: PathBuf,
     /// We were started by `flexblk attach`, which waits for a line on our standard output.
     #[arg(long, hide = true)]
     pub(crate) detached: bool,
@@ -101,7 +115,24 @@ pub(crate) struct Detach {
     /// Also when it is in use: I/O fails from now on.
     #[arg(long, conflicts_with = "lazy")]
     pub(crate) force: bool,
+    /// Also from the configuration file: it does not come back at boot.
+    #[arg(long)]
+    pub(crate) persist: bool,
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = super::config::DEFAULT)]
+    pub(crate) config: PathBuf,
     /// When it is in use: as soon as its last user has gone. Nobody new finds it meanwhile.
     #[arg(long)]
     pub(crate) lazy: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Generator {
+    /// Where units of normal priority go; systemd gives two more folders.
+    pub(crate) normal: PathBuf,
+    #[arg(hide = true, num_args = 0..)]
+    pub(crate) others: Vec<PathBuf>,
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = super::config::DEFAULT)]
+    pub(crate) config: PathBuf,
 }

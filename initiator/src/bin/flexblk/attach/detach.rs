@@ -10,7 +10,8 @@ use flexblk_initiator::export::loop_device;
 use super::args::Detach;
 use super::control::{self, Answer, Question};
 use super::state::{self, Claim, Claimed, Name, Record};
-use super::users;
+use super::{config, users};
+use crate::exit::Usage;
 
 /// How long the serving process has for all of it before it is killed.
 const ORDERLY: Duration = Duration::from_secs(3);
@@ -18,8 +19,25 @@ const ORDERLY: Duration = Duration::from_secs(3);
 const AFTER_KILL: Duration = Duration::from_millis(1500);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Detaches one device.
+/// Detaches one device, and forgets it when that is wanted.
 pub(crate) fn detach(args: &Detach) -> Result<()> {
+    if !args.persist {
+        return detach_now(args);
+    }
+    let found = state::find(&args.what);
+    let name = match &found {
+        Ok(name) => name.clone(),
+        Err(_) => Name::parse(&args.what).map_err(Usage)?,
+    };
+    let forgotten = config::forget(&args.config, &name)?;
+    match found {
+        // It was not attached, and is not at the next boot.
+        Err(_) if forgotten => Ok(()),
+        _ => detach_now(args),
+    }
+}
+
+fn detach_now(args: &Detach) -> Result<()> {
     let name = state::find(&args.what)?;
     let started = Instant::now();
     let record = Record::load(&name);

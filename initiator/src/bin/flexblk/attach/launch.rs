@@ -1,11 +1,13 @@
 //! The process that the user started: starts the one that serves, waits until the device is there, and goes.
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
+use super::state::Name;
 use crate::exit::Reported;
 
 /// The line by which the serving process says that the device is there.
@@ -15,13 +17,14 @@ pub(super) struct Ready {
     pub(super) device: String,
     /// How it is made, and why so.
     pub(super) how: String,
+    pub(super) name: String,
 }
 
-/// Starts this very command line again, detached.
-pub(super) fn launch() -> Result<()> {
+/// Runs this program with that command line, detached; returns the attachment's name.
+pub(super) fn launch(arguments: impl IntoIterator<Item = OsString>) -> Result<Name> {
     let program = std::env::current_exe().context("who am I?")?;
     let mut child = Command::new(program)
-        .args(std::env::args_os().skip(1))
+        .args(arguments)
         .arg("--detached")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -42,5 +45,5 @@ pub(super) fn launch() -> Result<()> {
     let ready: Ready = serde_json::from_str(&line).context("what the serving process said")?;
     println!("{}", ready.device);
     eprintln!("{}", ready.how);
-    Ok(())
+    Name::parse(&ready.name).map_err(anyhow::Error::msg)
 }

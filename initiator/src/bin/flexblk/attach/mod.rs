@@ -5,6 +5,8 @@
 //! (`control.rs`).
 
 mod args;
+mod boot;
+mod config;
 mod connect_all;
 mod control;
 mod detach;
@@ -17,16 +19,34 @@ mod users;
 
 use anyhow::Result;
 
-pub(crate) use args::{Attach, Detach, Multipath};
+pub(crate) use args::{Attach, Detach, Generator, Multipath};
+pub(crate) use boot::generate;
 pub(crate) use connect_all::{ConnectAll, connect_all};
 pub(crate) use detach::detach;
 pub(crate) use list::list;
 
 /// Attaches in a process of its own, or, `--foreground`, in this one.
 pub(crate) fn attach(args: &Attach) -> Result<()> {
-    if args.foreground || args.detached {
-        serve::serve(args)
-    } else {
-        launch::launch()
+    if args.all {
+        return boot::attach_all(&args.config);
     }
+    if args.foreground || args.detached {
+        return match &args.entry {
+            None => serve::serve(args),
+            Some(name) => {
+                let mut entry = config::find(&args.config, name)?;
+                (entry.foreground, entry.detached) = (args.foreground, args.detached);
+                serve::serve(&entry)
+            }
+        };
+    }
+    if let (true, Some(name)) = (args.persist, &args.name) {
+        // Before the device is there, which would stay when this fails.
+        config::check_new(&args.config, name)?;
+    }
+    let name = launch::launch(std::env::args_os().skip(1))?;
+    if args.persist {
+        config::persist(&args.config, &name)?;
+    }
+    Ok(())
 }

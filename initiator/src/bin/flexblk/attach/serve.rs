@@ -231,6 +231,7 @@ impl Attachment {
     fn say_ready(&self, args: &Attach) -> Result<()> {
         let ready = Ready {
             device: self.path.display().to_string(),
+            name: self.name.to_string(),
             how: format!(
                 "{}: {} in blocks of {} B, loop device over FUSE, because {}",
                 self.name.link().display(),

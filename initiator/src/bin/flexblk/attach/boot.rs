@@ -1,0 +1,55 @@
+//! Attachments at boot: all of the file, by hand or by systemd.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::args::Generator;
+use super::state::{Claim, Claimed};
+use super::{config, launch};
+use crate::exit::Reported;
+
+/// Attaches everything in the file that is not attached yet. What fails does not keep the rest back.
+pub(super) fn attach_all(path: &Path) -> Result<()> {
+    let mut failed = None;
+    for entry in config::load(path)? {
+        if let Ok(Some(Claimed::Served)) = Claim::lock(&entry.name) {
+            continue;
+        }
+        let arguments = [
+            "attach".as_ref(),
+            "--config".as_ref(),
+            path.as_os_str(),
+            "--entry".as_ref(),
+            entry.name.as_str().as_ref(),
+        ];
+        if let Err(error) = launch::launch(arguments.map(ToOwned::to_owned)) {
+            match error.downcast_ref() {
+                Some(Reported(code)) => failed = Some(*code),
+                None => return Err(error),
+            }
+        }
+    }
+    match failed {
+        Some(code) => Err(Reported(code).into()),
+        None => Ok(()),
+    }
+}
+
+/// systemd.generator(7): every entry of the file is wanted by remote-fs.target, as network file systems are.
+pub(crate) fn generate(args: &Generator) -> Result<()> {
+    let wants = args.normal.join("remote-fs.target.wants");
+    for entry in config::load(&args.config)? {
+        let link = wants.join(format!("flexblk@{}.service", entry.name));
+        let made = fs::create_dir_all(&wants)
+            .and_then(|()| symlink("/usr/lib/systemd/system/flexblk@.service", &link));
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.with_context(|| format!("{}", link.display()))?,
+        }
+    }
+    Ok(())
+}
