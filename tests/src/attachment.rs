@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::binaries::Binaries;
-use crate::process::{Finished, eventually, find_program, run};
+use crate::process::{Finished, eventually, find_program, is_root, run};
 use crate::target::Target;
 
 /// Longer than anything here may take.
@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether this machine can attach through FUSE and a loop device; notes the skip when it cannot.
 pub fn unavailable(test: &str) -> bool {
-    let reason = if !rustix::process::geteuid().is_root() {
+    let reason = if !is_root() {
         "needs root"
     } else if !Path::new("/dev/fuse").exists() {
         "there is no /dev/fuse"
@@ -68,14 +68,25 @@ impl Attachment {
         if !device.starts_with("/dev/") {
             bail!("attach printed {device:?}");
         }
+        let attachment = Attachment::found(binaries, name)?;
+        if attachment.device != Path::new(&device) {
+            bail!("attach printed {device}, list {:?}", attachment.device);
+        }
+        Ok(attachment)
+    }
+
+    /// One that somebody else has attached.
+    pub fn found(binaries: &'static Binaries, name: &str) -> Result<Attachment> {
         let mut attachment = Attachment {
             binaries,
             name: name.to_owned(),
-            device: device.into(),
+            device: PathBuf::new(),
             mounts: Vec::new(),
             process: 0,
         };
-        let process = attachment.listed()?["Process"].as_u64();
+        let listed = attachment.listed()?;
+        attachment.device = listed["DevicePath"].as_str().unwrap_or_default().into();
+        let process = listed["Process"].as_u64();
         attachment.process = u32::try_from(process.context("a process serves it")?)?;
         Ok(attachment)
     }

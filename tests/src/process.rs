@@ -209,6 +209,11 @@ pub fn eventually(
     Ok(started.elapsed())
 }
 
+/// Whether we may do what root may.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// A program in `PATH`.
 pub fn find_program(name: &str) -> io::Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -439,3 +439,59 @@ fn a_service_manager_is_told_and_ends_it() -> Result<()> {
     ensure!(!Path::new("/run/flexblk").join(&name).exists());
     Ok(())
 }
+
+#[test]
+fn what_persists_is_attached_at_boot() -> Result<()> {
+    if unavailable("what_persists_is_attached_at_boot") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let name = Attachment::unique_name("boot");
+    let file = setup.path().join("attach.toml");
+    let file = file.display().to_string();
+    let persist = ["--persist", "--config", &file, "--policy", "fail"];
+    let first = Attachment::new(setup.binaries(), &target, &name, &persist)?;
+    let text = fs::read_to_string(&file)?;
+    ensure!(text.contains(&format!("name = \"{name}\"\n")), "{text}");
+    ensure!(text.contains("policy = \"fail\"\n"), "{text}");
+    ensure!(!text.contains("persist"), "{text}");
+    first.detach(&[])?.success()?;
+    first.check_gone()?;
+
+    // Boot: what systemd's generator makes of it, and the file's entries by hand.
+    let units = setup.path().join("units");
+    let folder = units.display().to_string();
+    let generator = [
+        "systemd-generator",
+        &folder,
+        &folder,
+        &folder,
+        "--config",
+        &file,
+    ];
+    setup.flexblk(&generator)?.success()?;
+    let unit = format!("remote-fs.target.wants/flexblk@{name}.service");
+    ensure!(fs::read_link(units.join(unit))?.ends_with("flexblk@.service"));
+    for _ in 0..2 {
+        // The second time there is nothing to do.
+        setup
+            .flexblk(&["attach", "--all", "--config", &file])?
+            .success()?;
+    }
+    let again = Attachment::found(setup.binaries(), &name)?;
+    again.detach(&["--persist", "--config", &file])?.success()?;
+    again.check_gone()?;
+    ensure!(!fs::read_to_string(&file)?.contains(&name));
+
+    // An unattached device is forgotten, too; a mistake names its place.
+    fs::write(&file, "[[attach]]\nname = \"a\"\ncolour = 1\n")?;
+    let wrong = setup.flexblk(&["attach", "--all", "--config", &file])?;
+    ensure!(wrong.code == Some(2), "{wrong:?}");
+    ensure!(
+        wrong.stderr.contains("attach.toml:3: colour: "),
+        "{}",
+        wrong.stderr
+    );
+    Ok(())
+}

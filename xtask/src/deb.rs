@@ -74,16 +74,26 @@ pub(crate) fn check(binaries: &Binaries, directory: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(directory);
     let root = directory.join("root");
     fs::create_dir_all(&root)?;
-    for package in build(binaries, directory)? {
+    let packages = build(binaries, directory)?;
+    for package in &packages {
         let mut unpack = Command::new("dpkg-deb");
-        succeed(unpack.arg("--extract").arg(&package).arg(&root))?;
+        succeed(unpack.arg("--extract").arg(package).arg(&root))?;
+    }
+    if flexblk_tests::process::is_root() {
+        install(&packages, &directory.join("installed"))?;
     }
     for file in [
         "usr/bin/flexblk",
         "usr/bin/flexblk-target",
         "usr/lib/flexblk/libflexblk_fio.so",
         "usr/lib/systemd/system/flexblk-target.service",
+        "usr/lib/systemd/system/flexblk@.service",
+        "usr/lib/systemd/system-generators/flexblk-generator",
+        "usr/lib/udev/rules.d/65-flexblk.rules",
+        "usr/share/doc/flexblk/mount.md",
+        "usr/share/doc/flexblk/examples/attach.toml",
         "usr/share/man/man1/flexblk.1",
+        "usr/share/man/man1/flexblk-attach.1",
         "usr/share/man/man1/flexblk-discover.1",
         "usr/share/man/man1/flexblk-target.1",
         "usr/share/bash-completion/completions/flexblk",
@@ -107,6 +117,37 @@ pub(crate) fn check(binaries: &Binaries, directory: &Path) -> Result<()> {
         }
         succeed(&mut verify)?;
     }
+    Ok(())
+}
+
+/// Installs and removes them in a folder that has a package database of its own.
+fn install(packages: &[PathBuf], root: &Path) -> Result<()> {
+    let database = root.join("var/lib/dpkg");
+    for folder in ["info", "updates", "triggers"] {
+        fs::create_dir_all(database.join(folder))?;
+    }
+    for file in ["status", "available"] {
+        fs::write(database.join(file), "")?;
+    }
+    let dpkg = || {
+        let mut dpkg = Command::new("dpkg");
+        dpkg.arg(format!("--instdir={}", root.display()));
+        dpkg.arg(format!("--admindir={}", database.display()));
+        // In the folder there is no shell for the scripts, and no C library.
+        dpkg.args(["--force-script-chrootless", "--force-depends"]);
+        dpkg.arg("--log=/dev/null");
+        dpkg
+    };
+    succeed(dpkg().arg("-i").args(packages))?;
+    ensure!(
+        root.join("usr/bin/flexblk").is_file(),
+        "flexblk is not installed"
+    );
+    succeed(dpkg().args(["-P", "flexblk", "flexblk-target"]))?;
+    ensure!(
+        !root.join("usr/bin/flexblk").exists(),
+        "flexblk is still there"
+    );
     Ok(())
 }
 
@@ -151,7 +192,39 @@ fn host_files(tree: &Tree, binaries: &Binaries) -> Result<()> {
         let script = succeed(Command::new(&binaries.flexblk).args(["completions", shell]))?;
         tree.write(path, &script)?;
     }
-    tree.folder("fio-plugins/examples", "usr/share/doc/flexblk/examples")
+    tree.folder("fio-plugins/examples", "usr/share/doc/flexblk/examples")?;
+    attach_files(tree)
+}
+
+/// What attaches namespaces at boot.
+fn attach_files(tree: &Tree) -> Result<()> {
+    for (from, to, mode) in [
+        (
+            "systemd/flexblk@.service",
+            "usr/lib/systemd/system/flexblk@.service",
+            0o644,
+        ),
+        (
+            "systemd/flexblk-generator",
+            "usr/lib/systemd/system-generators/flexblk-generator",
+            0o755,
+        ),
+        (
+            "udev/65-flexblk.rules",
+            "usr/lib/udev/rules.d/65-flexblk.rules",
+            0o644,
+        ),
+        (
+            "attach.toml",
+            "usr/share/doc/flexblk/examples/attach.toml",
+            0o644,
+        ),
+        ("debian/postinst", "DEBIAN/postinst", 0o755),
+        ("debian/postrm", "DEBIAN/postrm", 0o755),
+    ] {
+        tree.copy(&workspace().join("packaging").join(from), to, mode)?;
+    }
+    Ok(())
 }
 
 fn target_files(tree: &Tree, binaries: &Binaries) -> Result<()> {
