@@ -85,6 +85,32 @@ struct Plan<'a> {
     pieces: &'a mut Vec<Planned>,
     memory: Span,
     used: u32,
+    pages: Pages,
+}
+
+/// Which pages a list names, roughly: a page that was added is always found, another one sometimes. It spares a
+/// comparison of each buffer with all others, which took a sixth of the processor time of reads at depth 128.
+#[derive(Default)]
+struct Pages([u64; Pages::WORDS]);
+
+impl Pages {
+    const WORDS: usize = 16;
+    const SHIFT: u32 = u64::BITS - (u64::BITS * Pages::WORDS as u32).ilog2();
+
+    /// Adds the pages of `start..end` and says whether one of them may have been there already.
+    fn add(&mut self, start: usize, end: usize) -> bool {
+        let mut found = false;
+        for page in start >> 12..=end.saturating_sub(1) >> 12 {
+            // Fibonacci hashing: neighbouring pages get bits far apart.
+            let bit = (page as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> Pages::SHIFT;
+            let mask = 1 << (bit % 64);
+            if let Some(word) = self.0.get_mut((bit / 64) as usize) {
+                found |= *word & mask != 0;
+                *word |= mask;
+            }
+        }
+        found
+    }
 }
 
 impl Plan<'_> {
@@ -118,11 +144,11 @@ impl Plan<'_> {
     fn theirs(&mut self, span: Span) -> bool {
         let start = span.as_ptr() as usize;
         let end = start + span.len() as usize;
-        let overlaps = self.pieces.iter().any(|piece| {
+        let overlaps = |piece: &Planned| {
             let other = piece.span.as_ptr() as usize;
             piece.placed && start < other + piece.span.len() as usize && other < end
-        });
-        if overlaps {
+        };
+        if self.pages.add(start, end) && self.pieces.iter().any(overlaps) {
             return false;
         }
         self.pieces.push(Planned { span, placed: true });
@@ -139,6 +165,7 @@ impl Queue {
             pieces: &mut pieces,
             memory: self.memory.span(0, RX_BYTES).unwrap_or_else(Span::empty),
             used: 0,
+            pages: Pages::default(),
         };
         let next = self.foresee(&mut plan);
         // What is beyond all that was foreseen.
