@@ -416,3 +416,27 @@ impl Later<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_share_a_byte_are_always_suspected() {
+        let mut pages = Pages::default();
+        for (start, end) in [(0x7000_1000, 0x7000_2000), (0x7123_0ff0, 0x7125_0010)] {
+            assert!(!pages.add(start, end));
+            for byte in (start..end).step_by(1000).chain([end - 1]) {
+                assert!(pages.add(byte, byte + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_apart_are_hardly_suspected() {
+        let mut pages = Pages::default();
+        let buffers = (0..MAX_AHEAD).map(|buffer| 0x7f12_3456_7000 + (buffer << 12));
+        let suspected = buffers.filter(|at| pages.add(*at, at + 4096)).count();
+        assert!(suspected <= MAX_AHEAD / 10, "{suspected}");
+    }
+}
