@@ -39,6 +39,27 @@ pub struct Namespace {
 }
 
 impl Namespace {
+    /// One with everything that a namespace can have and no name: for tests and fuzzing.
+    pub(crate) fn example() -> Namespace {
+        Namespace {
+            nsid: Nsid::new(1),
+            block_size: 512,
+            block_count: 1 << 20,
+            uuid: None,
+            nguid: [0; 16],
+            eui64: [0; 8],
+            read_only: false,
+            deallocated_reads_zero: true,
+            optimal_io_bytes: 0,
+            max_transfer_bytes: 64 << 10,
+            write_zeroes: true,
+            discard: true,
+            compare: true,
+            verify: true,
+            volatile_write_cache: true,
+        }
+    }
+
     /// Capacity in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.block_count.saturating_mul(u64::from(self.block_size))

@@ -14,13 +14,18 @@
 //! Data lies in buffers out of one registered memory of fixed size (`buffers.rs`), where the target's data is placed
 //! and where the host's is received; when it is used up, the host waits. Byte ranges become logical blocks and requests
 //! of a size that the target takes (`requests.rs`).
+//!
+//! Virtual machines (`vhost_user/`) are served in another way: their rings are memory that a thread looks at by itself, and
+//! their requests lie in memory of their own, in pieces (`jobs.rs`).
 
 mod buffers;
 pub mod daemon;
 pub mod fuse;
+mod jobs;
 pub mod loop_device;
 pub mod nbd;
 mod requests;
+pub mod vhost_user;
 mod worker;
 
 // What the servers use.

@@ -84,6 +84,53 @@ impl SharedMemory {
         Ok(Arc::new(memory))
     }
 
+    /// Maps the first `len_bytes` of memory that another process made: a virtual machine's, for example. Whoever
+    /// holds the descriptor can truncate the file, unless it is sealed against that; the accesses that follow then
+    /// end this process with SIGBUS.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the file is shorter, [`Error::Memory`] when it cannot be mapped readable and writable.
+    pub fn map(fd: OwnedFd, len_bytes: u64) -> Result<Arc<Self>, Error> {
+        let failed = |what| {
+            move |error: rustix::io::Errno| Error::Memory {
+                what,
+                len_bytes,
+                source: error.into(),
+            }
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(failed("looking at shared memory"))?;
+        let file_bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        if len_bytes == 0 || len_bytes > file_bytes {
+            return Err(Error::Argument("shared memory ends beyond its file"));
+        }
+        // Whole pages, of whatever size the file has them: otherwise huge ones cannot be unmapped.
+        let page_bytes = u64::try_from(stat.st_blksize).unwrap_or(0).max(4096);
+        let mapped_bytes = len_bytes
+            .checked_next_multiple_of(page_bytes)
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .ok_or(Error::Argument("shared memory is larger than the address space"))?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing object.
+        let ptr = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                mapped_bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &fd,
+                0,
+            )
+        }
+        .map_err(failed("mapping shared memory"))?;
+        let ptr = NonNull::new(ptr.cast()).ok_or(Error::Argument("mmap returned null"))?;
+        Ok(Arc::new(Self {
+            fd,
+            ptr,
+            len_bytes,
+            mapped_bytes,
+            huge: false,
+        }))
+    }
+
     fn create_with(
         name: &str,
         len_bytes: u64,
@@ -220,6 +267,23 @@ mod tests {
         memory.populate().unwrap();
         memory.span(99_996, 4).unwrap().copy_to_slice(&mut tail);
         assert_eq!(&tail, b"tail");
+    }
+
+    #[test]
+    fn memory_of_another_process_is_mapped_only_as_far_as_it_goes() {
+        let made = SharedMemory::create("made", 3 * 4096, HugePages::No).unwrap();
+        let fd = || made.fd().try_clone_to_owned().unwrap();
+        let mapped = SharedMemory::map(fd(), 5000).unwrap();
+        made.span(4996, 4).unwrap().copy_from_slice(b"here");
+        let mut seen = [0_u8; 4];
+        mapped.span(4996, 4).unwrap().copy_to_slice(&mut seen);
+        assert_eq!((&seen, mapped.len()), (b"here", 5000));
+        assert!(mapped.span(4997, 4).is_none());
+        for len in [0, 3 * 4096 + 1, u64::MAX] {
+            assert!(SharedMemory::map(fd(), len).is_err(), "{len}");
+        }
+        let (read_only, _) = rustix::pipe::pipe().unwrap();
+        assert!(SharedMemory::map(read_only, 1).is_err());
     }
 
     #[test]
