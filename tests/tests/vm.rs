@@ -11,6 +11,7 @@ use flexblk_tests::vm::machine;
 use flexblk_tests::vm::network::{GUEST, Network};
 use flexblk_tests::vm::outside::Outside;
 use flexblk_tests::vm::scenario::Scenario;
+use flexblk_tests::vm::vhost_user::{QUEUES, VhostUser};
 
 /// Runs a list in a guest that is host and target at once.
 fn kernel_with_itself(test: &str, script: &'static str) -> Result<()> {
@@ -109,4 +110,32 @@ fn linux_target() -> Result<()> {
         &mut |words| initiator.answer(words),
     )?;
     outcome.check("linux_target")
+}
+
+/// A guest whose disk is `flexblk export vhost-user`, then another one with the same disk.
+#[test]
+fn vhost_user_disk() -> Result<()> {
+    let Some(image) = image_or_skip("vhost_user_disk") else {
+        return Ok(());
+    };
+    let network = Network::enter()?;
+    let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
+    let mut server = VhostUser::start(directory.path())?;
+    for (name, script) in [
+        ("vhost_user_disk", include_str!("../vm/vhost-user.sh")),
+        ("vhost_user_next", include_str!("../vm/vhost-user-next.sh")),
+    ] {
+        let scenario = Scenario::new(name, script)
+            .vhost_user_disk(&server.socket(), QUEUES)
+            .variable("QUEUES", QUEUES);
+        let outcome = machine::run(
+            &image,
+            &network,
+            &scenario,
+            directory.path(),
+            &mut |words| server.answer(words),
+        )?;
+        outcome.check(name)?;
+    }
+    server.check()
 }

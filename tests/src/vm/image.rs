@@ -35,6 +35,7 @@ const LINKS: &[(&str, &str)] = &[
 /// Modules of the guest; what they depend on comes along.
 const MODULES: &[&str] = &[
     "virtio_net",
+    "virtio_blk",
     "nvme-tcp",
     "nvme-rdma",
     "nvmet-tcp",

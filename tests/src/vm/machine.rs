@@ -108,7 +108,10 @@ impl Guest {
                 "-accel",
                 "tcg,thread=multi",
                 "-machine",
-                "q35",
+                "q35,memory-backend=memory",
+                // Shared with back-ends of devices in other processes.
+                "-object",
+                "memory-backend-memfd,id=memory,size=1024M,share=on",
                 "-cpu",
                 "max",
             ])
@@ -131,6 +134,18 @@ impl Guest {
             .arg("-initrd")
             .arg(&initramfs)
             .args(["-append", "console=ttyS0 quiet panic=-1"]);
+        for (index, (socket, queues)) in scenario.disks.iter().enumerate() {
+            command
+                .arg("-chardev")
+                .arg(format!(
+                    "socket,id=disk{index},path={},reconnect-ms=200",
+                    socket.display()
+                ))
+                .arg("-device")
+                .arg(format!(
+                    "vhost-user-blk-pci,chardev=disk{index},num-queues={queues}"
+                ));
+        }
         let mut process = Process::spawn(&mut command, &scenario.name, directory)?;
         let control = connect(&mut process, &socket)?;
         Ok(Guest {

@@ -15,6 +15,7 @@ pub mod network;
 pub mod outside;
 pub mod report;
 pub mod scenario;
+pub mod vhost_user;
 
 use std::path::PathBuf;
 

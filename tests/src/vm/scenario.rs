@@ -1,5 +1,6 @@
 //! What a guest does: scripts, and what they are told.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -22,6 +23,8 @@ pub struct Scenario {
     script: &'static str,
     environment: Vec<(String, String)>,
     pub(super) limit: Duration,
+    /// Sockets of vhost-user-blk back-ends, each with its number of queues.
+    pub(super) disks: Vec<(PathBuf, u16)>,
 }
 
 impl Scenario {
@@ -32,6 +35,7 @@ impl Scenario {
             script,
             environment: Vec::new(),
             limit: Duration::from_secs(300),
+            disks: Vec::new(),
         }
     }
 
@@ -39,6 +43,13 @@ impl Scenario {
     #[must_use]
     pub fn variable(mut self, name: &str, value: impl std::fmt::Display) -> Scenario {
         self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// A disk whose back-end listens there.
+    #[must_use]
+    pub fn vhost_user_disk(mut self, socket: &Path, queues: u16) -> Scenario {
+        self.disks.push((socket.to_owned(), queues));
         self
     }
 

@@ -1,0 +1,124 @@
+//! `flexblk export vhost-user` outside of a guest that has it as a disk, and what the guest asks to be done to it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::binaries::Binaries;
+use crate::process::{Process, eventually};
+use crate::rpc::Rpc;
+use crate::target::{Target, TargetOptions};
+
+/// Queues of the disk: more than the guest has processors.
+pub const QUEUES: u16 = 4;
+/// Threads that serve them.
+const THREADS: u16 = 2;
+/// Size of the disk at first, a file.
+const DISK_MIB: u64 = 64;
+
+/// A target, and the program that makes a disk of its namespace.
+pub struct VhostUser {
+    directory: PathBuf,
+    target: Target,
+    server: Process,
+    starts: u32,
+}
+
+impl VhostUser {
+    /// Starts both.
+    pub fn start(directory: &Path) -> Result<VhostUser> {
+        let image = directory.join("disk.img");
+        File::create(&image)?.set_len(DISK_MIB << 20)?;
+        let device = format!("file:{}", image.display());
+        let options = TargetOptions::with_devices(&[&device]);
+        let target = Target::start(Binaries::get()?, directory, options)?;
+        let server = spawn(directory, &target, 0)?;
+        Ok(VhostUser {
+            directory: directory.to_owned(),
+            target,
+            server,
+            starts: 1,
+        })
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        socket(&self.directory)
+    }
+
+    /// Does what a guest asks for.
+    pub fn answer(&mut self, words: &[String]) -> Result<String> {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            // As a crash does: nothing is finished, nothing is said.
+            ["crash"] => {
+                self.server.kill()?;
+                self.again()?;
+            }
+            ["terminate"] => {
+                self.server.signal(rustix::process::Signal::TERM)?;
+                let status = self.server.wait(Duration::from_secs(10))?;
+                if !status.success() {
+                    bail!("it ended with {status}: {}", self.server.tail());
+                }
+                self.again()?;
+            }
+            ["resize", mib] => self.resize(mib.parse()?)?,
+            _ => bail!("unknown request"),
+        }
+        Ok(String::new())
+    }
+
+    fn again(&mut self) -> Result<()> {
+        self.server = spawn(&self.directory, &self.target, self.starts)?;
+        self.starts += 1;
+        Ok(())
+    }
+
+    fn resize(&mut self, mib: u64) -> Result<()> {
+        File::options()
+            .write(true)
+            .open(self.directory.join("disk.img"))?
+            .set_len(mib << 20)?;
+        let mut rpc = Rpc::connect(&self.target.rpc_socket())?;
+        let bdevs = rpc.call("bdev_get_bdevs", json!({}))?;
+        let name = bdevs[0]["name"].as_str().context("no bdev")?.to_owned();
+        rpc.call("bdev_aio_rescan", json!({ "name": name }))?;
+        Ok(())
+    }
+
+    /// Whether both still run as they should.
+    pub fn check(&mut self) -> Result<()> {
+        if self.server.status()?.is_some() || !self.target.is_running() {
+            bail!("a program has died: {}", self.server.tail());
+        }
+        Ok(())
+    }
+}
+
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("disk.sock")
+}
+
+fn spawn(directory: &Path, target: &Target, number: u32) -> Result<Process> {
+    let mut command = Command::new(&Binaries::get()?.flexblk);
+    command
+        .args(["-v", "export", "vhost-user"])
+        .args(target.address())
+        .arg("--socket")
+        .arg(socket(directory))
+        .args(["--queues", &QUEUES.to_string()])
+        .args(["--threads", &THREADS.to_string()]);
+    let mut server = Process::spawn(&mut command, &format!("vhost-user-{number}"), directory)?;
+    let started = eventually("the back-end listens", Duration::from_secs(20), || {
+        server.stdout().contains("queues") || !matches!(server.status(), Ok(None))
+    });
+    if started.is_err() || server.status()?.is_some() {
+        bail!("it does not start: {}", server.tail());
+    }
+    Ok(server)
+}
