@@ -31,6 +31,7 @@
 
 pub mod affinity;
 mod buffer_ring;
+mod command_ring;
 mod completion;
 mod error;
 mod features;
@@ -45,6 +46,7 @@ mod timer;
 mod waker;
 
 pub use buffer_ring::BufferRing;
+pub use command_ring::CommandRing;
 pub use completion::{Completion, CompletionFlags, REACTOR_OWNER, Token};
 pub use error::Error;
 pub use features::Features;

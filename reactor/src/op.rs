@@ -191,6 +191,15 @@ pub enum Op {
         /// Descriptor.
         fd: RawFd,
     },
+    /// A command of 16 bytes to the driver behind `fd` (`IORING_OP_URING_CMD`, Linux 5.19).
+    UringCmd {
+        /// Device.
+        fd: RawFd,
+        /// The driver's number for it.
+        cmd_op: u32,
+        /// What it takes.
+        cmd: [u8; 16],
+    },
     /// Asks for the end of the operation with that token; it then completes with `-ECANCELED` (or
     /// with its result, if it was faster).
     Cancel {
@@ -323,6 +332,9 @@ impl Op {
             }
             Op::Shutdown { fd, how } => opcode::Shutdown::new(types::Fd(fd), how).build(),
             Op::Close { fd } => opcode::Close::new(types::Fd(fd)).build(),
+            Op::UringCmd { fd, cmd_op, cmd } => opcode::UringCmd16::new(types::Fd(fd), cmd_op)
+                .cmd(cmd)
+                .build(),
             Op::Cancel { token } => opcode::AsyncCancel::new(token.user_data()).build(),
         };
         entry.user_data(token.user_data())

@@ -4,6 +4,7 @@
 //! host with our target.
 
 use anyhow::{Result, bail};
+use flexblk_tests::binaries::Binaries;
 use flexblk_tests::host::Host;
 use flexblk_tests::target::SUBNQN;
 use flexblk_tests::vm::image_or_skip;
@@ -138,4 +139,26 @@ fn vhost_user_disk() -> Result<()> {
         outcome.check(name)?;
     }
     server.check()
+}
+
+/// `flexblk export ublk` in a guest, with a target outside.
+#[test]
+fn ublk_device() -> Result<()> {
+    let Some(image) = image_or_skip("ublk_device") else {
+        return Ok(());
+    };
+    let network = Network::enter()?;
+    let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
+    let mut outside = Outside::new(&network, directory.path())?;
+    let scenario = scenario("ublk_device", "outside", include_str!("../vm/ublk.sh"))
+        .flexblk(&Binaries::get()?.flexblk, image.tree());
+    let outcome = machine::run(
+        &image,
+        &network,
+        &scenario,
+        directory.path(),
+        &mut |words| outside.answer(words),
+    )?;
+    outcome.check("ublk_device")?;
+    outside.check()
 }

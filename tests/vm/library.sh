@@ -257,4 +257,5 @@ modprobe nvme-core ${NVME_CORE:-}
 modprobe nvme-tcp
 echo nqn.2014-08.org.nvmexpress:uuid:5c1c5e6e-26f1-4c0a-9d44-0f3ad17b3c01 >/etc/nvme/hostnqn
 echo 5c1c5e6e-26f1-4c0a-9d44-0f3ad17b3c01 >/etc/nvme/hostid
-. "/vm/$PEER.sh"
+# No peer: a disk is all there is.
+[ -z "${PEER:-}" ] || . "/vm/$PEER.sh"

@@ -16,7 +16,7 @@ properties() {
     same 'sectors' $((64 * 2048)) "$(cat $SYS/size)"
     # As many as processors, of the four that there are.
     same 'queues' "$(nproc)" "$(ls $SYS/mq | wc -l)"
-    same 'block size' 4096 "$(cat $SYS/queue/logical_block_size)"
+    same 'block size' 512 "$(cat $SYS/queue/logical_block_size)"
     [ "$(cat $SYS/queue/discard_max_bytes)" -gt 0 ]
     [ "$(cat $SYS/queue/write_zeroes_max_bytes)" -gt 0 ]
     [ -n "$(cat $SYS/serial)" ]

@@ -25,6 +25,7 @@ mod jobs;
 pub mod loop_device;
 pub mod nbd;
 mod requests;
+pub mod ublk;
 pub mod vhost_user;
 mod worker;
 

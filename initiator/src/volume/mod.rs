@@ -191,6 +191,11 @@ impl Volume {
             .ok_or(Error::Lost(LostReason::Closed))
     }
 
+    /// The name of its subsystem.
+    pub fn subnqn(&self) -> String {
+        self.shared.controller.subnqn().to_string()
+    }
+
     /// A way to do I/O for the calling thread, with up to `depth` requests under way.
     pub fn channel(&self, depth: u16) -> Result<Channel, Error> {
         Channel::open(self, depth)

@@ -1,11 +1,13 @@
 //! What a guest does: scripts, and what they are told.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::cpio::Archive;
+use super::debian::Tree;
 
 /// Starts the guest.
 const INIT: &str = include_str!("../../vm/init.sh");
@@ -25,6 +27,8 @@ pub struct Scenario {
     pub(super) limit: Duration,
     /// Sockets of vhost-user-blk back-ends, each with its number of queues.
     pub(super) disks: Vec<(PathBuf, u16)>,
+    /// Paths in the guest, and the files that they are copies of.
+    files: Vec<(String, PathBuf)>,
 }
 
 impl Scenario {
@@ -36,6 +40,7 @@ impl Scenario {
             environment: Vec::new(),
             limit: Duration::from_secs(300),
             disks: Vec::new(),
+            files: Vec::new(),
         }
     }
 
@@ -50,6 +55,17 @@ impl Scenario {
     #[must_use]
     pub fn vhost_user_disk(mut self, socket: &Path, queues: u16) -> Scenario {
         self.disks.push((socket.to_owned(), queues));
+        self
+    }
+
+    /// The program `flexblk` in the guest, with the library that nothing else there needs.
+    #[must_use]
+    pub fn flexblk(mut self, program: &Path, tree: &Tree) -> Scenario {
+        const LIBRARY: &str = "usr/lib/x86_64-linux-gnu/libgcc_s.so.1";
+        self.files
+            .push(("usr/bin/flexblk".to_owned(), program.to_owned()));
+        self.files
+            .push((LIBRARY.to_owned(), tree.root().join(LIBRARY)));
         self
     }
 
@@ -78,6 +94,10 @@ impl Scenario {
             ("vm/environment.sh", &environment),
         ] {
             archive.file(name, content.as_bytes())?;
+        }
+        for (path, source) in &self.files {
+            let content = fs::read(source).with_context(|| format!("{}", source.display()))?;
+            archive.file(path, &content)?;
         }
         Ok(archive.finish()?)
     }

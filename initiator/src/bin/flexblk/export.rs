@@ -16,7 +16,7 @@ use signal_hook::iterator::Signals;
 use crate::args::{Address, Connection};
 use crate::attach::Multipath;
 use crate::exit::{TargetLost, Usage};
-use crate::{connect, size};
+use crate::{connect, size, ublk, vhost_user};
 
 /// How often the exporter looks whether all is well.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
@@ -45,6 +45,19 @@ Examples:
   flexblk export nbd URI --listen 127.0.0.1:10809 --name disk1 --read-only
   nbdinfo nbd://127.0.0.1:10809/disk1")]
     Nbd(Nbd),
+    /// Be a disk of virtual machines: a vhost-user-blk back-end on a Unix socket.
+    ///
+    /// Runs in the foreground until SIGINT or SIGTERM, serves one virtual machine at a time, and prints a line when one
+    /// can connect. When it ends or is killed, the disk's requests wait until it runs again (`reconnect-ms` of QEMU's
+    /// chardev).
+    #[command(after_help = vhost_user::HELP)]
+    VhostUser(vhost_user::VhostUser),
+    /// Be a block device of this host, by the kernel's ublk driver.
+    ///
+    /// Runs in the foreground until SIGINT or SIGTERM, which remove the device, and prints its path when it is there. When
+    /// this process is killed, the device stays and its requests wait for `--recover`. Needs CAP_SYS_ADMIN.
+    #[command(after_help = ublk::HELP)]
+    Ublk(ublk::Ublk),
 }
 
 #[derive(Args, Debug)]
@@ -89,6 +102,8 @@ pub(crate) struct Nbd {
 pub(crate) fn export(args: &Export) -> Result<()> {
     match &args.protocol {
         Protocol::Nbd(args) => nbd(args),
+        Protocol::VhostUser(args) => vhost_user::serve(args),
+        Protocol::Ublk(args) => ublk::serve(args),
     }
 }
 

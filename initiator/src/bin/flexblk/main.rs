@@ -17,7 +17,9 @@ mod pipeline;
 mod registers;
 mod reserve;
 mod size;
+mod ublk;
 mod version;
+mod vhost_user;
 
 use std::process::ExitCode;
 

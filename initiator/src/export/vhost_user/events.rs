@@ -54,13 +54,14 @@ impl Events {
         self.owner = owner;
     }
 
-    /// The ring's descriptors from now on. A new ring counts as kicked: something may have come before.
+    /// The ring's descriptors from now on. A new ring counts as kicked, and its driver is called: something may have come
+    /// before, and whoever served it before may have died between giving something back and saying so.
     pub(crate) fn start(&mut self, ring: usize, kick: Option<OwnedFd>, call: Option<OwnedFd>) {
         if let Some(ring) = self.rings.get_mut(ring) {
             ring.kick = kick.map(Rc::new);
             ring.call = call.map(Rc::new);
             ring.kicked = true;
-            ring.call_wanted = false;
+            ring.call_wanted = ring.call.is_some();
         }
     }
 

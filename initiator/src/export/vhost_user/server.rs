@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -114,7 +115,8 @@ fn attend(
     stop: &AtomicBool,
 ) -> Result<(), Ended> {
     let gone = |error: SessionError| match error {
-        SessionError::Worker => Ended::Serve(workers.check().err().unwrap_or(ServeError::Lost)),
+        // Its thread is about to end, if it has not yet.
+        SessionError::Worker => Ended::Serve(workers.wait()),
         error => Ended::Session(error),
     };
     let socket = Socket::new(stream).map_err(|error| gone(SocketError::Io(error).into()))?;
@@ -204,7 +206,7 @@ pub(crate) struct Workers {
 struct Handle {
     orders: Option<Sender<Order>>,
     waker: Waker,
-    thread: Option<JoinHandle<Result<(), Error>>>,
+    thread: Mutex<Option<JoinHandle<Result<(), Error>>>>,
 }
 
 impl Workers {
@@ -239,7 +241,7 @@ impl Workers {
             workers.push(Handle {
                 orders: Some(orders),
                 waker,
-                thread: Some(thread),
+                thread: Mutex::new(Some(thread)),
             });
         }
         Ok(Workers {
@@ -266,13 +268,36 @@ impl Workers {
         Ok(())
     }
 
+    /// The error of a thread that ends.
+    fn wait(&self) -> ServeError {
+        for _ in 0..100 {
+            if let Err(error) = self.check() {
+                return error;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        ServeError::Lost
+    }
+
     /// An error when a thread has ended.
     fn check(&self) -> Result<(), ServeError> {
-        let ended = |worker: &Handle| worker.thread.as_ref().is_none_or(JoinHandle::is_finished);
-        if self.workers.iter().any(ended) {
-            return Err(ServeError::Lost);
+        for worker in &self.workers {
+            let mut thread = worker.thread();
+            if !thread.as_ref().is_none_or(JoinHandle::is_finished) {
+                continue;
+            }
+            return match thread.take().map(JoinHandle::join) {
+                Some(Ok(Err(error))) => Err(error.into()),
+                _ => Err(ServeError::Lost),
+            };
         }
         Ok(())
+    }
+}
+
+impl Handle {
+    fn thread(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<Result<(), Error>>>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -282,10 +307,9 @@ impl Drop for Workers {
             worker.orders = None;
             worker.waker.wake();
         }
-        for worker in &mut self.workers {
-            if let Some(thread) = worker.thread.take()
-                && let Ok(Err(error)) = thread.join()
-            {
+        for worker in &self.workers {
+            let thread = worker.thread().take();
+            if let Some(Ok(Err(error))) = thread.map(JoinHandle::join) {
                 tracing::error!(%error, "a worker thread ended");
             }
         }

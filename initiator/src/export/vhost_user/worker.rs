@@ -20,6 +20,7 @@ use super::memory::GuestMemory;
 use super::message::RingAddress;
 use super::virtqueue::{Chain, RingError, Virtqueue};
 use crate::export::jobs::{Done, Jobs};
+use crate::link::home::{self, SharedHome};
 use crate::volume::{Channel, Volume};
 use crate::{Error, IoCompletion, Op};
 
@@ -64,7 +65,10 @@ pub(crate) enum Order {
 /// The state of a thread.
 pub(crate) struct Worker {
     volume: Volume,
-    channel: Channel,
+    /// `None` only while it is replaced, or could not be.
+    channel: Option<Channel>,
+    /// The thread's reactor: stays when the channel is replaced.
+    home: SharedHome,
     jobs: Jobs,
     events: Rc<RefCell<Events>>,
     owner: u8,
@@ -109,17 +113,19 @@ impl Worker {
         poll_budget: Duration,
         orders: Receiver<Order>,
     ) -> Result<Worker, Error> {
+        let home = home::with_poll_budget(poll_budget)?;
         let mut channel = volume.channel(DEPTH)?;
         let depth = channel.depth();
         let namespace = volume.namespace()?;
         let jobs = Jobs::new(&namespace, usize::from(depth), depth, BOUNCE_BYTES)?;
         channel.register_memory(jobs.memory())?;
         let events = Events::new(queues);
-        let owner = channel.add_guest(events.clone())?;
+        let owner = home.borrow_mut().add_guest(events.clone())?;
         events.borrow_mut().set_owner(owner);
         Ok(Worker {
             volume: volume.clone(),
-            channel,
+            channel: Some(channel),
+            home,
             jobs,
             events,
             owner,
@@ -134,7 +140,7 @@ impl Worker {
 
     /// Ends a sleeping turn after an order was sent.
     pub(crate) fn waker(&self) -> Waker {
-        self.channel.waker()
+        self.home.borrow_mut().reactor().waker()
     }
 
     /// Works until there is nobody who could give orders.
@@ -150,26 +156,28 @@ impl Worker {
                 active |= self.serve(ring);
             }
             self.signal();
-            let now = self.channel.now();
+            let now = self.home.borrow().now();
             if active {
                 last_activity = now;
             }
-            let mut until = None;
-            if now.saturating_duration_since(last_activity) >= self.poll_budget
-                && !self.enable_notifications()
-            {
-                until = Some(self.drain_deadline().unwrap_or(now + LONGEST_SLEEP));
-            }
-            self.channel.turn(until, &mut completions);
+            let idle = now.saturating_duration_since(last_activity) >= self.poll_budget;
+            let until = (idle && !self.enable_notifications())
+                .then(|| self.drain_deadline().unwrap_or(now + LONGEST_SLEEP));
+            let Some(channel) = &mut self.channel else {
+                return Ok(());
+            };
+            channel.turn(until, &mut completions);
             if !completions.is_empty() {
-                last_activity = self.channel.now();
+                last_activity = channel.now();
             }
             for completion in completions.drain(..) {
                 if let Some(done) = self.jobs.completed(&completion) {
                     self.finish(done);
                 }
             }
-            self.jobs.submit_waiting(&mut self.channel);
+            if let Some(channel) = &mut self.channel {
+                self.jobs.submit_waiting(channel);
+            }
             self.signal();
             self.stop_drained()?;
         }
@@ -208,21 +216,22 @@ impl Worker {
 
     /// Opens the guest's newest memory to the channel.
     fn register(&mut self) -> Result<(), Error> {
-        match self.memory.mappings().last() {
-            Some(memory) => self.channel.register_memory(memory),
-            None => Ok(()),
+        match (self.memory.mappings().last(), &mut self.channel) {
+            (Some(memory), Some(channel)) => channel.register_memory(memory),
+            _ => Ok(()),
         }
     }
 
     /// A new channel that knows the memory as it is now. The old one's end is the end of every use of memory.
     fn replace_channel(&mut self) -> Result<(), Error> {
-        // The new one first: the thread's reactor, which both are on, stays with our descriptors.
+        // The old one first: a controller may have no queue to spare.
+        self.channel = None;
         let mut channel = self.volume.channel(DEPTH)?;
         channel.register_memory(self.jobs.memory())?;
         for memory in self.memory.mappings() {
             channel.register_memory(memory)?;
         }
-        self.channel = channel;
+        self.channel = Some(channel);
         for tag in self.jobs.abandon() {
             let (index, head) = split(tag);
             if let Some(Some(ring)) = self.rings.get_mut(index)
@@ -358,13 +367,14 @@ impl Worker {
                     _ => &[],
                 };
                 let tag = (index as u64) << 16 | u64::from(head);
-                match self
-                    .jobs
-                    .start(&mut self.channel, (op, lba, blocks), spans, tag)
-                {
-                    Ok(()) => return Ok(()),
+                let started = self.channel.as_mut().map(|channel| {
+                    let request = (op, lba, blocks);
+                    self.jobs.start(channel, request, spans, tag)
+                });
+                match started {
+                    Some(Ok(())) => return Ok(()),
                     // There was room, or we would not be here.
-                    Err(_) => Status::IoError,
+                    _ => Status::IoError,
                 }
             }
         };
@@ -434,9 +444,8 @@ impl Worker {
             let Some(ring) = place.take() else {
                 continue;
             };
-            let events = &self.events;
-            self.channel
-                .with_reactor(|reactor| events.borrow_mut().stop(reactor, index));
+            let mut home = self.home.borrow_mut();
+            self.events.borrow_mut().stop(home.reactor(), index);
             if let Some((reply, _)) = ring.stopping {
                 let untouched = ring.again.len() as u16;
                 let _ = reply.send(ring.queue.next_available().wrapping_sub(untouched));
@@ -448,9 +457,10 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.channel.remove_guest(self.owner);
+        let mut home = self.home.borrow_mut();
+        home.remove_guest(self.owner);
         // The kernel may still use descriptors.
-        let keeper = self.channel.with_reactor(|reactor| reactor.keeper());
+        let keeper = home.reactor().keeper();
         keeper.keep(Box::new(self.events.clone()));
     }
 }

@@ -1,0 +1,306 @@
+//! ublk: a volume as a block device of this host, without a loop device and without a copy of ours (Linux 6.0,
+//! Documentation/block/ublk.rst).
+//!
+//! Each queue of the device is a thread with a channel (`queue.rs`). The kernel copies a write's data into the buffer of the
+//! request's tag, from which the transport sends it, and a read's data out of it. Passing the kernel's own pages to the
+//! transport (UBLK_F_SUPPORT_ZERO_COPY, UBLK_F_AUTO_BUF_REG) is not possible: their bytes can be named in operations of
+//! io_uring, but not be read, and both of our transports have to read them: for checksums, and to put them into packets.
+//!
+//! The device survives its server: requests that were not answered wait in the kernel and are given to whoever takes the
+//! device over ([`UblkExport::take_over`]).
+
+mod abi;
+mod control;
+mod queue;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::Namespace;
+use crate::volume::Volume;
+
+use super::{Worker, WorkerConfig};
+use abi::{ANY_DEVICE, DeviceInfo, Parameters, SECTOR_BYTES, feature};
+use control::{Control, open_node};
+use queue::{Common, Queue, QueueConfig};
+
+pub use control::{UblkError, probe};
+
+/// Longest request. The driver takes up to 32 MiB, but the buffers of all tags have this size.
+const MAX_IO_BYTES: u32 = 512 << 10;
+/// How long nodes may take to appear, and the kernel to notice that a server has died.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a server that seems to live may take to die.
+const HESITATION: Duration = Duration::from_secs(1);
+
+/// How a device is made.
+#[derive(Clone, Copy, Debug)]
+pub struct UblkOptions {
+    /// Its number (`/dev/ublkbN`); the kernel chooses one when `None`.
+    pub number: Option<u32>,
+    /// Queues, each with a thread and a queue pair of its own.
+    pub queues: u16,
+    /// Requests of each queue at once, 1 to 1024.
+    pub depth: u16,
+}
+
+/// What was done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UblkCounters {
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Flushes, discards, writes of zeroes.
+    pub others: u64,
+    /// Data of reads.
+    pub bytes_read: u64,
+    /// Data of writes.
+    pub bytes_written: u64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// How long all of them took together.
+    pub latency: Duration,
+}
+
+/// A device that is served. Dropping it leaves the device without a server: [`UblkExport::end`] removes it.
+#[derive(Debug)]
+pub struct UblkExport {
+    number: u32,
+    workers: Vec<Worker>,
+    common: Arc<Common>,
+}
+
+impl UblkExport {
+    /// Makes a device of `volume` and serves it.
+    pub fn start(volume: &Volume, options: &UblkOptions) -> Result<UblkExport, UblkError> {
+        let namespace = volume.namespace()?;
+        check(&namespace)?;
+        let mut control = Control::open()?;
+        let wanted = feature::USER_RECOVERY
+            | feature::USER_RECOVERY_REISSUE
+            | control.features() & feature::CMD_IOCTL_ENCODE;
+        let mut info = DeviceInfo {
+            nr_hw_queues: options.queues.max(1),
+            queue_depth: options.depth.clamp(1, 1024),
+            max_io_buf_bytes: max_io_bytes(&namespace),
+            dev_id: options.number.unwrap_or(ANY_DEVICE),
+            ublksrv_pid: std::process::id() as i32,
+            flags: wanted,
+            ublksrv_flags: identity(volume, &namespace),
+            ..DeviceInfo::default()
+        };
+        control.add(&mut info)?;
+        let number = info.dev_id;
+        let started = control
+            .set_parameters(number, &Parameters::of(&namespace, info.max_io_buf_bytes))
+            .and_then(|()| UblkExport::serve(volume, &namespace, &control, &info))
+            .and_then(|export| {
+                control.start(number)?;
+                Ok(export)
+            });
+        if started.is_err() {
+            // Nothing of a device that did not start is left. Its own error is the one to tell of.
+            let _ = control.delete(number);
+        }
+        started
+    }
+
+    /// Serves a device of this volume whose server has died. Requests that it had not answered are done again, and
+    /// the users of the device only see that they took longer.
+    pub fn take_over(volume: &Volume, number: u32) -> Result<UblkExport, UblkError> {
+        let namespace = volume.namespace()?;
+        check(&namespace)?;
+        let mut control = Control::open()?;
+        let info = control.info(number)?;
+        let parameters = control.parameters(number)?;
+        let expected = Parameters::of(&namespace, info.max_io_buf_bytes);
+        let same = info.ublksrv_flags == identity(volume, &namespace)
+            && parameters.logical_bs_shift == expected.logical_bs_shift
+            && info.max_io_buf_bytes <= max_io_bytes(&namespace);
+        if !same {
+            return Err(UblkError::Foreign(number));
+        }
+        // One that lives does not let go of it; one that has just died may still be about to.
+        let limit = if is_alive(info.ublksrv_pid) {
+            HESITATION
+        } else {
+            PATIENCE
+        };
+        if !control.start_recovery(number, limit)? {
+            return Err(UblkError::Served(number, info.ublksrv_pid));
+        }
+        let export = UblkExport::serve(volume, &namespace, &control, &info)?;
+        control.end_recovery(number)?;
+        if parameters.dev_sectors != expected.dev_sectors {
+            export.resize(namespace.len_bytes())?;
+        }
+        Ok(export)
+    }
+
+    /// The block device.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/ublkb{}", self.number))
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether no queue is served any more: somebody has removed the device.
+    pub fn has_ended(&self) -> bool {
+        self.workers.iter().all(Worker::has_ended)
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> UblkCounters {
+        let common = &self.common;
+        UblkCounters {
+            reads: common.reads.load(Ordering::Relaxed),
+            writes: common.writes.load(Ordering::Relaxed),
+            others: common.others.load(Ordering::Relaxed),
+            bytes_read: common.bytes_read.load(Ordering::Relaxed),
+            bytes_written: common.bytes_written.load(Ordering::Relaxed),
+            errors: common.errors.load(Ordering::Relaxed),
+            latency: Duration::from_nanos(common.latency_ns.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// The namespace has another size.
+    pub fn resize(&self, len_bytes: u64) -> Result<(), UblkError> {
+        let sectors = len_bytes / u64::from(SECTOR_BYTES);
+        Control::open()?.update_size(self.number, sectors)
+    }
+
+    /// Removes the device. What is under way may end within `grace`, then it fails; afterwards a further second may pass.
+    /// True when the kernel is done with it; false when somebody still holds it.
+    pub fn end(self, grace: Duration) -> bool {
+        let deadline = Instant::now() + grace;
+        let (done, stopped) = mpsc::channel();
+        let number = self.number;
+        // In a thread of its own, because it waits for requests under way. They are ours to end.
+        let stopper = std::thread::Builder::new()
+            .name("ublk stop".into())
+            .spawn(move || {
+                let ended = Control::open().and_then(|mut control| {
+                    control.stop(number)?;
+                    control.delete(number)
+                });
+                let _ = done.send(ended);
+            });
+        if let Err(error) = stopper {
+            tracing::error!(%error, "starting a thread");
+            return false;
+        }
+        let mut ended = stopped
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            .ok();
+        // Answers everything with an error from here on.
+        self.workers.iter().for_each(Worker::begin_stop);
+        for worker in self.workers {
+            worker.stop(Duration::from_secs(2));
+        }
+        if ended.is_none() {
+            ended = stopped.recv_timeout(Duration::from_secs(1)).ok();
+        }
+        match ended {
+            Some(Ok(())) => true,
+            Some(Err(error)) => {
+                tracing::warn!(%error, number, "removing a ublk device");
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Removes a device that nobody serves any more.
+    pub fn remove(number: u32) -> Result<(), UblkError> {
+        let mut control = Control::open()?;
+        let info = control.info(number)?;
+        if is_alive(info.ublksrv_pid) {
+            return Err(UblkError::Served(number, info.ublksrv_pid));
+        }
+        control.stop(number)?;
+        control.delete(number)
+    }
+
+    fn serve(
+        volume: &Volume,
+        namespace: &Namespace,
+        control: &Control,
+        info: &DeviceInfo,
+    ) -> Result<UblkExport, UblkError> {
+        let node = Arc::new(open_node(info.dev_id, PATIENCE)?);
+        let common = Arc::new(Common::default());
+        let mut workers = Vec::new();
+        for q_id in 0..info.nr_hw_queues {
+            let config = QueueConfig {
+                node: Arc::clone(&node),
+                q_id,
+                depth: info.queue_depth,
+                buffer_bytes: info.max_io_buf_bytes,
+                block_size: namespace.block_size,
+                ioctl_encoded: control.ioctl_encoded(),
+            };
+            let common = Arc::clone(&common);
+            let worker = WorkerConfig {
+                name: format!("ublk{} q{q_id}", info.dev_id),
+                core: None,
+                depth: info.queue_depth,
+            };
+            let (worker, ()) = Worker::spawn(&worker, volume, move |channel| {
+                Queue::new(config, common, channel).map(|queue| (queue, ()))
+            })?;
+            workers.push(worker);
+        }
+        Ok(UblkExport {
+            number: info.dev_id,
+            workers,
+            common,
+        })
+    }
+}
+
+fn check(namespace: &Namespace) -> Result<(), UblkError> {
+    let size = namespace.block_size;
+    if size.is_power_of_two() && (512..=4096).contains(&size) {
+        Ok(())
+    } else {
+        Err(UblkError::BlockSize(size))
+    }
+}
+
+/// Longest request: one command of the namespace, whole pages.
+fn max_io_bytes(namespace: &Namespace) -> u32 {
+    let most = namespace.max_transfer_bytes.min(MAX_IO_BYTES);
+    (most - most % 4096).max(4096)
+}
+
+/// Whether that process lives. One that has ended and that nobody has waited for does not.
+fn is_alive(pid: i32) -> bool {
+    // proc_pid_stat(5): the state follows the name, which is in parentheses.
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
+    })
+}
+
+/// What tells a device of this namespace from others: a word that the kernel keeps for us with the device (FNV-1a).
+fn identity(volume: &Volume, namespace: &Namespace) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    };
+    add(volume.subnqn().as_bytes());
+    add(&namespace.nsid.get().to_le_bytes());
+    add(namespace.uuid.as_ref().map_or(&[0; 16], |it| it.as_bytes()));
+    add(&namespace.nguid);
+    hash
+}
