@@ -135,10 +135,11 @@ fn vhost_user_disk() -> Result<()> {
             &scenario,
             directory.path(),
             &mut |words| server.answer(words),
-        )?;
-        outcome.check(name)?;
+        );
+        server.check()?;
+        outcome?.check(name)?;
     }
-    server.check()
+    Ok(())
 }
 
 /// `flexblk export ublk` in a guest, with a target outside.

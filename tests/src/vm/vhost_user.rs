@@ -74,6 +74,8 @@ impl VhostUser {
     }
 
     fn again(&mut self) -> Result<()> {
+        // What it said goes with it, and is wanted when the guest then finds something wrong.
+        eprint!("{}", self.server.stderr());
         self.server = spawn(&self.directory, &self.target, self.starts)?;
         self.starts += 1;
         Ok(())
@@ -93,6 +95,7 @@ impl VhostUser {
 
     /// Whether both still run as they should.
     pub fn check(&mut self) -> Result<()> {
+        eprint!("{}", self.server.stderr());
         if self.server.status()?.is_some() || !self.target.is_running() {
             bail!("a program has died: {}", self.server.tail());
         }

@@ -5,6 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use flexblk_reactor::{HugePages, SharedMemory};
 
@@ -153,7 +154,9 @@ impl InflightQueue {
     pub(crate) fn taken(&mut self, head: u16) {
         self.cells
             .write(entry(head) + 8, &self.counter.to_ne_bytes());
+        in_order();
         self.cells.write(entry(head), &[1]);
+        in_order();
         self.counter = self.counter.wrapping_add(1);
     }
 
@@ -161,19 +164,28 @@ impl InflightQueue {
     #[inline]
     pub(crate) fn before_used(&self, head: u16) {
         self.cells.write(LAST_HEAD_AT, &head.to_ne_bytes());
-        // Before the used index, which is published with release order.
+        in_order();
     }
 
     /// It was given back; `used` is the used index now.
     #[inline]
     pub(crate) fn after_used(&self, head: u16, used: u16) {
+        in_order();
         self.cells.write(entry(head), &[0]);
+        in_order();
         self.cells.release(USED_AT, used);
     }
 
     fn read_u16(&self, at: u32) -> u16 {
         u16::from_ne_bytes(self.cells.read(at))
     }
+}
+
+/// A process that is killed has done everything up to an instruction and nothing after it: so it is only the compiler that
+/// must not change the order of what is written.
+#[inline]
+fn in_order() {
+    compiler_fence(Ordering::SeqCst);
 }
 
 fn entry(head: u16) -> u32 {

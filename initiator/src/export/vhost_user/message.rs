@@ -352,6 +352,7 @@ impl Request {
 }
 
 /// What we answer.
+#[expect(clippy::large_enum_variant, reason = "made and sent at once, never kept")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     /// A number: features, counts; where a reply was only asked for (NEED_REPLY), 0 says that all went well.

@@ -194,7 +194,11 @@ impl Worker {
                     } else {
                         self.replace_channel()
                     };
-                    let _ = reply.send(result.as_ref().map(|()| ()).map_err(ToString::to_string));
+                    let said = match &result {
+                        Ok(()) => Ok(()),
+                        Err(error) => Err(error.to_string()),
+                    };
+                    let _ = reply.send(said);
                     if !more {
                         result?;
                     }
