@@ -29,7 +29,12 @@ impl CommandRing {
     ///
     /// # Safety
     /// Whatever memory the command names is as large, and as writable, as the driver takes it to be.
-    pub unsafe fn run(&mut self, fd: BorrowedFd<'_>, cmd_op: u32, cmd: [u8; 80]) -> io::Result<i32> {
+    pub unsafe fn run(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        cmd_op: u32,
+        cmd: [u8; 80],
+    ) -> io::Result<i32> {
         let entry = opcode::UringCmd80::new(types::Fd(fd.as_raw_fd()), cmd_op)
             .cmd(cmd)
             .build();
@@ -74,7 +79,10 @@ mod tests {
             // SAFETY: no memory is named.
             let result = unsafe { ring.run(null.as_fd(), u32::MAX, [0; 80]) };
             // /dev/null takes every command and does nothing, on kernels from 6.1 on.
-            assert!(matches!(result.map_err(|error| error.raw_os_error()), Ok(0) | Err(Some(libc::EOPNOTSUPP))));
+            assert!(matches!(
+                result.map_err(|error| error.raw_os_error()),
+                Ok(0) | Err(Some(libc::EOPNOTSUPP))
+            ));
         }
     }
 }

@@ -25,7 +25,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use flexblk_nvme::Nsid;
+use flexblk_nvme::{Nqn, Nsid};
 use flexblk_reactor::Span;
 
 use self::fence::Fence;
@@ -191,9 +191,10 @@ impl Volume {
             .ok_or(Error::Lost(LostReason::Closed))
     }
 
-    /// The name of its subsystem.
-    pub fn subnqn(&self) -> String {
-        self.shared.controller.subnqn().to_string()
+    /// The name of the first path's subsystem.
+    pub(crate) fn subnqn(&self) -> Option<&str> {
+        let first = self.shared().paths.first()?;
+        first.connect.target.subnqn.as_ref().map(Nqn::as_str)
     }
 
     /// A way to do I/O for the calling thread, with up to `depth` requests under way.

@@ -108,7 +108,9 @@ impl SharedMemory {
         let mapped_bytes = len_bytes
             .checked_next_multiple_of(page_bytes)
             .and_then(|bytes| usize::try_from(bytes).ok())
-            .ok_or(Error::Argument("shared memory is larger than the address space"))?;
+            .ok_or(Error::Argument(
+                "shared memory is larger than the address space",
+            ))?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing object.
         let ptr = unsafe {
             mmap(

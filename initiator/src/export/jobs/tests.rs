@@ -131,7 +131,8 @@ fn what_lies_in_one_piece_is_not_copied() {
     let span = memory.span(512, 200 << 10).unwrap();
     let mut disk = Disk::new(1024, 8);
     let mut jobs = Jobs::new(&Namespace::example(), 1, 8, 0).unwrap();
-    jobs.start(&mut disk, (Op::Read, 0, 400), &[span], 1).unwrap();
+    jobs.start(&mut disk, (Op::Read, 0, 400), &[span], 1)
+        .unwrap();
     let lengths: Vec<u32> = disk.taken.iter().map(|(it, _)| it.blocks).collect();
     assert_eq!(lengths, [128, 128, 128, 16]);
     for (request, _) in &disk.taken {
@@ -167,8 +168,10 @@ fn without_data_only_the_number_of_blocks_counts() {
     let mut disk = Disk::new(0, 8);
     let mut jobs = Jobs::new(&Namespace::example(), 8, 8, 0).unwrap();
     let zeroes = Op::WriteZeroes { deallocate: true };
-    jobs.start(&mut disk, (zeroes, 10, 150_000), &[], 1).unwrap();
-    jobs.start(&mut disk, (Op::Discard, 10, 150_000), &[], 2).unwrap();
+    jobs.start(&mut disk, (zeroes, 10, 150_000), &[], 1)
+        .unwrap();
+    jobs.start(&mut disk, (Op::Discard, 10, 150_000), &[], 2)
+        .unwrap();
     jobs.start(&mut disk, (Op::Flush, 0, 0), &[], 3).unwrap();
     let taken: Vec<(u64, u32)> = (disk.taken.iter())
         .map(|(it, _)| (it.lba, it.blocks))

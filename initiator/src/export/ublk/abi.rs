@@ -108,7 +108,9 @@ const _: () = assert!(std::mem::offset_of!(ControlCommand, addr) == 8);
 const _: () = assert!(std::mem::offset_of!(ControlCommand, dev_path_len) == 24);
 
 /// struct ublksrv_ctrl_dev_info.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub(crate) struct DeviceInfo {
     pub(crate) nr_hw_queues: u16,
@@ -144,7 +146,9 @@ const PARAM_BASIC: u32 = 1 << 0;
 const PARAM_DISCARD: u32 = 1 << 1;
 
 /// struct ublk_params as far as we set it: `len` says where it ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub(crate) struct Parameters {
     pub(crate) len: u32,
@@ -211,7 +215,12 @@ impl Parameters {
             dev_sectors: namespace.len_bytes() / u64::from(SECTOR_BYTES),
             discard_granularity: has(discard || zeroes, namespace.block_size),
             max_discard_sectors: has(discard, MAX_DISCARD_SECTORS),
-            max_write_zeroes_sectors: has(zeroes, MAX_ZEROES_BLOCKS.saturating_mul(per_block).min(MAX_DISCARD_SECTORS)),
+            max_write_zeroes_sectors: has(
+                zeroes,
+                MAX_ZEROES_BLOCKS
+                    .saturating_mul(per_block)
+                    .min(MAX_DISCARD_SECTORS),
+            ),
             max_discard_segments: has(discard, 1) as u16,
             ..Parameters::default()
         }
@@ -254,9 +263,7 @@ impl IoDescriptor {
         let has = |flag: u32| self.op_flags & flag != 0;
         match self.op_flags & IO_OP_MASK {
             0 => Some(Op::Read),
-            1 => Some(Op::Write {
-                fua: has(IO_F_FUA),
-            }),
+            1 => Some(Op::Write { fua: has(IO_F_FUA) }),
             2 => Some(Op::Flush),
             3 => Some(Op::Discard),
             5 => Some(Op::WriteZeroes {
@@ -328,7 +335,10 @@ mod tests {
         };
         let read_only = Parameters::of(&read_only, 128 << 10);
         assert_eq!(read_only.attrs, attribute::READ_ONLY);
-        assert_eq!((read_only.types, read_only.max_discard_sectors), (PARAM_BASIC, 0));
+        assert_eq!(
+            (read_only.types, read_only.max_discard_sectors),
+            (PARAM_BASIC, 0)
+        );
         let no_zeroes = Namespace {
             write_zeroes: false,
             ..namespace

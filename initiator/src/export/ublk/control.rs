@@ -19,7 +19,9 @@ const CONTROL: &str = "/dev/ublk-control";
 #[non_exhaustive]
 pub enum UblkError {
     /// The kernel has no driver, or it is not loaded.
-    #[error("this kernel has no ublk, or its module is not loaded: {CONTROL} is not there (`modprobe ublk_drv`)")]
+    #[error(
+        "this kernel has no ublk, or its module is not loaded: {CONTROL} is not there (`modprobe ublk_drv`)"
+    )]
     Absent,
     /// We may not.
     #[error("{CONTROL} can only be used with CAP_SYS_ADMIN (as root)")]
@@ -160,12 +162,7 @@ impl Control {
     /// Does not wait for who still has it open, where the kernel can do that (Linux 6.9).
     pub(crate) fn delete(&mut self, dev_id: u32) -> Result<(), UblkError> {
         let deleted = match self.run(Command::DelDevAsync, dev_id, 0, &mut []) {
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EOPNOTSUPP | libc::EINVAL)
-                ) =>
-            {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
                 self.run(Command::DelDev, dev_id, 0, &mut [])
             }
             other => other,
@@ -175,7 +172,11 @@ impl Control {
     }
 
     /// The device whose server has died is to get another one; false: it has not died within `limit`.
-    pub(crate) fn start_recovery(&mut self, dev_id: u32, limit: Duration) -> Result<bool, UblkError> {
+    pub(crate) fn start_recovery(
+        &mut self,
+        dev_id: u32,
+        limit: Duration,
+    ) -> Result<bool, UblkError> {
         let deadline = Instant::now() + limit;
         loop {
             // EBUSY as long as the kernel has not noticed the end of the old one.

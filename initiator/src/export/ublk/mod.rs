@@ -285,7 +285,9 @@ fn max_io_bytes(namespace: &Namespace) -> u32 {
 fn is_alive(pid: i32) -> bool {
     // proc_pid_stat(5): the state follows the name, which is in parentheses.
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        let state = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next());
         !matches!(state, None | Some('Z' | 'X'))
     })
 }
@@ -298,9 +300,14 @@ fn identity(volume: &Volume, namespace: &Namespace) -> u64 {
             hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
     };
-    add(volume.subnqn().as_bytes());
-    add(&namespace.nsid.get().to_le_bytes());
-    add(namespace.uuid.as_ref().map_or(&[0; 16], |it| it.as_bytes()));
+    let uuid = namespace.uuid.map_or([0; 16], |uuid| *uuid.as_bytes());
+    if uuid == [0; 16] && namespace.nguid == [0; 16] && namespace.eui64 == [0; 8] {
+        // No name of its own.
+        add(volume.subnqn().unwrap_or_default().as_bytes());
+        add(&namespace.nsid.get().to_le_bytes());
+    }
+    add(&uuid);
     add(&namespace.nguid);
+    add(&namespace.eui64);
     hash
 }

@@ -114,10 +114,7 @@ enum Place {
     /// A request that waits for room in the channel.
     Waiting,
     /// On its way to the target and back.
-    Volume {
-        started: std::time::Instant,
-        op: Op,
-    },
+    Volume { started: std::time::Instant, op: Op },
     /// The kernel was told of the end while the channel still had it.
     Abandoned,
     /// It will not come back.

@@ -164,7 +164,10 @@ impl Guest for Events {
                     fixed: None,
                     dsync: false,
                 };
-                let slot = self.board(Flight { _fd: fd, ring: None });
+                let slot = self.board(Flight {
+                    _fd: fd,
+                    ring: None,
+                });
                 // SAFETY: a static of 8 bytes that nobody writes; the descriptor as above.
                 unsafe { reactor.submit(op, Token::new(self.owner, slot as u64)) };
             }

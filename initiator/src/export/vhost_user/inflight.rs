@@ -19,6 +19,8 @@ const ENTRY_BYTES: u32 = 16;
 /// Queues do not share cache lines.
 const ALIGN_BYTES: u64 = 64;
 const VERSION: u16 = 1;
+/// What every queue has room for: QEMU asks by the device's queue size (128), and its guests make queues of up to this.
+const LEAST_ENTRIES: u16 = 1024;
 /// Largest queue that there is.
 const MAX_QUEUE_SIZE: u16 = 32768;
 
@@ -33,26 +35,36 @@ pub(crate) struct InflightMemory {
     memory: Arc<SharedMemory>,
     offset: u64,
     queues: u16,
+    /// As the front-end asked for it.
     queue_size: u16,
+    /// Bytes of each queue.
+    stride: u32,
 }
 
 impl InflightMemory {
     /// New memory, all zero: nothing is in flight.
     pub(crate) fn create(wanted: &Inflight) -> Option<InflightMemory> {
-        let size = size_of(wanted.queues, wanted.queue_size)?;
+        let stride = stride(wanted.queue_size)?.max(stride(LEAST_ENTRIES)?);
+        let size = u64::from(stride) * u64::from(wanted.queues);
         let memory = SharedMemory::create("flexblk inflight", size, HugePages::No).ok()?;
         Some(InflightMemory {
             memory,
             offset: 0,
             queues: wanted.queues,
             queue_size: wanted.queue_size,
+            stride,
         })
     }
 
-    /// What the front-end has kept.
+    /// What the front-end has kept. Its queues have equal parts of it.
     pub(crate) fn open(description: &Inflight, fd: OwnedFd) -> Option<InflightMemory> {
-        let needed = size_of(description.queues, description.queue_size)?;
-        if description.size < needed || !description.offset.is_multiple_of(ALIGN_BYTES) {
+        let part = description
+            .size
+            .checked_div(u64::from(description.queues))?;
+        let stride = u32::try_from(part - part % ALIGN_BYTES).ok()?;
+        if stride < self::stride(description.queue_size)?
+            || !description.offset.is_multiple_of(ALIGN_BYTES)
+        {
             return None;
         }
         let end = description.offset.checked_add(description.size)?;
@@ -61,6 +73,7 @@ impl InflightMemory {
             offset: description.offset,
             queues: description.queues,
             queue_size: description.queue_size,
+            stride,
         })
     }
 
@@ -81,12 +94,11 @@ impl InflightMemory {
 
     /// The part of one queue; `None`: it has none, or not for that many entries.
     pub(crate) fn queue(&self, index: u16, size: u16) -> Option<InflightQueue> {
-        if index >= self.queues || size > self.queue_size {
+        if index >= self.queues || HEADER_BYTES + ENTRY_BYTES * u32::from(size) > self.stride {
             return None;
         }
-        let stride = stride(self.queue_size)?;
-        let offset = self.offset + u64::from(index) * stride;
-        let cells = Cells::new(&self.memory, offset, u32::try_from(stride).ok()?, 8)?;
+        let offset = self.offset + u64::from(index) * u64::from(self.stride);
+        let cells = Cells::new(&self.memory, offset, self.stride, 8)?;
         Some(InflightQueue {
             cells,
             size,
@@ -95,19 +107,13 @@ impl InflightMemory {
     }
 }
 
-fn stride(queue_size: u16) -> Option<u64> {
+/// Bytes of a queue with that many entries.
+fn stride(queue_size: u16) -> Option<u32> {
     if queue_size == 0 || queue_size > MAX_QUEUE_SIZE {
         return None;
     }
     let bytes = HEADER_BYTES + ENTRY_BYTES * u32::from(queue_size);
-    Some(u64::from(bytes).next_multiple_of(ALIGN_BYTES))
-}
-
-fn size_of(queues: u16, queue_size: u16) -> Option<u64> {
-    if queues == 0 {
-        return None;
-    }
-    Some(u64::from(queues) * stride(queue_size)?)
+    Some(bytes.next_multiple_of(ALIGN_BYTES as u32))
 }
 
 /// One queue's requests in flight.
@@ -216,17 +222,41 @@ mod tests {
         let fd = || memory.fd().try_clone_to_owned().unwrap();
         assert!(InflightMemory::open(&told, fd()).is_some());
         for wrong in [
-            Inflight { size: told.size - 1, ..told },
-            Inflight { size: told.size + 4096, ..told },
+            Inflight {
+                size: 2 * 2112 - 1,
+                ..told
+            },
+            Inflight {
+                size: told.size + 4096,
+                ..told
+            },
             Inflight { offset: 8, ..told },
-            Inflight { offset: 1 << 40, ..told },
-            Inflight { size: u64::MAX, ..told },
-            Inflight { queue_size: 1024, ..told },
+            Inflight {
+                offset: 1 << 40,
+                ..told
+            },
+            Inflight {
+                size: u64::MAX,
+                ..told
+            },
+            Inflight {
+                queue_size: 2048,
+                ..told
+            },
+            Inflight { queues: 0, ..told },
         ] {
             assert!(InflightMemory::open(&wrong, fd()).is_none(), "{wrong:?}");
         }
-        assert!(memory.queue(2, 128).is_none() && memory.queue(1, 256).is_none());
-        assert!(memory.queue(1, 128).is_some());
+        assert!(memory.queue(2, 128).is_none() && memory.queue(1, 2048).is_none());
+        // More than was asked for, because guests make larger queues.
+        assert!(memory.queue(1, 1024).is_some());
+        // As another back-end makes it, it is just large enough.
+        let least = Inflight {
+            size: 2 * 2112,
+            ..told
+        };
+        let least = InflightMemory::open(&least, fd()).unwrap();
+        assert!(least.queue(1, 128).is_some() && least.queue(1, 256).is_none());
     }
 
     proptest! {

@@ -163,7 +163,9 @@ impl GuestMemory {
 fn joined(region: &Region, last: &Span, span: &Span) -> Option<Span> {
     let start = region.memory.as_ptr() as usize;
     let offset = (last.as_ptr() as usize).checked_sub(start)? as u64;
-    if offset >= region.memory.len() || last.as_ptr().wrapping_add(last.len() as usize) != span.as_ptr() {
+    if offset >= region.memory.len()
+        || last.as_ptr().wrapping_add(last.len() as usize) != span.as_ptr()
+    {
         return None;
     }
     region
@@ -194,7 +196,9 @@ pub(crate) mod tests {
     #[test]
     fn regions_that_cannot_be_are_refused() {
         let mut memory = GuestMemory::default();
-        memory.add(region(0x1000, 0x2000, 0, 0), file(0x2000)).unwrap();
+        memory
+            .add(region(0x1000, 0x2000, 0, 0), file(0x2000))
+            .unwrap();
         for (place, bytes) in [
             (region(0x2fff, 1, 0, 0), 0x1000),
             (region(0, 0x1001, 0, 0), 0x2000),
@@ -212,7 +216,9 @@ pub(crate) mod tests {
         memory.remove(&region(0x1000, 0x2000, 0, 0)).unwrap();
         assert_eq!(memory.mappings().count(), 0);
         for slot in 0..MAX_SLOTS as u64 {
-            memory.add(region(slot << 12, 0x1000, 0, 0), file(0x1000)).unwrap();
+            memory
+                .add(region(slot << 12, 0x1000, 0, 0), file(0x1000))
+                .unwrap();
         }
         let one_more = memory.add(region(1 << 40, 0x1000, 0, 0), file(0x1000));
         assert!(matches!(one_more, Err(MemoryError::TooMany)));
@@ -221,8 +227,12 @@ pub(crate) mod tests {
     #[test]
     fn addresses_lead_to_bytes_and_neighbours_become_one() {
         let mut memory = GuestMemory::default();
-        memory.add(region(0x10_0000, 0x2000, 0x7000_0000, 0x1000), file(0x3000)).unwrap();
-        memory.add(region(0x10_2000, 0x1000, 0x8000_0000, 0), file(0x1000)).unwrap();
+        memory
+            .add(region(0x10_0000, 0x2000, 0x7000_0000, 0x1000), file(0x3000))
+            .unwrap();
+        memory
+            .add(region(0x10_2000, 0x1000, 0x8000_0000, 0), file(0x1000))
+            .unwrap();
         let cells = memory.user(0x7000_0010, 4, 4).unwrap();
         cells.write(0, b"ring");
         assert_eq!(&memory.guest(0x10_0010, 4).unwrap().read::<4>(0), b"ring");
@@ -234,7 +244,10 @@ pub(crate) mod tests {
         assert_eq!((spans.len(), spans[0].len()), (1, 0x1000));
         // Over the border of two regions, which are neighbours only for the guest.
         assert!(memory.spans(0x10_1000, 0x2000, &mut spans));
-        assert_eq!(spans.iter().map(Span::len).collect::<Vec<_>>(), [0x2000, 0x1000]);
+        assert_eq!(
+            spans.iter().map(Span::len).collect::<Vec<_>>(),
+            [0x2000, 0x1000]
+        );
         assert!(!memory.spans(0x10_2800, 0x1000, &mut spans));
         assert!(!memory.spans(u64::MAX, 1, &mut spans));
     }

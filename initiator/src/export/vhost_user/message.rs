@@ -352,7 +352,10 @@ impl Request {
 }
 
 /// What we answer.
-#[expect(clippy::large_enum_variant, reason = "made and sent at once, never kept")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made and sent at once, never kept"
+)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     /// A number: features, counts; where a reply was only asked for (NEED_REPLY), 0 says that all went well.
@@ -525,10 +528,7 @@ mod tests {
             request(5, &words(&[2, 0, 1, 0, 0]), 2),
             Err(MessageError::Length { .. })
         ));
-        assert_eq!(
-            request(12, &words(&[3]), 1),
-            Ok(Request::SetVringKick(3))
-        );
+        assert_eq!(request(12, &words(&[3]), 1), Ok(Request::SetVringKick(3)));
         assert_eq!(
             request(13, &words(&[NO_FD | 3]), 0),
             Ok(Request::SetVringCall(3))

@@ -73,11 +73,15 @@ pub fn serve(
         return Err(ServeError::Options("a device has 1 to 64 queues"));
     }
     if options.threads == 0 || options.threads > options.queues {
-        return Err(ServeError::Options("there are 1 thread to as many as queues"));
+        return Err(ServeError::Options(
+            "there are 1 thread to as many as queues",
+        ));
     }
     let mut namespace = volume.namespace()?;
     if namespace.block_size < 512 {
-        return Err(ServeError::Options("a block device has blocks of at least 512 bytes"));
+        return Err(ServeError::Options(
+            "a block device has blocks of at least 512 bytes",
+        ));
     }
     let workers = Workers::start(volume, &namespace, options)?;
     let listener = Listener::bind(&options.socket)?;
@@ -129,7 +133,9 @@ fn attend(
                 session.step().map_err(gone)?;
             }
             follow(volume, |namespace| {
-                session.namespace_changed(namespace).map_err(|_| ServeError::Lost)
+                session
+                    .namespace_changed(namespace)
+                    .map_err(|_| ServeError::Lost)
             })
             .map_err(Ended::Serve)?;
             workers.check().map_err(Ended::Serve)?;
@@ -151,6 +157,8 @@ fn follow(
         match event {
             VolumeEvent::NamespaceChanged => changed(&volume.namespace()?)?,
             VolumeEvent::Lost => return Err(ServeError::Lost),
+            // Requests wait or take another path.
+            VolumeEvent::PathUp { .. } | VolumeEvent::PathDown { .. } => {}
         }
     }
     Ok(())
@@ -169,8 +177,8 @@ impl Listener {
             source,
         };
         // A socket that nobody listens on is of somebody who died.
-        let is_socket = std::fs::symlink_metadata(path)
-            .is_ok_and(|metadata| metadata.file_type().is_socket());
+        let is_socket =
+            std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
         if is_socket {
             if UnixStream::connect(path).is_ok() {
                 return Err(failed(io::ErrorKind::AddrInUse.into()));
@@ -225,14 +233,14 @@ impl Workers {
             let thread = std::thread::Builder::new()
                 .name(format!("vhost-user {index}"))
                 .spawn(move || {
-                    let mut worker =
-                        match Worker::new(&volume, device, queues, poll_budget, inbox) {
-                            Ok(worker) => worker,
-                            Err(error) => {
-                                let _ = started.send(Err(error));
-                                return Ok(());
-                            }
-                        };
+                    let mut worker = match Worker::new(&volume, device, queues, poll_budget, inbox)
+                    {
+                        Ok(worker) => worker,
+                        Err(error) => {
+                            let _ = started.send(Err(error));
+                            return Ok(());
+                        }
+                    };
                     let _ = started.send(Ok(worker.waker()));
                     worker.run()
                 })

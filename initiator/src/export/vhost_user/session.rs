@@ -75,7 +75,9 @@ impl<'a> Session<'a> {
             device,
             features: 0,
             memory: GuestMemory::default(),
-            rings: (0..workers.queues()).map(|_| RingState::default()).collect(),
+            rings: (0..workers.queues())
+                .map(|_| RingState::default())
+                .collect(),
             inflight: None,
             backend: None,
         }
@@ -92,8 +94,7 @@ impl<'a> Session<'a> {
             payload,
             fds,
         } = self.socket.receive()?;
-        let request =
-            Request::parse(&header, &payload, fds.len()).map_err(SocketError::Message)?;
+        let request = Request::parse(&header, &payload, fds.len()).map_err(SocketError::Message)?;
         tracing::debug!(?request, "message");
         let replied = self.handle(header.request, request, fds);
         match replied {
@@ -268,7 +269,8 @@ impl<'a> Session<'a> {
                 ring.call = fd;
                 if ring.running {
                     let fd = clone(&ring.call)?;
-                    self.workers.send(usize::from(index), Order::Call(usize::from(index), fd))?;
+                    self.workers
+                        .send(usize::from(index), Order::Call(usize::from(index), fd))?;
                 }
             }
             Request::SetVringErr(index) => self.ring(index)?.error = fds.pop(),
@@ -349,8 +351,12 @@ impl<'a> Session<'a> {
         let record = self.inflight.as_ref();
         let inflight = record.and_then(|memory| memory.queue(index as u16, ring.size));
         if record.is_some() && inflight.is_none() {
-            // QEMU's record has the device's queue size, and SeaBIOS takes larger queues. It has one request at a time.
-            tracing::warn!(queue = index, size = ring.size, "too large to be tracked over a restart");
+            // The record is another back-end's, made for smaller queues.
+            tracing::warn!(
+                queue = index,
+                size = ring.size,
+                "too large to be tracked over a restart"
+            );
         }
         let setup = Box::new(RingSetup {
             size: ring.size,
@@ -363,7 +369,8 @@ impl<'a> Session<'a> {
             inflight,
         });
         let (reply, answer) = channel();
-        self.workers.send(index, Order::Start(index, setup, reply))?;
+        self.workers
+            .send(index, Order::Start(index, setup, reply))?;
         if !answer.recv().map_err(|_| SessionError::Worker)? {
             return refuse(format!("queue {index} lies outside of the guest's memory"));
         }

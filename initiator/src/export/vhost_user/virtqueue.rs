@@ -123,10 +123,7 @@ impl Virtqueue {
     /// Takes the head of the next chain.
     #[inline]
     pub(crate) fn pop(&mut self) -> Result<Option<u16>, RingError> {
-        let ahead = self
-            .available
-            .acquire(2)
-            .wrapping_sub(self.next_available);
+        let ahead = self.available.acquire(2).wrapping_sub(self.next_available);
         if ahead == 0 {
             return Ok(None);
         }
@@ -187,7 +184,11 @@ impl Virtqueue {
                     return Err(RingError::Indirect);
                 }
                 entries = len / DESCRIPTOR_BYTES;
-                table = Some(memory.guest(address, len).ok_or(RingError::Address(address))?);
+                table = Some(
+                    memory
+                        .guest(address, len)
+                        .ok_or(RingError::Address(address))?,
+                );
                 at = 0;
                 continue;
             }
@@ -214,7 +215,8 @@ impl Virtqueue {
     #[inline]
     pub(crate) fn push_used(&mut self, head: u16, written: u32) {
         let slot = u32::from(self.next_used & (self.size - 1));
-        self.used.write(4 + 8 * slot, &u32::from(head).to_le_bytes());
+        self.used
+            .write(4 + 8 * slot, &u32::from(head).to_le_bytes());
         self.used.write(8 + 8 * slot, &written.to_le_bytes());
         self.next_used = self.next_used.wrapping_add(1);
         self.used.release(2, self.next_used);

@@ -29,7 +29,9 @@ impl Guest {
         let mut at = 0_usize;
         for end in cuts.iter().copied().chain([readable.len()]) {
             // A byte in between, so that pieces are pieces.
-            let span = self.0.span((at + 7 * chain.readable.len()) as u64, (end - at) as u32);
+            let span = self
+                .0
+                .span((at + 7 * chain.readable.len()) as u64, (end - at) as u32);
             let span = span.unwrap();
             span.copy_from_slice(&readable[at..end]);
             chain.readable.push(span);
@@ -77,9 +79,15 @@ fn header_and_status_are_found_wherever_descriptors_are_cut() {
 #[test]
 fn without_a_status_there_is_no_answer_and_without_a_header_an_error() {
     let guest = Guest::new();
-    assert_eq!(work(&device(512), &mut guest.chain(&header(0, 0), &[], &[])), None);
+    assert_eq!(
+        work(&device(512), &mut guest.chain(&header(0, 0), &[], &[])),
+        None
+    );
     let mut short = guest.chain(&header(0, 0)[..15], &[], &[1]);
-    assert_eq!(work(&device(512), &mut short), Some(Work::Answer(Status::IoError)));
+    assert_eq!(
+        work(&device(512), &mut short),
+        Some(Work::Answer(Status::IoError))
+    );
 }
 
 #[test]
@@ -171,5 +179,8 @@ fn the_configuration_space_has_the_fields_of_the_specification() {
     assert_eq!(&device(512).id()[..16], b"abababababababab");
     let mut read_only = device(512);
     read_only.namespace.read_only = true;
-    assert_eq!(read_only.features() & (feature::RO | feature::DISCARD), feature::RO);
+    assert_eq!(
+        read_only.features() & (feature::RO | feature::DISCARD),
+        feature::RO
+    );
 }

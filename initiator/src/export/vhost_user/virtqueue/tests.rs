@@ -112,9 +112,17 @@ fn lies_are_found_out() {
     driver.describe(0x3000, 0, GUEST, 16, NEXT, 1);
     assert_eq!(driver.chain(2), Err(RingError::Descriptor(1)));
     // Buffers that are nowhere, or only begin somewhere.
-    for (address, len) in [(0, 1), (GUEST + LEN - 1, 2), (u64::MAX, 2), (GUEST + LEN, 1)] {
+    for (address, len) in [
+        (0, 1),
+        (GUEST + LEN - 1, 2),
+        (u64::MAX, 2),
+        (GUEST + LEN, 1),
+    ] {
         driver.describe(0, 4, address, len, 0, 0);
-        assert!(matches!(driver.chain(4), Err(RingError::Address(_))), "{address:#x}");
+        assert!(
+            matches!(driver.chain(4), Err(RingError::Address(_))),
+            "{address:#x}"
+        );
     }
     // A table in a table, with a successor, of half a descriptor, empty, out of memory.
     driver.describe(0x3000, 0, GUEST + 0x3000, 16, INDIRECT, 0);
