@@ -30,6 +30,10 @@ pub(crate) struct Export {
 }
 
 #[derive(Subcommand, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "parsed once, by a macro that boxes nothing"
+)]
 pub(crate) enum Protocol {
     /// Serve a namespace to NBD clients: the kernel's (nbd-client), qemu, libnbd.
     ///
