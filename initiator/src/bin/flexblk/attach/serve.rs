@@ -455,7 +455,7 @@ fn farewell(attachment: Attachment, volume: Volume) {
 
 fn why_not_ublk() -> &'static str {
     if std::path::Path::new("/dev/ublk-control").exists() {
-        "this version of flexblk has no ublk"
+        "attach does not use ublk yet (`flexblk export ublk` does)"
     } else {
         "this kernel has no ublk (/dev/ublk-control)"
     }
