@@ -167,8 +167,9 @@ impl Draft {
             }
             Transport::Flexins => Port::flexins(id, address, false),
             Transport::Tcp => {
-                let (address, sockets) = port::tcp_sockets(address, self.threads)
-                    .map_err(|error| refused(error.to_string()))?;
+                let (address, sockets) =
+                    port::once_free(|| port::tcp_sockets(address, self.threads))
+                        .map_err(|error| refused(error.to_string()))?;
                 Port::tcp(id, address, false, sockets)
             }
         };

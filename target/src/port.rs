@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use crate::association::lock;
 use crate::config::{ListenAddress, Transport};
@@ -57,6 +58,27 @@ impl Port {
     /// The thread's listening socket; only the first call gives it.
     pub(crate) fn take_socket(&self, thread: usize) -> Option<OwnedFd> {
         lock(self.sockets.get(thread)?).take()
+    }
+}
+
+/// How long a port in use is waited for. The kernel gives back the sockets of a killed process only when
+/// its io_uring is torn down, a moment after the process is gone: a target restarted at once must not
+/// trip over its predecessor. So it is with a listener that was removed, and is added again at once.
+const PORT_WAIT: Duration = Duration::from_millis(1000);
+const PORT_PAUSE: Duration = Duration::from_millis(10);
+
+/// Repeats an attempt to get a port that is in use.
+pub(crate) fn once_free<T>(mut attempt: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    let deadline = Instant::now() + PORT_WAIT;
+    loop {
+        match attempt() {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EADDRINUSE) && Instant::now() < deadline =>
+            {
+                std::thread::sleep(PORT_PAUSE);
+            }
+            other => return other,
+        }
     }
 }
 

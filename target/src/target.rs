@@ -173,7 +173,7 @@ impl Target {
         let reuse_port = threads > 1;
         // With SO_REUSEPORT the kernel lets a second target take part of the packets: find out with a
         // socket that has it not. And wait for a predecessor.
-        let probe = once_free(|| UdpSocket::bind(udp)).map_err(|source| {
+        let probe = port::once_free(|| UdpSocket::bind(udp)).map_err(|source| {
             let bind = flexins::port::udp::UdpError::Bind {
                 address: udp,
                 source,
@@ -618,27 +618,6 @@ fn stop(mailboxes: &[mailbox::Sender<Mail>]) {
     }
 }
 
-/// How long a port in use is waited for. The kernel gives back the sockets of a killed process only when
-/// its io_uring is torn down, a moment after the process is gone: a target restarted at once must not
-/// trip over its predecessor.
-const PORT_WAIT: Duration = Duration::from_millis(1000);
-const PORT_PAUSE: Duration = Duration::from_millis(10);
-
-/// Repeats an attempt to get a port that is in use.
-fn once_free<T>(mut attempt: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
-    let deadline = Instant::now() + PORT_WAIT;
-    loop {
-        match attempt() {
-            Err(error)
-                if error.raw_os_error() == Some(libc::EADDRINUSE) && Instant::now() < deadline =>
-            {
-                std::thread::sleep(PORT_PAUSE);
-            }
-            other => return other,
-        }
-    }
-}
-
 /// The ports that the target has from the start.
 fn start_ports(config: &Config, threads: usize) -> Result<Vec<Arc<Port>>, StartError> {
     let flexins = Port::flexins(port::FLEXINS_PORT, config.listener.address, true);
@@ -653,7 +632,7 @@ fn start_ports(config: &Config, threads: usize) -> Result<Vec<Arc<Port>>, StartE
             },
         };
         let (address, sockets) =
-            once_free(|| port::tcp_sockets(tcp.address, threads)).map_err(failed)?;
+            port::once_free(|| port::tcp_sockets(tcp.address, threads)).map_err(failed)?;
         let tcp = Port::tcp(port::TCP_PORT, address, true, sockets);
         ports.push(Arc::new(tcp));
     }
