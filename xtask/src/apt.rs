@@ -29,8 +29,8 @@ pub(crate) const SHA256SUM: Need = Need {
     package: "coreutils",
 };
 
-/// NBD clients, and the servers that the bench compares with.
-pub(crate) const NBD: [Need; 3] = [
+/// Clients of NBD, and a second file system to put on an attached namespace.
+pub(crate) const OF_EXPORTS: [Need; 3] = [
     Need {
         program: "nbdcopy",
         package: "libnbd-bin",
@@ -40,8 +40,8 @@ pub(crate) const NBD: [Need; 3] = [
         package: "qemu-utils",
     },
     Need {
-        program: "nbdkit",
-        package: "nbdkit",
+        program: "mkfs.xfs",
+        package: "xfsprogs",
     },
 ];
 

@@ -74,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         return Ok(summary(counts));
     }
     let mut needs = vec![apt::FIO, apt::MKE2FS, apt::TASKSET];
-    needs.extend(apt::NBD);
+    needs.extend(apt::OF_EXPORTS);
     if let Err(error) = apt::ensure(&needs, arguments.yes) {
         // The tests that need them say so themselves and are counted as skipped.
         println!("going on without: {error:#}");
