@@ -5,9 +5,10 @@
 //!
 //! `FLEXBLK_SIM_SEEDS=<count>` sets how many seeds are run, `FLEXBLK_SIM_SEED=<n>` repeats one.
 
+mod common;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,11 +20,12 @@ use flexblk_initiator::{
     SharedMemory, Span, StatusCode, TransportId,
 };
 use flexblk_reactor::HugePages;
-use flexblk_target::config::{Config, Namespace, Subsystem, parse_nqn};
-use flexblk_target::sim::SimTarget;
-use flexins::engine::{Delivery, Engine, EngineConfig};
+use flexblk_target::config::parse_nqn;
+use flexins::engine::EngineConfig;
 use flexins::middleware::random::SplitMix64 as Dice;
 use flexins::port::sim::{NodeId, SimFaults, SimNet};
+
+use common::TargetNet;
 
 /// Seeds of a usual run; `cargo xtask soak` takes more.
 const SEEDS: u64 = 300;
@@ -38,75 +40,38 @@ const NSID: Nsid = Nsid::new(1);
 
 /// A network with a target on its first node.
 struct Net {
-    net: SimNet,
-    target: SimTarget,
-    target_node: NodeId,
-    nodes: u16,
+    with_target: TargetNet,
+    nodes: usize,
 }
 
 impl Net {
     fn new(seed: u64, dice: &mut Dice) -> Self {
-        let mut config = Config::default();
+        let mut config = common::config(SUBNQN, BLOCK_BYTES, BLOCKS);
         config.listener.mtu = dice
             .chance(50)
             .then(|| dice.one(&[1024, 2048, 4160, 8320, 16_384]));
         config.memory_budget_bytes = dice.one(&[8, 64]) << 20;
-        let mut subsystem = Subsystem::new(parse_nqn(SUBNQN).expect("a name"));
-        let size = BLOCKS * BLOCK_BYTES as u64;
-        subsystem.namespaces.push(Namespace::new(format!(
-            "ram:{size},block_size={BLOCK_BYTES}"
-        )));
-        config.subsystems.push(subsystem);
-        let mut net = SimNet::new(seed, SimFaults::NONE);
-        let node = net.add(address(0), SimTarget::engine_config(&config.listener));
-        let now = net.now();
-        let target = SimTarget::new(config, net.engine(node), now).expect("a target");
         Self {
-            net,
-            target,
-            target_node: node,
+            with_target: TargetNet::new(seed, config),
             nodes: 1,
         }
     }
 }
 
-fn address(node: u16) -> SocketAddr {
-    SocketAddr::from(([10, 0, (node >> 8) as u8, node as u8], 4791))
-}
-
 impl World for Net {
     fn net(&mut self) -> &mut SimNet {
-        &mut self.net
+        &mut self.with_target.net
     }
 
     fn add_node(&mut self, engine: EngineConfig) -> NodeId {
-        let node = self.net.add(address(self.nodes), engine);
+        let address = common::address(self.nodes);
+        let node = self.net().add(address, engine);
         self.nodes += 1;
         node
     }
 
     fn step(&mut self, limit: Instant) -> bool {
-        let Self {
-            net,
-            target,
-            target_node,
-            ..
-        } = self;
-        let wake = target.next_timeout().map_or(limit, |at| at.min(limit));
-        let wake = wake.max(net.now());
-        let moved =
-            net.step(wake, &mut |node,
-                                 engine: &mut Engine,
-                                 delivery: Delivery,
-                                 packet: &[u8]| {
-                assert_eq!(node, *target_node, "hosts get theirs in completions");
-                target.deliver(engine, &delivery, packet);
-            });
-        let now = net.now();
-        target
-            .turn(net.engine(*target_node), now)
-            .expect("a reactor");
-        moved || wake < limit
+        self.with_target.step(limit)
     }
 }
 
@@ -178,13 +143,13 @@ impl Run {
             .expect("memory");
         let world: Rc<RefCell<dyn World>> = net.clone();
         let (mut hosts, mut queues) = (Vec::new(), Vec::new());
-        let whole = net.borrow_mut().target.figures().1;
-        net.borrow_mut().net.set_faults(faults(&mut dice));
+        let whole = net.borrow_mut().with_target.target.figures().1;
+        net.borrow_mut().net().set_faults(faults(&mut dice));
         for number in 0..1 + dice.below(2) {
             let options = options(&mut dice, number);
             let nqn = parse_nqn(SUBNQN).expect("a name");
             let mut host =
-                SimHost::connect(&world, &options, address(0), &nqn).expect("a controller");
+                SimHost::connect(&world, &options, common::address(0), &nqn).expect("a controller");
             assert_eq!(host.namespaces()[0].block_count, BLOCKS);
             for qid in 1..=1 + dice.below(2) as u16 {
                 let depth = dice.one(&[1, 2, 8, 32]);
@@ -377,11 +342,11 @@ impl Run {
     }
 
     fn now(&self) -> Instant {
-        self.net.borrow_mut().net.now()
+        self.net.borrow_mut().net().now()
     }
 
     fn partition(&self, parted: bool) {
-        self.net.borrow_mut().net.partition(parted);
+        self.net.borrow_mut().net().partition(parted);
     }
 
     /// Submits what is to be submitted and runs until everything has ended.
@@ -450,12 +415,12 @@ impl Run {
         let deadline = self.now() + limit;
         loop {
             let mut net = self.net.borrow_mut();
-            let (queues, buffers) = net.target.figures();
+            let (queues, buffers) = net.with_target.target.figures();
             if queues == 0 {
                 assert_eq!(buffers, whole, "buffers of the target are lost");
                 return;
             }
-            let now = net.net.now();
+            let now = net.net().now();
             assert!(now < deadline, "{queues} queues are left");
             net.step(deadline.min(now + Duration::from_secs(1)));
         }

@@ -4,9 +4,10 @@
 //!
 //! `FLEXBLK_SIM_SEEDS=<count>` sets how many seeds are run, `FLEXBLK_SIM_SEED=<n>` repeats one.
 
+mod common;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,11 +16,12 @@ use flexblk_initiator::sim::{SimChannel, SimHost, World};
 use flexblk_initiator::volume::{IoPolicy, MultipathOptions, Request, WriteFence};
 use flexblk_initiator::{ConnectOptions, Host, HostId, Op, SharedMemory, TransportId};
 use flexblk_reactor::HugePages;
-use flexblk_target::config::{Config, Namespace, Subsystem, parse_nqn};
-use flexblk_target::sim::SimTarget;
-use flexins::engine::{Delivery, Engine, EngineConfig};
+use flexblk_target::config::parse_nqn;
+use flexins::engine::EngineConfig;
 use flexins::middleware::random::SplitMix64 as Dice;
-use flexins::port::sim::{NodeId, SimFaults, SimLink, SimNet};
+use flexins::port::sim::{NodeId, SimLink, SimNet};
+
+use common::TargetNet;
 
 /// Seeds of a usual run.
 const SEEDS: u64 = 30;
@@ -38,34 +40,15 @@ const RETRY_TIME: Duration = Duration::from_millis(500);
 
 /// A network with a target on its first node. Every queue pair of the host is a node of its own, on one of the paths.
 struct Net {
-    net: SimNet,
-    target: SimTarget,
-    target_node: NodeId,
+    with_target: TargetNet,
     nodes: Vec<(NodeId, usize)>,
     links: [SimLink; PATHS],
 }
 
-fn address(node: usize) -> SocketAddr {
-    SocketAddr::from(([10, 0, (node >> 8) as u8, node as u8], 4791))
-}
-
 impl Net {
     fn new(seed: u64) -> Self {
-        let mut config = Config::default();
-        let mut subsystem = Subsystem::new(parse_nqn(SUBNQN).expect("a name"));
-        let size = BLOCKS * BLOCK_BYTES as u64;
-        subsystem.namespaces.push(Namespace::new(format!(
-            "ram:{size},block_size={BLOCK_BYTES}"
-        )));
-        config.subsystems.push(subsystem);
-        let mut net = SimNet::new(seed, SimFaults::NONE);
-        let node = net.add(address(0), SimTarget::engine_config(&config.listener));
-        let now = net.now();
-        let target = SimTarget::new(config, net.engine(node), now).expect("a target");
         Self {
-            net,
-            target,
-            target_node: node,
+            with_target: TargetNet::new(seed, common::config(SUBNQN, BLOCK_BYTES, BLOCKS)),
             nodes: Vec::new(),
             links: [SimLink::default(); PATHS],
         }
@@ -75,7 +58,7 @@ impl Net {
         self.links[path] = link;
         for (node, of) in &self.nodes {
             if *of == path {
-                self.net.set_link(*node, link);
+                self.with_target.net.set_link(*node, link);
             }
         }
     }
@@ -83,39 +66,21 @@ impl Net {
 
 impl World for Net {
     fn net(&mut self) -> &mut SimNet {
-        &mut self.net
+        &mut self.with_target.net
     }
 
     fn add_node(&mut self, engine: EngineConfig) -> NodeId {
         let path = (engine.retry_time - RETRY_TIME).as_millis() as usize;
-        let node = self.net.add(address(self.nodes.len() + 1), engine);
+        let address = common::address(self.nodes.len() + 1);
+        let node = self.net().add(address, engine);
         self.nodes.push((node, path));
-        self.net.set_link(node, self.links[path]);
+        let link = self.links[path];
+        self.net().set_link(node, link);
         node
     }
 
     fn step(&mut self, limit: Instant) -> bool {
-        let Self {
-            net,
-            target,
-            target_node,
-            ..
-        } = self;
-        let wake = target.next_timeout().map_or(limit, |at| at.min(limit));
-        let wake = wake.max(net.now());
-        let moved =
-            net.step(wake, &mut |node,
-                                 engine: &mut Engine,
-                                 delivery: Delivery,
-                                 packet: &[u8]| {
-                assert_eq!(node, *target_node, "hosts get theirs in completions");
-                target.deliver(engine, &delivery, packet);
-            });
-        let now = net.now();
-        target
-            .turn(net.engine(*target_node), now)
-            .expect("a reactor");
-        moved || wake < limit
+        self.with_target.step(limit)
     }
 }
 
@@ -191,7 +156,7 @@ impl Run {
         let memory = SharedMemory::create("simulation", PLACES * PLACE_BYTES, HugePages::No)
             .expect("memory");
         channel.register_memory(&memory).expect("room");
-        let now = net.borrow_mut().net.now();
+        let now = net.borrow_mut().net().now();
         Self {
             dice,
             net,
@@ -211,7 +176,7 @@ impl Run {
     }
 
     fn now(&self) -> Instant {
-        self.net.borrow_mut().net.now()
+        self.net.borrow_mut().net().now()
     }
 
     fn submit(&mut self) {
@@ -346,7 +311,8 @@ impl Run {
                 && self.connects[path] <= now
             {
                 let nqn = parse_nqn(SUBNQN).expect("a name");
-                let connected = SimHost::connect(&self.world, &options(path), address(0), &nqn);
+                let connected =
+                    SimHost::connect(&self.world, &options(path), common::address(0), &nqn);
                 match connected {
                     Ok(host) => {
                         self.channel.set_host(path, host);

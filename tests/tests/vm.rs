@@ -7,47 +7,65 @@ use anyhow::{Result, bail};
 use flexblk_tests::binaries::Binaries;
 use flexblk_tests::host::Host;
 use flexblk_tests::target::SUBNQN;
+use flexblk_tests::vm::image::Image;
 use flexblk_tests::vm::image_or_skip;
-use flexblk_tests::vm::machine;
+use flexblk_tests::vm::machine::{self, Answer, Outcome};
 use flexblk_tests::vm::network::{GUEST, Network};
 use flexblk_tests::vm::outside::Outside;
 use flexblk_tests::vm::scenario::Scenario;
 use flexblk_tests::vm::vhost_user::{QUEUES, VhostUser};
+use tempfile::TempDir;
+
+/// What guests run on.
+struct Machines {
+    image: Image,
+    network: Network,
+    directory: TempDir,
+}
+
+impl Machines {
+    /// `None` after noting that `test` is skipped and why.
+    fn or_skip(test: &str) -> Result<Option<Machines>> {
+        let Some(image) = image_or_skip(test) else {
+            return Ok(None);
+        };
+        Ok(Some(Machines {
+            image,
+            network: Network::enter()?,
+            directory: tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?,
+        }))
+    }
+
+    fn outside(&self) -> Result<Outside<'_>> {
+        Outside::new(&self.network, self.directory.path())
+    }
+
+    /// Runs a guest to its end; `answer` does what it asks for.
+    fn run(&self, scenario: &Scenario, answer: &mut Answer<'_>) -> Result<Outcome> {
+        let directory = self.directory.path();
+        machine::run(&self.image, &self.network, scenario, directory, answer)
+    }
+}
 
 /// Runs a list in a guest that is host and target at once.
 fn kernel_with_itself(test: &str, script: &'static str) -> Result<()> {
-    let Some(image) = image_or_skip(test) else {
+    let Some(machines) = Machines::or_skip(test)? else {
         return Ok(());
     };
-    let network = Network::enter()?;
-    let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
-    let scenario = scenario(test, "nvmet", script);
-    let outcome = machine::run(
-        &image,
-        &network,
-        &scenario,
-        directory.path(),
-        &mut |words| bail!("nobody is outside to do {words:?}"),
-    )?;
+    let outcome = machines.run(&scenario(test, "nvmet", script), &mut |words| {
+        bail!("nobody is outside to do {words:?}")
+    })?;
     outcome.check(test)
 }
 
 /// Runs a list in a guest against our target, which runs outside.
 fn linux_host(test: &str, script: &'static str) -> Result<()> {
-    let Some(image) = image_or_skip(test) else {
+    let Some(machines) = Machines::or_skip(test)? else {
         return Ok(());
     };
-    let network = Network::enter()?;
-    let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
-    let mut outside = Outside::new(&network, directory.path())?;
+    let mut outside = machines.outside()?;
     let scenario = scenario(test, "outside", script);
-    let outcome = machine::run(
-        &image,
-        &network,
-        &scenario,
-        directory.path(),
-        &mut |words| outside.answer(words),
-    )?;
+    let outcome = machines.run(&scenario, &mut |words| outside.answer(words))?;
     outcome.check(test)?;
     outside.check()
 }
@@ -68,6 +86,16 @@ macro_rules! lists {
             $run(stringify!($test), include_str!(concat!("../vm/", $script)))
         }
     )*};
+}
+
+/// A script about a block device of ours, behind what such scripts share.
+macro_rules! disk_list {
+    ($script:literal) => {
+        concat!(
+            include_str!("../vm/disk.sh"),
+            include_str!(concat!("../vm/", $script))
+        )
+    };
 }
 
 lists! { kernel_with_itself:
@@ -95,47 +123,31 @@ lists! { linux_host:
 /// Our initiator to the kernel's target.
 #[test]
 fn linux_target() -> Result<()> {
-    let Some(image) = image_or_skip("linux_target") else {
+    let test = "linux_target";
+    let Some(machines) = Machines::or_skip(test)? else {
         return Ok(());
     };
-    let network = Network::enter()?;
-    let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
     let mut initiator = Host::new(GUEST, 4420, &[64 << 20, 32 << 20])?;
-    let script = include_str!("../vm/target-serve.sh");
-    let scenario = scenario("linux_target", "nvmet", script);
-    let outcome = machine::run(
-        &image,
-        &network,
-        &scenario,
-        directory.path(),
-        &mut |words| initiator.answer(words),
-    )?;
-    outcome.check("linux_target")
+    let scenario = scenario(test, "nvmet", include_str!("../vm/target-serve.sh"));
+    let outcome = machines.run(&scenario, &mut |words| initiator.answer(words))?;
+    outcome.check(test)
 }
 
 /// A guest whose disk is `flexblk export vhost-user`, then another one with the same disk.
 #[test]
 fn vhost_user_disk() -> Result<()> {
-    let Some(image) = image_or_skip("vhost_user_disk") else {
+    let Some(machines) = Machines::or_skip("vhost_user_disk")? else {
         return Ok(());
     };
-    let network = Network::enter()?;
-    let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
-    let mut server = VhostUser::start(directory.path())?;
+    let mut server = VhostUser::start(machines.directory.path())?;
     for (name, script) in [
-        ("vhost_user_disk", include_str!("../vm/vhost-user.sh")),
+        ("vhost_user_disk", disk_list!("vhost-user.sh")),
         ("vhost_user_next", include_str!("../vm/vhost-user-next.sh")),
     ] {
         let scenario = Scenario::new(name, script)
             .vhost_user_disk(&server.socket(), QUEUES)
             .variable("QUEUES", QUEUES);
-        let outcome = machine::run(
-            &image,
-            &network,
-            &scenario,
-            directory.path(),
-            &mut |words| server.answer(words),
-        );
+        let outcome = machines.run(&scenario, &mut |words| server.answer(words));
         server.check()?;
         outcome?.check(name)?;
     }
@@ -145,21 +157,14 @@ fn vhost_user_disk() -> Result<()> {
 /// `flexblk export ublk` in a guest, with a target outside.
 #[test]
 fn ublk_device() -> Result<()> {
-    let Some(image) = image_or_skip("ublk_device") else {
+    let test = "ublk_device";
+    let Some(machines) = Machines::or_skip(test)? else {
         return Ok(());
     };
-    let network = Network::enter()?;
-    let directory = tempfile::Builder::new().prefix("flexblk-vm-").tempdir()?;
-    let mut outside = Outside::new(&network, directory.path())?;
-    let scenario = scenario("ublk_device", "outside", include_str!("../vm/ublk.sh"))
-        .flexblk(&Binaries::get()?.flexblk, image.tree());
-    let outcome = machine::run(
-        &image,
-        &network,
-        &scenario,
-        directory.path(),
-        &mut |words| outside.answer(words),
-    )?;
-    outcome.check("ublk_device")?;
+    let mut outside = machines.outside()?;
+    let scenario = scenario(test, "outside", disk_list!("ublk.sh"))
+        .flexblk(&Binaries::get()?.flexblk, machines.image.tree());
+    let outcome = machines.run(&scenario, &mut |words| outside.answer(words))?;
+    outcome.check(test)?;
     outside.check()
 }

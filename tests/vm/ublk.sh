@@ -66,55 +66,14 @@ properties() {
     esac
 }
 
-reads_as_zero() {
-    dd if=$DISK bs=4k skip="$1" count="$2" iflag=direct 2>/dev/null >/tmp/block
-    head -c $(($2 * 4096)) /dev/zero | cmp - /tmp/block
-}
-
-ranges() {
-    head -c 262144 /dev/zero | tr '\0' 'x' >/tmp/fill
-    dd if=/tmp/fill of=$DISK bs=256k count=1 oflag=direct
-    blkdiscard -z -o 16384 -l 16384 $DISK
-    reads_as_zero 4 4
-    blkdiscard -o 65536 -l 65536 $DISK
-    dd if=$DISK bs=4k skip=3 count=1 iflag=direct 2>/dev/null | cmp -n 4096 - /tmp/fill
-    dd if=$DISK bs=4k skip=8 count=8 iflag=direct 2>/dev/null | cmp -n 32768 - /tmp/fill
-    dd if=$DISK bs=4k skip=32 count=1 iflag=direct 2>/dev/null | cmp -n 4096 - /tmp/fill
-    blkdiscard $DISK
-}
-
-fio_verify() {
-    verify small $DISK --rw=randwrite --bs=4k --iodepth=32 --size=8M
-    verify mixed $DISK --rw=randwrite --bsrange=4k-128k --iodepth=16 --size=16M
-    verify large $DISK --rw=write --bs=2M --iodepth=4 --size=32M
+fio_verify_durable() {
     verify durable $DISK --rw=randwrite --bs=4k --iodepth=4 --size=1M --sync=1
-}
-
-file_system() {
-    mkfs.ext4 -q -F $DISK
-    mount -t ext4 -o discard $DISK /mnt
-    dd if=/dev/urandom of=/mnt/a bs=64k count=200
-    cp /mnt/a /mnt/b
-    sha256sum /mnt/a | cut -d' ' -f1 >/mnt/sum
-    umount /mnt
-    echo 3 >/proc/sys/vm/drop_caches
-    e2fsck -fn $DISK
-    mount -t ext4 $DISK /mnt
-    same 'sum of the file' "$(cat /mnt/sum)" "$(sha256sum /mnt/b | cut -d' ' -f1)"
-    rm /mnt/b
-    fstrim /mnt
-    umount /mnt
-    e2fsck -fn $DISK
 }
 
 # The server dies three times under load; what it had not answered is done by the next one.
 recoveries() {
     local i
-    mount -t ext4 $DISK /mnt
-    fio --name=load --directory=/mnt --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=16 --numjobs=2 --size=4M \
-        --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=15 >/tmp/load 2>&1 &
-    LOAD=$!
-    sleep 2
+    start_load
     for i in 1 2 3; do
         load_runs
         crash
@@ -139,9 +98,7 @@ refusals() {
     crash
     serve_fails 'not of this namespace' 2 --recover
     serve 1 --recover
-    mount -t ext4 $DISK /mnt
-    same 'sum of the file' "$(cat /mnt/sum)" "$(sha256sum /mnt/a | cut -d' ' -f1)"
-    umount /mnt
+    file_is_the_same
 }
 
 # serve_fails MESSAGE NSID OPTION...
@@ -196,6 +153,7 @@ need 'attach' attach
 step 'size, queues, block size, cache' properties
 step 'discard and write zeroes' ranges
 step 'fio verify' fio_verify
+step 'fio verify with FUA' fio_verify_durable
 step 'mkfs.ext4, mount, files, trim, fsck' file_system
 step 'kill -9 of the server under load and recovery, three times' recoveries
 step 'what is not taken over' refusals
