@@ -15,7 +15,7 @@ use super::{NO_DEVICE, parts, queue};
 use crate::control;
 use crate::controller::{self, Action, Change, Controller, Environment, Reply};
 use crate::directory::{Connected, Refusal};
-use crate::queue::request::{self, Source};
+use crate::queue::data::{self, Source};
 use crate::recorder::{Event, Kind};
 
 /// Usual size of an I/O queue, by which the number of queues is answered.
@@ -142,7 +142,7 @@ impl Parts {
         data: &[u8],
         length: u32,
     ) {
-        match request::data_from_host(sqe, data.len(), queue.fabric.addressing(), length) {
+        match data::from_host(sqe, data.len(), queue.fabric.addressing(), length) {
             Ok(Source::InCapsule(offset)) => {
                 let start = offset as usize;
                 let data = data.get(start..start + length as usize).unwrap_or_default();
@@ -378,7 +378,7 @@ impl Parts {
         bytes: &[u8],
     ) {
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let remote = match request::data_to_host(sqe, queue.fabric.addressing(), length) {
+        let remote = match data::to_host(sqe, queue.fabric.addressing(), length) {
             Ok(remote) => remote,
             Err(status) => return self.complete(engine, queue, sqe, index, status, 0),
         };

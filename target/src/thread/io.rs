@@ -16,7 +16,8 @@ use super::queue::{Fabric, Place, Queue, Role, Slot, Spill, Stage, What};
 use super::respond::RETRY_SOON;
 use super::transfer::{Kind, Last, Transfer};
 use crate::metrics::Stage as TimeOf;
-use crate::queue::request::{self, Range, Request, Source};
+use crate::queue::data::Source;
+use crate::queue::request::{self, Range, Request};
 
 /// Bytes of a read that are loaded ahead: the hardware sees by itself where a longer one goes, and a
 /// train of 4 KiB blocks stays in half of a second-level cache.

@@ -19,7 +19,8 @@ use crate::budget::Reservation;
 use crate::controller::Controller;
 use crate::directory::Announced;
 use crate::metrics::{Shard, Spent, Stage as TimeOf};
-use crate::queue::request::{Addressing, Range, Remote, Reserve};
+use crate::queue::data::{Addressing, Remote};
+use crate::queue::request::{Range, Reserve};
 
 /// Names a queue of a thread; a later queue in the same place has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

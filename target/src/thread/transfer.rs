@@ -3,7 +3,7 @@
 use flexins::engine::Engine;
 use flexins::verbs::{PostError, Qpn, Rkey, SendFlags, SendOp, SendWr, Sge};
 
-use crate::queue::request::Remote;
+use crate::queue::data::Remote;
 
 /// Id of send requests whose completion nobody waits for.
 pub(super) const UNTRACKED: u64 = u64::MAX;
