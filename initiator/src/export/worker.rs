@@ -169,13 +169,12 @@ impl<S: Server> Running<S> {
         let (server, for_caller) = make(&mut channel)?;
         let server = Rc::new(RefCell::new(server));
         let owner = channel.add_guest(server.clone())?;
-        let running = Running {
+        let mut running = Running {
             completions: Vec::with_capacity(usize::from(config.depth)),
             channel,
             server,
             owner,
         };
-        let mut running = running;
         let Running {
             channel, server, ..
         } = &mut running;
