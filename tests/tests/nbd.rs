@@ -396,6 +396,19 @@ fn a_client_killed_in_the_middle_leaves_no_trace() -> Result<()> {
 }
 
 /// A server that was killed leaves its socket behind; the next one takes its place. One that runs is not disturbed.
+/// A queue pair for each thread is asked for, however few processors this machine has.
+#[test]
+fn more_threads_than_processors() -> Result<()> {
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let threads = std::thread::available_parallelism()?.get() + 2;
+    let more = ["--threads", &threads.to_string()];
+    let mut server = NbdServer::start(&setup, &target, "server", &more)?;
+    let status = server.terminate(Duration::from_secs(5))?;
+    ensure!(status.success(), "{status}: {}", server.tail());
+    Ok(())
+}
+
 #[test]
 fn the_socket_of_a_dead_server_is_taken_over() -> Result<()> {
     let setup = Setup::new()?;

@@ -192,9 +192,14 @@ impl Volume {
     }
 
     /// The name of the first path's subsystem.
-    pub(crate) fn subnqn(&self) -> Option<&str> {
+    pub fn subnqn(&self) -> Option<&str> {
         let first = self.shared().paths.first()?;
         first.connect.target.subnqn.as_ref().map(Nqn::as_str)
+    }
+
+    /// How long a thread with a channel spins before it sleeps.
+    pub(crate) fn poll_budget(&self) -> Duration {
+        self.shared().poll_budget
     }
 
     /// A way to do I/O for the calling thread, with up to `depth` requests under way.

@@ -82,7 +82,7 @@ Examples:
   flexblk bench URI --rw write --bs 128k --overwrite --qpairs 2 --json")]
     Bench(Bench),
     /// Offer a namespace to other programs of this host, or of others.
-    Export(export::Export),
+    Export(Box<export::Export>),
     /// List what is attached to this host, or, with an address, what a discovery service offers to it.
     List(nvme_args::List),
     /// Identify Controller, every field.

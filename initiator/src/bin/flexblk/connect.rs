@@ -1,11 +1,12 @@
 //! From the words on the command line to a connected namespace.
 
 use anyhow::{Context, Result};
-use flexblk_initiator::volume::{MultipathOptions, PathOptions, Volume, VolumeOptions};
+use flexblk_initiator::volume::{PathOptions, Volume, VolumeOptions};
 use flexblk_initiator::{ConnectOptions, Controller, Host, Namespace, Nsid, TrType, TransportId};
 
 use crate::args::{Address, Connection};
 use crate::exit::Usage;
+use crate::paths::Paths;
 
 /// Does this argument of `copy` name a target rather than a file?
 pub(crate) fn is_target(text: &str) -> bool {
@@ -65,30 +66,36 @@ pub(crate) fn open(address: &Address, connection: &Connection) -> Result<(Contro
     Ok((controller, namespace))
 }
 
-/// A namespace with the path of `first` and those of `more` addresses.
+/// A namespace with all of its paths, for `queues` threads: as many I/O queues are asked for on each path.
 pub(crate) fn volume(
-    first: &ConnectOptions,
-    more: &[String],
+    address: &Address,
+    paths: &Paths,
     connection: &Connection,
-    multipath: &MultipathOptions,
+    queues: u16,
 ) -> Result<Volume> {
-    let mut all = vec![first.clone()];
-    for text in more {
+    let mut all = vec![options(address, connection, false)?];
+    for text in &paths.more {
         let address = Address {
             target: Some(text.clone()),
             ..Address::default()
         };
         all.push(options(&address, connection, false)?);
     }
-    let paths = all.into_iter().map(|connect| PathOptions {
-        nsid: connect.target.nsid,
-        connect,
-    });
-    let options = VolumeOptions {
-        paths: paths.collect(),
-        poll_budget: first.poll_budget,
+    let poll_budget = all
+        .first()
+        .map_or_else(Default::default, |first| first.poll_budget);
+    let path = |mut connect: ConnectOptions| {
+        connect.nr_io_queues = connect.nr_io_queues.max(queues);
+        PathOptions {
+            nsid: connect.target.nsid,
+            connect,
+        }
     };
-    Ok(Volume::open_with(&options, multipath)?)
+    let options = VolumeOptions {
+        paths: all.into_iter().map(path).collect(),
+        poll_budget,
+    };
+    Ok(Volume::open_with(&options, &paths.options()?)?)
 }
 
 /// The address as words, when there is no positional target.

@@ -14,8 +14,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::args::{Address, Connection};
-use crate::attach::Multipath;
 use crate::exit::{TargetLost, Usage};
+use crate::paths::Paths;
 use crate::{connect, size, ublk, vhost_user};
 
 /// How often the exporter looks whether all is well.
@@ -30,10 +30,6 @@ pub(crate) struct Export {
 }
 
 #[derive(Subcommand, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "parsed once, by a macro that boxes nothing"
-)]
 pub(crate) enum Protocol {
     /// Serve a namespace to NBD clients: the kernel's (nbd-client), qemu, libnbd.
     ///
@@ -94,11 +90,8 @@ pub(crate) struct Nbd {
     /// I/O buffers of each thread, at least 32M.
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = size::parse)]
     pub(crate) buffers: u64,
-    /// One more address of the same namespace, as TARGET; may be repeated, and transports may be mixed.
-    #[arg(long = "path", value_name = "TARGET", help_heading = "Paths")]
-    pub(crate) paths: Vec<String>,
     #[command(flatten)]
-    pub(crate) multipath: Multipath,
+    pub(crate) paths: Paths,
     #[command(flatten)]
     pub(crate) connection: Connection,
 }
@@ -123,9 +116,7 @@ fn nbd(args: &Nbd) -> Result<()> {
     };
     // Before the first thread, so that a signal during the start ends us, too.
     let signals = watch_signals().context("signals")?;
-    let first = connect::options(&args.address, &args.connection, false)?;
-    let multipath = args.multipath.options()?;
-    let volume = connect::volume(&first, &args.paths, &args.connection, &multipath)?;
+    let volume = connect::volume(&args.address, &args.paths, &args.connection, args.threads)?;
     let options = NbdOptions {
         name: args.name.clone(),
         read_only: args.read_only,

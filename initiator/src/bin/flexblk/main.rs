@@ -13,6 +13,7 @@ mod export;
 mod info;
 mod inspect;
 mod nvme_args;
+mod paths;
 mod pipeline;
 mod registers;
 mod reserve;

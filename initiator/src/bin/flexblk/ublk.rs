@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use flexblk_initiator::export::daemon;
 use flexblk_initiator::export::ublk::{UblkError, UblkExport, UblkOptions};
-use flexblk_initiator::volume::{PathOptions, Volume, VolumeEvent, VolumeOptions};
+use flexblk_initiator::volume::{Volume, VolumeEvent};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::args::{Address, Connection};
 use crate::connect;
+use crate::paths::Paths;
 
 pub(crate) const HELP: &str = "\
 Examples:
@@ -40,20 +42,17 @@ pub(crate) struct Ublk {
     #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
     queue_size: u16,
     #[command(flatten)]
+    paths: Paths,
+    #[command(flatten)]
     connection: Connection,
 }
 
 pub(crate) fn serve(args: &Ublk) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
-    let mut connect = connect::options(&args.address, &args.connection, false)?;
-    connect.nr_io_queues = connect.nr_io_queues.max(args.queues);
-    let volume = Volume::open(&VolumeOptions {
-        poll_budget: connect.poll_budget,
-        paths: vec![PathOptions {
-            nsid: connect.target.nsid,
-            connect,
-        }],
-    })?;
+    for warning in daemon::guard_against_memory_pressure() {
+        tracing::warn!("less safe under memory pressure: {warning}");
+    }
+    let volume = connect::volume(&args.address, &args.paths, &args.connection, args.queues)?;
     let export = match (args.recover, args.dev_id) {
         (true, Some(number)) => UblkExport::take_over(&volume, number),
         _ => UblkExport::start(
@@ -100,7 +99,8 @@ fn watch(volume: &Volume, export: &UblkExport, signals: &mut Signals) -> Result<
                 tracing::error!("the namespace is lost: I/O fails from now on");
                 lost = true;
             }
-            _ => {}
+            Some(other) => tracing::info!(?other, "the volume"),
+            None => {}
         }
     }
 }

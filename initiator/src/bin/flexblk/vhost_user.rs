@@ -7,12 +7,12 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result};
 use clap::Args;
 use flexblk_initiator::export::vhost_user::{self, ServeError};
-use flexblk_initiator::volume::{PathOptions, Volume, VolumeOptions};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::args::{Address, Connection};
 use crate::connect;
-use crate::exit::Usage;
+use crate::exit::{TargetLost, Usage};
+use crate::paths::Paths;
 
 pub(crate) const HELP: &str = "\
 Examples:
@@ -35,6 +35,8 @@ pub(crate) struct VhostUser {
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: u16,
     #[command(flatten)]
+    paths: Paths,
+    #[command(flatten)]
     connection: Connection,
 }
 
@@ -44,21 +46,11 @@ pub(crate) fn serve(args: &VhostUser) -> Result<()> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, stop.clone()).context("signals")?;
     }
-    let mut connect = connect::options(&args.address, &args.connection, false)?;
-    connect.nr_io_queues = connect.nr_io_queues.max(args.threads);
-    let poll_budget = connect.poll_budget;
-    let volume = Volume::open(&VolumeOptions {
-        paths: vec![PathOptions {
-            nsid: connect.target.nsid,
-            connect,
-        }],
-        poll_budget,
-    })?;
+    let volume = connect::volume(&args.address, &args.paths, &args.connection, args.threads)?;
     let options = vhost_user::Options {
         socket: args.socket.clone(),
         queues: args.queues,
         threads: args.threads,
-        poll_budget,
     };
     let namespace = volume.namespace()?;
     let ready = || {
@@ -72,6 +64,7 @@ pub(crate) fn serve(args: &VhostUser) -> Result<()> {
     };
     match vhost_user::serve(&volume, &options, &stop, ready) {
         Err(ServeError::Volume(error)) => Err(error.into()),
+        Err(error @ ServeError::Lost) => Err(TargetLost(error.to_string()).into()),
         Err(ServeError::Options(reason)) => Err(Usage(reason.into()).into()),
         other => Ok(other?),
     }

@@ -32,8 +32,6 @@ pub struct Options {
     pub queues: u16,
     /// Threads that they are distributed over, 1 to `queues`.
     pub threads: u16,
-    /// How long a thread looks at its rings after the last activity before it asks to be notified.
-    pub poll_budget: Duration,
 }
 
 /// Why serving ends.
@@ -229,12 +227,11 @@ impl Workers {
             let (started, result) = channel();
             let volume = volume.clone();
             let device = Device::new(namespace, options.queues);
-            let (queues, poll_budget) = (usize::from(options.queues), options.poll_budget);
+            let queues = usize::from(options.queues);
             let thread = std::thread::Builder::new()
                 .name(format!("vhost-user {index}"))
                 .spawn(move || {
-                    let mut worker = match Worker::new(&volume, device, queues, poll_budget, inbox)
-                    {
+                    let mut worker = match Worker::new(&volume, device, queues, inbox) {
                         Ok(worker) => worker,
                         Err(error) => {
                             let _ = started.send(Err(error));

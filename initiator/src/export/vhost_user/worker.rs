@@ -110,9 +110,10 @@ impl Worker {
         volume: &Volume,
         device: Device,
         queues: usize,
-        poll_budget: Duration,
         orders: Receiver<Order>,
     ) -> Result<Worker, Error> {
+        // It looks at its rings for as long as a channel spins.
+        let poll_budget = volume.poll_budget();
         let home = home::with_poll_budget(poll_budget)?;
         let mut channel = volume.channel(DEPTH)?;
         let depth = channel.depth();

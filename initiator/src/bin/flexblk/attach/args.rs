@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use flexblk_initiator::volume::MultipathOptions;
 
 use crate::args::{Address, Connection};
+use crate::paths::Paths;
 
 #[derive(Args, Debug)]
 pub(crate) struct Attach {
@@ -15,11 +15,8 @@ pub(crate) struct Attach {
     /// namespace id].
     #[arg(long = "as", value_name = "NAME", value_parser = super::state::Name::parse)]
     pub(crate) name: Option<super::state::Name>,
-    /// One more address of the same namespace, as TARGET; may be repeated, and transports may be mixed.
-    #[arg(long = "path", value_name = "TARGET", help_heading = "Paths")]
-    pub(crate) paths: Vec<String>,
     #[command(flatten)]
-    pub(crate) multipath: Multipath,
+    pub(crate) paths: Paths,
     /// Stay in the foreground, for a service manager: says that it is ready as sd_notify(3) does.
     #[arg(long)]
     pub(crate) foreground: bool,
@@ -49,62 +46,6 @@ pub(crate) struct Attach {
     pub(crate) detached: bool,
     #[command(flatten)]
     pub(crate) connection: Connection,
-}
-
-/// What happens when paths fail.
-#[derive(Args, Debug)]
-pub(crate) struct Multipath {
-    /// Which of equally good paths a request takes: `round-robin`, `queue-depth` or `latency` [default: queue-depth].
-    #[arg(long, value_name = "POLICY", help_heading = "Paths")]
-    iopolicy: Option<String>,
-    /// Without a path, I/O waits (`queue`), or fails after --fast_io_fail_tmo (`fail`) [default: queue].
-    #[arg(long, value_name = "POLICY", help_heading = "Paths")]
-    policy: Option<String>,
-    /// Longest pause between two attempts to reconnect, in seconds [default: 10].
-    #[arg(
-        short = 'c',
-        long,
-        value_name = "SECONDS",
-        help_heading = "Paths",
-        allow_negative_numbers = true
-    )]
-    reconnect_delay: Option<String>,
-    /// How long a lost path is tried, in seconds; -1 is for ever [default: 600]. When all are given up, I/O fails.
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SECONDS",
-        help_heading = "Paths",
-        allow_negative_numbers = true
-    )]
-    ctrl_loss_tmo: Option<String>,
-    /// How long I/O waits without a path, in seconds; -1 is for ever [default: for ever; with --policy fail: 5].
-    #[arg(
-        long = "fast_io_fail_tmo",
-        visible_alias = "fast-io-fail-tmo",
-        value_name = "SECONDS",
-        help_heading = "Paths",
-        allow_negative_numbers = true
-    )]
-    fast_io_fail_tmo: Option<String>,
-}
-
-impl Multipath {
-    pub(crate) fn options(&self) -> Result<MultipathOptions, flexblk_initiator::Error> {
-        let mut options = MultipathOptions::default();
-        for (word, value) in [
-            ("iopolicy", &self.iopolicy),
-            ("no_path", &self.policy),
-            ("reconnect_delay", &self.reconnect_delay),
-            ("ctrl_loss_tmo", &self.ctrl_loss_tmo),
-            ("fast_io_fail_tmo", &self.fast_io_fail_tmo),
-        ] {
-            if let Some(value) = value {
-                options.set(word, value)?;
-            }
-        }
-        Ok(options)
-    }
 }
 
 #[derive(Args, Debug)]

@@ -324,8 +324,8 @@ nqn = "nqn.2026-11.io.example:disk2"
         };
         assert_eq!(data.attach.nr_io_queues, 2);
         assert!(data.attach.no_partitions && !more.attach.no_partitions);
-        assert_eq!(data.attach.paths.len(), 1);
-        assert_eq!(data.attach.multipath.options().unwrap().ctrl_loss_tmo, None);
+        assert_eq!(data.attach.paths.more.len(), 1);
+        assert_eq!(data.attach.paths.options().unwrap().ctrl_loss_tmo, None);
         assert_eq!(more.attach.name.as_ref().unwrap().as_str(), "more");
     }
 

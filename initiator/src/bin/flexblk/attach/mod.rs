@@ -19,7 +19,7 @@ mod users;
 
 use anyhow::Result;
 
-pub(crate) use args::{Attach, Detach, Generator, Multipath};
+pub(crate) use args::{Attach, Detach, Generator};
 pub(crate) use boot::generate;
 pub(crate) use connect_all::{ConnectAll, connect_all};
 pub(crate) use detach::detach;

@@ -34,20 +34,15 @@ const BACKEND: &str = "fuse+loop";
 
 /// Attaches, says that it is ready, serves until it is told to detach.
 pub(super) fn serve(args: &Attach) -> Result<()> {
-    let options = connect::options(&args.address, &args.connection, false)?;
     // First, so that every thread has it.
     for warning in daemon::guard_against_memory_pressure() {
         tracing::warn!("less safe under memory pressure: {warning}");
     }
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
-    let multipath = args.multipath.options()?;
-    let volume = connect::volume(&options, &args.paths, &args.connection, &multipath)?;
+    let queues = args.nr_io_queues;
+    let volume = connect::volume(&args.address, &args.paths, &args.connection, queues)?;
     let namespace = volume.namespace()?;
-    let subnqn = options
-        .target
-        .subnqn
-        .as_ref()
-        .map_or("", |nqn| nqn.as_str());
+    let subnqn = volume.subnqn().unwrap_or_default();
     let nsid = namespace.nsid.get();
     let name = match &args.name {
         Some(name) => name.clone(),
