@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::metrics::Operation;
+
 /// What one thread did for one subsystem.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -12,7 +14,7 @@ pub struct IoCounters {
     reads: AtomicU64,
     writes: AtomicU64,
     other: AtomicU64,
-    failed: AtomicU64,
+    failed: [AtomicU64; 3],
     media_errors: AtomicU64,
     busy_us: AtomicU64,
 }
@@ -30,7 +32,11 @@ pub struct IoTotals {
     pub writes: u64,
     /// Other completed I/O commands.
     pub other: u64,
-    /// Commands completed with an error.
+    /// Reads and compares completed with an error.
+    pub failed_reads: u64,
+    /// Writes completed with an error.
+    pub failed_writes: u64,
+    /// Commands completed with an error, of any kind.
     pub failed: u64,
     /// Those of them that the device is to blame for.
     pub media_errors: u64,
@@ -68,9 +74,18 @@ impl IoCounters {
         add(&self.other, 1);
     }
 
-    /// A command failed; `media` when the device is to blame.
-    pub fn failed(&self, media: bool) {
-        add(&self.failed, 1);
+    /// A command failed: a read or compare, a write, or another one; `media` when the device is to
+    /// blame.
+    pub fn failed(&self, operation: Operation, media: bool) {
+        let [reads, writes, other] = &self.failed;
+        add(
+            match operation {
+                Operation::Read => reads,
+                Operation::Write => writes,
+                Operation::Other => other,
+            },
+            1,
+        );
         add(&self.media_errors, u64::from(media));
     }
 
@@ -96,7 +111,12 @@ pub fn total(threads: &[IoCounters]) -> IoTotals {
             reads: sum.reads.wrapping_add(get(&thread.reads)),
             writes: sum.writes.wrapping_add(get(&thread.writes)),
             other: sum.other.wrapping_add(get(&thread.other)),
-            failed: sum.failed.wrapping_add(get(&thread.failed)),
+            failed_reads: sum.failed_reads.wrapping_add(get(&thread.failed[0])),
+            failed_writes: sum.failed_writes.wrapping_add(get(&thread.failed[1])),
+            failed: thread
+                .failed
+                .iter()
+                .fold(sum.failed, |sum, count| sum.wrapping_add(get(count))),
             media_errors: sum.media_errors.wrapping_add(get(&thread.media_errors)),
             busy_us: sum.busy_us.max(get(&thread.busy_us)),
         })

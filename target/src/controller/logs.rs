@@ -174,6 +174,7 @@ impl Controller {
     }
 
     /// SMART / Health (Base 5.1.12.1.3): of the subsystem; per namespace it is not kept (LPA bit 0).
+    /// Its life begins with the target's start: one power cycle, no unsafe shutdown yet.
     fn smart(&self, nsid: Nsid, environment: &Environment<'_>) -> Result<Smart, Status> {
         if nsid != Nsid::NONE && nsid != Nsid::BROADCAST {
             return Err(StatusCode::InvalidField.dnr());
@@ -188,8 +189,9 @@ impl Controller {
         smart.available_spare = 100;
         smart.data_units_read = U128::new(data_units(totals.read_bytes.into()));
         smart.data_units_written = U128::new(data_units(totals.written_bytes.into()));
-        smart.host_reads = U128::new(totals.reads.into());
-        smart.host_writes = U128::new(totals.writes.into());
+        // "The number of commands completed by the controller", failed ones too.
+        smart.host_reads = U128::new((totals.reads + totals.failed_reads).into());
+        smart.host_writes = U128::new((totals.writes + totals.failed_writes).into());
         smart.busy_minutes = U128::new((totals.busy_us / 60_000_000).into());
         smart.power_cycles = U128::new(1);
         let up = environment

@@ -1,6 +1,7 @@
 //! Completions: data to the host, response capsules, what is freed when they have been acknowledged.
 
 use arrayvec::ArrayVec;
+use flexblk_nvme::command::nvm::opcode;
 use flexblk_nvme::flexins::Immediate;
 use flexblk_nvme::{Cid, Cqe, Nsid, Qid, Status, StatusCode};
 use flexins::engine::Engine;
@@ -11,6 +12,7 @@ use super::liveness::PROBE;
 use super::parts::Parts;
 use super::queue::{Fabric, Place, Queue, Role, Slot, Stage, What};
 use super::transfer::{Kind, Last, Transfer, UNTRACKED};
+use crate::metrics::Operation;
 
 /// Command Retry Delay of a command that found no memory: the first time in Identify, 100 ms.
 pub(super) const RETRY_SOON: u8 = 1;
@@ -104,7 +106,9 @@ impl Parts {
             Role::Io(io) => {
                 if let Some(counters) = self.counters(io.subsystem) {
                     match slot.what {
-                        _ if !status.is_success() => counters.failed(is_media(status)),
+                        _ if !status.is_success() => {
+                            counters.failed(operation(slot.opcode), is_media(status));
+                        }
                         What::Write { .. } => counters.written(slot.length.into()),
                         What::Read | What::Compare => counters.read(slot.length.into()),
                         _ => counters.other(),
@@ -302,6 +306,15 @@ impl Parts {
             Place::Device => self.devices.memory(&slot.range).into_iter().collect(),
             Place::None => ArrayVec::new(),
         }
+    }
+}
+
+/// What a command counts as in the SMART log, in which Verify, Write Zeroes and Copy are neither.
+const fn operation(opcode: u8) -> Operation {
+    match opcode {
+        opcode::READ | opcode::COMPARE => Operation::Read,
+        opcode::WRITE => Operation::Write,
+        _ => Operation::Other,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Log pages.
 
 use super::*;
+use crate::metrics::Operation;
 
 /// A host that asks for the commands of a set that is not supported gets those of all sets (Base 5.1.12.1.6).
 #[test]
@@ -47,16 +48,18 @@ fn logs_have_true_numbers() {
     let counters = &world.snapshot.subsystem(0).unwrap().counters;
     counters[0].read(512_001);
     counters[1].written(4096);
-    counters[1].failed(true);
+    counters[1].failed(Operation::Read, true);
+    counters[0].failed(Operation::Write, false);
+    counters[0].failed(Operation::Other, false);
     let page = data(world.log(&mut controller, LogPageId::Smart, 0, 512));
     let smart = Smart::view(&page).unwrap();
     assert_eq!(
         (smart.data_units_read.get(), smart.host_reads.get()),
-        (2, 1)
+        (2, 2)
     );
     assert_eq!(
         (smart.data_units_written.get(), smart.host_writes.get()),
-        (1, 1)
+        (1, 2)
     );
     assert_eq!(
         (smart.media_errors.get(), smart.error_entries.get()),
