@@ -7,9 +7,10 @@ use std::io::Read as _;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use flexblk_nvme::command::admin::{AsyncEventRequest, Cns, GetLogPage, Identify, KeepAlive};
+use flexblk_nvme::command::admin::{Cns, Identify, KeepAlive};
 use flexblk_nvme::log::LogPageId;
 use flexblk_nvme::log::discovery::{Page, TransportType};
+use flexblk_nvme::property::Cc;
 use flexblk_nvme::status::CodeSpace;
 use flexblk_nvme::tcp::{Alignment, Digests, End, FatalStatus, H2cData, IcReq, TermReq};
 use flexblk_nvme::{Cid, Cntlid, Nqn, Nsid, Sgl, StatusCode, identify};
@@ -156,8 +157,7 @@ fn admin_commands_and_discovery() {
     let world = World::new("ram:1M");
     let mut pair = world.pair(with(Digests::HEADER));
     let admin = &mut pair.admin;
-    let event = admin.cid();
-    admin.send(&AsyncEventRequest.emit(event, &Sgl::NONE_TRANSPORT), &[]);
+    admin.request_event();
     let cid = admin.cid();
     let identify = Identify::new(Cns::Controller, Nsid::NONE);
     let (cqe, bytes) = admin.run(&identify.emit(cid, &transport(4096)), &[]);
@@ -173,11 +173,8 @@ fn admin_commands_and_discovery() {
     let mut discovery = Conn::open(world.address, IcReq::default());
     let cqe = discovery.connect(0, 32, Cntlid::DYNAMIC, &Nqn::discovery(), true);
     assert!(cqe.status().is_success());
-    discovery.enable_only();
-    let cid = discovery.cid();
-    let get = GetLogPage::new(LogPageId::Discovery, 0, 5 * 1024);
-    let (cqe, bytes) = discovery.run(&get.emit(cid, &transport(5 * 1024)), &[]);
-    assert!(cqe.status().is_success(), "{:?}", cqe.status());
+    discovery.set_cc(Cc::ENABLE);
+    let bytes = discovery.log(LogPageId::Discovery, 5 * 1024);
     let page = Page::parse(&bytes).unwrap();
     let mut seen: Vec<(TransportType, String, String)> = page
         .entries()

@@ -10,10 +10,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use flexblk_nvme::command::Sqe;
-use flexblk_nvme::command::admin::SetFeatures;
-use flexblk_nvme::command::fabrics::{Connect, ConnectAttributes, ConnectData, PropertySet};
-use flexblk_nvme::features::NumberOfQueues;
-use flexblk_nvme::property::{Cc, Property};
+use flexblk_nvme::command::admin::{AsyncEventRequest, GetLogPage, SetFeatures};
+use flexblk_nvme::command::fabrics::{
+    Connect, ConnectAttributes, ConnectData, PropertyGet, PropertySet,
+};
+use flexblk_nvme::features::{FeatureValue, NumberOfQueues};
+use flexblk_nvme::log::LogPageId;
+use flexblk_nvme::property::{Cc, Csts, Property};
 use flexblk_nvme::tcp::digest::crc32c;
 use flexblk_nvme::tcp::{
     Cursor, End, Established, Event, Framing, H2cData, HEAD_MAX, IcReq, IcResp, Pdu, R2t, Stream,
@@ -57,8 +60,10 @@ pub(crate) struct Conn {
     pub(crate) h2c_bytes: u32,
     /// Turns a bit of the digest of what is sent.
     pub(crate) spoil_data_digest: bool,
-    /// Waits for data with this in mind.
+    /// What its Connects say.
     pub(crate) hostnqn: Nqn,
+    pub(crate) hostid: HostId,
+    pub(crate) kato_ms: u32,
 }
 
 impl Conn {
@@ -79,6 +84,8 @@ impl Conn {
             h2c_bytes: u32::MAX,
             spoil_data_digest: false,
             hostnqn: Nqn::opaque("nqn.2026-11.test:tcp-host").unwrap(),
+            hostid: HostId::from_bytes([7; 16]),
+            kato_ms: 120_000,
         }
     }
 
@@ -203,6 +210,12 @@ impl Conn {
         }
     }
 
+    /// Has the end of that command come in already?
+    pub(crate) fn is_answered(&self, cid: Cid) -> bool {
+        let of = |got: &Got| matches!(got, Got::Response(cqe) if cqe.cid() == cid);
+        self.got.iter().any(of)
+    }
+
     pub(crate) fn cid(&mut self) -> Cid {
         self.next_cid += 1;
         Cid::new(self.next_cid)
@@ -308,9 +321,9 @@ impl Conn {
             qid: Qid::new(qid),
             sqsize: entries - 1,
             cattr: ConnectAttributes::new().with_disable_sq_flow_control(!flow_control),
-            kato_ms: if qid == 0 { 120_000 } else { 0 },
+            kato_ms: if qid == 0 { self.kato_ms } else { 0 },
         };
-        let data = ConnectData::new(HostId::from_bytes([7; 16]), cntlid, subnqn, &self.hostnqn);
+        let data = ConnectData::new(self.hostid, cntlid, subnqn, &self.hostnqn);
         let sgl = Sgl::InCapsule {
             offset: 0,
             length: ConnectData::SIZE as u32,
@@ -334,23 +347,56 @@ impl Conn {
 
     /// Enables the controller whose Admin queue this is, and asks for I/O queues.
     pub(crate) fn enable(&mut self, queues: u16) {
-        self.enable_only();
-        let cid = self.cid();
-        let set = SetFeatures::new(NumberOfQueues::of(queues).into());
-        let (cqe, _) = self.run(&set.emit(cid, &Sgl::NONE_TRANSPORT), &[]);
+        self.set_cc(Cc::ENABLE);
+        let cqe = self.set_features(NumberOfQueues::of(queues));
         assert!(cqe.status().is_success(), "{:?}", cqe.status());
     }
 
-    /// Enables the controller.
-    pub(crate) fn enable_only(&mut self) {
+    /// Sets CC.
+    pub(crate) fn set_cc(&mut self, cc: Cc) {
         let cid = self.cid();
         let set = PropertySet {
             offset: Property::Cc.offset(),
             width: Property::Cc.width(),
-            value: Cc::ENABLE.into_bits().into(),
+            value: cc.into_bits().into(),
         };
         let (cqe, _) = self.run(&set.emit(cid, &Sgl::NONE_TRANSPORT), &[]);
-        assert!(cqe.status().is_success());
+        assert!(cqe.status().is_success(), "{:?}", cqe.status());
+    }
+
+    /// CSTS.
+    pub(crate) fn csts(&mut self) -> Csts {
+        let cid = self.cid();
+        let get = PropertyGet {
+            offset: Property::Csts.offset(),
+            width: Property::Csts.width(),
+        };
+        let (cqe, _) = self.run(&get.emit(cid, &Sgl::NONE_TRANSPORT), &[]);
+        assert!(cqe.status().is_success(), "{:?}", cqe.status());
+        Csts::from_bits(cqe.dword0())
+    }
+
+    /// Sets a feature without data.
+    pub(crate) fn set_features(&mut self, value: impl Into<FeatureValue>) -> Cqe {
+        let cid = self.cid();
+        let set = SetFeatures::new(value.into());
+        self.run(&set.emit(cid, &Sgl::NONE_TRANSPORT), &[]).0
+    }
+
+    /// A log page.
+    pub(crate) fn log(&mut self, lid: LogPageId, len: u32) -> Vec<u8> {
+        let cid = self.cid();
+        let sgl = Sgl::Transport { length: len };
+        let (cqe, page) = self.run(&GetLogPage::new(lid, 0, len).emit(cid, &sgl), &[]);
+        assert!(cqe.status().is_success(), "{:?}", cqe.status());
+        page
+    }
+
+    /// Sends an Asynchronous Event Request.
+    pub(crate) fn request_event(&mut self) -> Cid {
+        let cid = self.cid();
+        self.send(&AsyncEventRequest.emit(cid, &Sgl::NONE_TRANSPORT), &[]);
+        cid
     }
 }
 
@@ -369,12 +415,25 @@ impl Pair {
         entries: u16,
         flow_control: bool,
     ) -> Self {
-        let mut admin = Conn::open(address, request);
+        let admin = Conn::open(address, request);
+        Self::on(admin, address, request, subnqn, entries, flow_control)
+    }
+
+    /// With that connection for the Admin queue, and what its Connect is to say.
+    pub(crate) fn on(
+        mut admin: Conn,
+        address: SocketAddr,
+        request: IcReq,
+        subnqn: &Nqn,
+        entries: u16,
+        flow_control: bool,
+    ) -> Self {
         let cqe = admin.connect(0, 32, Cntlid::DYNAMIC, subnqn, true);
         assert!(cqe.status().is_success(), "{:?}", cqe.status());
         let cntlid = Cntlid::new(cqe.dword0() as u16);
         admin.enable(4);
         let mut io = Conn::open(address, request);
+        (io.hostnqn, io.hostid) = (admin.hostnqn.clone(), admin.hostid);
         let cqe = io.connect(1, entries, cntlid, subnqn, flow_control);
         assert!(cqe.status().is_success(), "{:?}", cqe.status());
         Self { admin, io, cntlid }
