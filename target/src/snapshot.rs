@@ -267,6 +267,24 @@ impl Subsystem {
             .map_or(AnaState::Optimized, |group| group.state_of(port))
     }
 
+    /// Is the access of a host through a port to a namespace that it sees here and in `before` another
+    /// one? That is what the ANA change event tells; namespaces that come and go have an event of their
+    /// own.
+    #[must_use]
+    pub fn ana_differs(&self, before: &Self, host: &Nqn, port: u16) -> bool {
+        if self.ana_changes == before.ana_changes {
+            return false;
+        }
+        let access = |subsystem: &Self, namespace: &Namespace| {
+            let group = namespace.anagrpid;
+            (group, subsystem.ana_state(group, port))
+        };
+        self.visible_to(host).any(|namespace| {
+            let other = before.visible(namespace.nsid, host);
+            other.is_some_and(|other| access(before, other) != access(self, namespace))
+        })
+    }
+
     /// An ANA group, if anything was ever said about it.
     #[must_use]
     pub fn ana_group(&self, id: u32) -> Option<&AnaGroup> {

@@ -703,6 +703,48 @@ fn namespaces_are_masked_by_host() {
     assert_eq!(a.active(), [2]);
 }
 
+/// "Information related to an ANA Group that contains namespaces attached to this controller has changed"
+/// (Asymmetric Namespace Access Change, Base 5.1.2): who sees no namespace of the group is not told, nor is
+/// anybody of a port that has a state of its own.
+#[test]
+fn ana_changes_are_told_to_who_sees_them() {
+    let world = World::with(
+        &["ram:1M,block_size=4096", "ram:1M,block_size=4096"],
+        |config| {
+            config.cores = vec![0, 0];
+            for subsystem in &mut config.subsystems {
+                subsystem.namespaces[0].anagrpid = 7;
+                let only = Nqn::opaque("nqn.2026-11.test:host1").unwrap();
+                subsystem.namespaces[0].hosts = AllowedHosts::Only(vec![only]);
+            }
+        },
+    );
+    let (mut a, mut b) = (Member::new(&world, 1), Member::new(&world, 2));
+    let config = AsyncEventConfig::new().with_ana_change(true);
+    for member in [&mut a, &mut b] {
+        assert_eq!(member.set(config.into(), Nsid::NONE), OK);
+    }
+    let (event_a, event_b) = (a.listen(), b.listen());
+    let set = |group, port, state| {
+        let target = &world.target;
+        target.set_ana_state(&nqn(), Some(group), port, state)
+    };
+    set(7, None, AnaState::NonOptimized).unwrap();
+    assert_eq!(a.host.answer(a.admin, event_a).result(), 0x000C_0302);
+    assert_eq!(a.ana_log().1[1].1, AnaState::NonOptimized);
+    let event_a = a.listen();
+    // Of another port: nobody's here.
+    set(7, Some(2), AnaState::Inaccessible).unwrap();
+    set(1, Some(2), AnaState::Inaccessible).unwrap();
+    let soon = Duration::from_millis(100);
+    assert_eq!(b.host.try_answer(b.admin, event_b, soon), None);
+    assert_eq!(a.host.try_answer(a.admin, event_a, soon), None);
+    set(1, Some(1), AnaState::Inaccessible).unwrap();
+    assert_eq!(b.host.answer(b.admin, event_b).result(), 0x000C_0302);
+    assert_eq!(a.host.answer(a.admin, event_a).result(), 0x000C_0302);
+    assert_eq!((a.ana_log().1.len(), b.ana_log().1.len()), (2, 1));
+}
+
 /// Base 8.1.15: the states of write protection, the ways between them, what survives a restart, and
 /// the event for the other hosts.
 #[test]

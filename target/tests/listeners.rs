@@ -10,14 +10,14 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use flexblk_nvme::command::admin::{AsyncEventRequest, GetLogPage, SetFeatures};
 use flexblk_nvme::features::AsyncEventConfig;
 use flexblk_nvme::log::LogPageId;
 use flexblk_nvme::log::ana::{self, AnaState};
 use flexblk_nvme::log::discovery::{Page, SubsystemType};
+use flexblk_nvme::property::Cc;
 use flexblk_nvme::status::CodeSpace;
 use flexblk_nvme::tcp::IcReq;
-use flexblk_nvme::{Cid, Cntlid, Nqn, Sgl, StatusCode};
+use flexblk_nvme::{Cid, Cntlid, Nqn, StatusCode};
 use flexblk_target::config::{ListenAddress, Transport};
 use host::Host;
 use tcp_host::world::{World, nqn, pattern, read, read_back, transport, write_in_capsule};
@@ -59,12 +59,9 @@ fn entries(at: SocketAddr, subtype: SubsystemType) -> Vec<(SocketAddr, u16)> {
     let mut conn = Conn::open(at, IcReq::default());
     let cqe = conn.connect(0, 32, Cntlid::DYNAMIC, &Nqn::discovery(), true);
     assert!(cqe.status().is_success());
-    conn.enable_only();
-    let cid = conn.cid();
-    let get = GetLogPage::new(LogPageId::Discovery, 0, 8192);
-    let (cqe, bytes) = conn.run(&get.emit(cid, &transport(8192)), &[]);
+    conn.set_cc(Cc::ENABLE);
     // More was asked for than there is.
-    assert!(cqe.status().is_success());
+    let bytes = conn.log(LogPageId::Discovery, 8192);
     let page = Page::parse(&bytes).unwrap();
     let records = page.entries().map(|entry| entry.record().unwrap());
     let shown = records.filter(|record| record.subtype == subtype);
@@ -175,11 +172,8 @@ fn a_subsystem_is_reached_at_its_own_listeners_only() {
 
 /// The ANA log through a controller: the state of group 1.
 fn state(admin: &mut Conn) -> AnaState {
-    let cid = admin.cid();
-    let get = GetLogPage::new(LogPageId::Ana, 0, 4096);
-    let (cqe, bytes) = admin.run(&get.emit(cid, &transport(4096)), &[]);
-    assert!(cqe.status().is_success());
-    let (_, mut groups) = ana::parse(&bytes).unwrap();
+    let page = admin.log(LogPageId::Ana, 4096);
+    let (_, mut groups) = ana::parse(&page).unwrap();
     groups.next().unwrap().unwrap().state
 }
 
@@ -188,12 +182,6 @@ fn wait_for_event(admin: &mut Conn, event: Cid) -> u32 {
         Got::Response(cqe) => cqe.dword0(),
         other => panic!("{other:?}"),
     }
-}
-
-fn listen_for_ana(admin: &mut Conn) -> Cid {
-    let event = admin.cid();
-    admin.send(&AsyncEventRequest.emit(event, &Sgl::NONE_TRANSPORT), &[]);
-    event
 }
 
 /// Two listeners of one subsystem have ANA states of their own (Base 8.1.1: a state is of a group
@@ -218,10 +206,11 @@ fn ana_states_by_listener_under_io() {
     assert_eq!(state(&mut good.admin), AnaState::Optimized);
     assert_eq!(state(&mut bad.admin), AnaState::Inaccessible);
     let config = AsyncEventConfig::new().with_ana_change(true);
-    let cid = bad.admin.cid();
-    let enable = SetFeatures::new(config.into());
-    let (cqe, _) = bad.admin.run(&enable.emit(cid, &Sgl::NONE_TRANSPORT), &[]);
-    assert!(cqe.status().is_success());
+    let set_to = |admin: &mut Conn| assert!(admin.set_features(config).status().is_success());
+    set_to(&mut bad.admin);
+    // The other listener is not concerned, and its host is told nothing.
+    set_to(&mut good.admin);
+    let unconcerned = good.admin.request_event();
 
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -248,7 +237,7 @@ fn ana_states_by_listener_under_io() {
             (AnaState::Optimized, StatusCode::Success),
         ] {
             let before = done.load(Ordering::Relaxed);
-            let event = listen_for_ana(&mut bad.admin);
+            let event = bad.admin.request_event();
             set(wanted);
             assert_eq!(wait_for_event(&mut bad.admin, event), 0x000C_0302);
             assert_eq!(state(&mut bad.admin), wanted);
@@ -263,6 +252,15 @@ fn ana_states_by_listener_under_io() {
         stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(state(&mut good.admin), AnaState::Optimized);
+    assert!(!good.admin.is_answered(unconcerned), "told of another port");
+    let everywhere = |state| {
+        let target = &world.target;
+        target.set_ana_state(&nqn(), Some(1), None, state).unwrap();
+    };
+    everywhere(AnaState::NonOptimized);
+    assert_eq!(wait_for_event(&mut good.admin, unconcerned), 0x000C_0302);
+    assert_eq!(state(&mut good.admin), AnaState::NonOptimized);
+    everywhere(AnaState::Optimized);
     // A listener that comes back has nothing left of what was said about it.
     set(AnaState::Inaccessible);
     world

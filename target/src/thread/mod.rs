@@ -508,9 +508,9 @@ impl Core {
                             .flat_map(|(_, changes)| changes)
                             .filter_map(|changed| changed.seen_by(host))
                             .collect();
-                        let ana = before
-                            .subsystem(slot)
-                            .is_some_and(|before| before.ana_changes != subsystem.ana_changes);
+                        let ana = before.subsystem(slot).is_some_and(|before| {
+                            subsystem.ana_differs(before, host, association.port)
+                        });
                         admin.controller.note_namespaces_changed(&nsids);
                         if ana {
                             admin.controller.note_ana_changed();
