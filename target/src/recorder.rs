@@ -29,6 +29,9 @@ pub enum Kind {
     Disconnect,
     /// No command within the keep-alive time-out.
     KeepAliveExpired,
+    /// No command for two minutes while the Keep Alive Timer was not active: the controller was not
+    /// enabled, was shut down, or is a discovery controller.
+    Idle,
     /// Keep Alive is off, and the host's transport was silent for too long.
     Silence,
     /// The subsystem, its listener, or the host's right to it was taken away.
@@ -46,12 +49,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [(Self, &'static str); 12] = [
+    const ALL: [(Self, &'static str); 13] = [
         (Self::Connect, "connect"),
         (Self::ConnectQueue, "connect-queue"),
         (Self::ConnectRefused, "connect-refused"),
         (Self::Disconnect, "disconnect"),
         (Self::KeepAliveExpired, "keep-alive-expired"),
+        (Self::Idle, "idle"),
         (Self::Silence, "silence"),
         (Self::NotAllowed, "not-allowed"),
         (Self::Reset, "reset"),
@@ -84,7 +88,7 @@ impl Kind {
     pub fn is_loss(self) -> bool {
         matches!(
             self,
-            Self::KeepAliveExpired | Self::Silence | Self::NotAllowed
+            Self::KeepAliveExpired | Self::Idle | Self::Silence | Self::NotAllowed
         )
     }
 }

@@ -155,8 +155,11 @@ impl Controller {
                     .set_config(value.into_bits() & known.into_bits());
             }
             FeatureValue::KeepAlive(value) => {
-                // Over Fabrics the timer can be changed, not taken away once Connect has set it;
-                // hosts that never set it may leave it at 0 (Base 5.1.25.1.8).
+                // RDMA and TCP require Keep Alive: once it is on, the timer can be changed and not be
+                // taken away (Base 5.1.25.1.8). Hosts that never set it may leave it at 0.
+                if value.timeout_ms() == 0 && self.keep_alive.timeout_ms() != 0 {
+                    return Err(StatusCode::KeepAliveTimeoutInvalid.dnr());
+                }
                 self.keep_alive.set(value.timeout_ms(), environment.now);
             }
             // Base 5.1.25.1.27: Connect has set it; Command Sequence Error.
@@ -253,7 +256,10 @@ impl Controller {
         if self.association.has_queues() {
             return Err(StatusCode::CommandSequenceError.dnr());
         }
-        self.association.forget_grant();
+        // "The controller shall not change the value allocated between resets."
+        if let Some(granted) = self.association.granted() {
+            return Ok(NumberOfQueues::of(granted).into_bits());
+        }
         let limits = environment.directory.limits();
         let wanted = asked.pairs().min(limits.io_queues.into());
         let budget = environment.directory.budget();

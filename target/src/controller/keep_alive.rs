@@ -2,15 +2,25 @@
 
 use std::time::{Duration, Instant};
 
-use super::{DISCOVERY_IDLE, Kind};
+use super::{IDLE, Kind, Reason};
 
 /// Granularity of the timeout: Identify's KAS, units of 100 ms.
 pub(super) const GRANULARITY_100MS: u16 = 1;
+
+/// Is the Keep Alive Timer active? It is while CC.EN and CSTS.RDY are 1, CC.SHN and CSTS.SHST 0 (Base
+/// 3.9.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Active,
+    /// The controller is not enabled, or was shut down.
+    Suspended,
+}
 
 /// The timer of one controller.
 #[derive(Clone, Debug)]
 pub(super) struct KeepAlive {
     kind: Kind,
+    phase: Phase,
     timeout_ms: u32,
     deadline: Option<Instant>,
     /// An Admin command came within the interval.
@@ -20,9 +30,11 @@ pub(super) struct KeepAlive {
 }
 
 impl KeepAlive {
+    /// Of a controller that is not enabled yet.
     pub(super) fn new(kind: Kind, timeout_ms: u32, now: Instant) -> Self {
         let mut timer = Self {
             kind,
+            phase: Phase::Suspended,
             timeout_ms: 0,
             deadline: None,
             admin_traffic: false,
@@ -44,8 +56,20 @@ impl KeepAlive {
         self.restart(now);
     }
 
+    /// The controller is ready.
+    pub(super) fn activate(&mut self, now: Instant) {
+        self.phase = Phase::Active;
+        self.restart(now);
+    }
+
+    /// The controller is being disabled or shut down.
+    pub(super) fn suspend(&mut self, now: Instant) {
+        self.phase = Phase::Suspended;
+        self.restart(now);
+    }
+
     /// An Admin or Fabrics command arrived.
-    pub(super) fn command(&mut self, _now: Instant) {
+    pub(super) fn command(&mut self) {
         self.admin_traffic = true;
     }
 
@@ -56,27 +80,28 @@ impl KeepAlive {
 
     /// The interval may be over: was there no command in it? If there was, the next one begins. So a
     /// dead host is noticed after one to two timeouts (Base 3.9.3.2).
-    pub(super) fn expired(&mut self, now: Instant, io_traffic: u64) -> bool {
-        match self.deadline {
-            Some(deadline) if deadline <= now => {}
-            _ => return false,
-        }
+    pub(super) fn expired(&mut self, now: Instant, io_traffic: u64) -> Option<Reason> {
+        self.deadline.filter(|deadline| *deadline <= now)?;
         if self.admin_traffic || self.io_traffic != io_traffic {
             self.io_traffic = io_traffic;
             self.restart(now);
-            return false;
+            return None;
         }
         self.deadline = None;
-        true
+        Some(match (self.phase, self.timeout_ms) {
+            (Phase::Active, 1..) => Reason::KeepAlive,
+            _ => Reason::Idle,
+        })
     }
 
     fn restart(&mut self, now: Instant) {
         self.admin_traffic = false;
-        self.deadline = match (self.timeout_ms, self.kind) {
-            (0, Kind::Io) => None,
-            (0, Kind::Discovery) => now.checked_add(DISCOVERY_IDLE),
-            (ms, _) => now.checked_add(Duration::from_millis(ms.into())),
+        let interval = match (self.phase, self.timeout_ms, self.kind) {
+            (Phase::Active, 0, Kind::Io) => None,
+            (Phase::Suspended, ..) | (_, 0, _) => Some(IDLE),
+            (_, ms, _) => Some(Duration::from_millis(ms.into())),
         };
+        self.deadline = interval.and_then(|interval| now.checked_add(interval));
     }
 }
 
@@ -92,23 +117,38 @@ mod tests {
     fn commands_of_any_queue_keep_the_host_alive() {
         let start = Instant::now();
         let mut timer = KeepAlive::new(Kind::Io, 950, start);
+        timer.activate(start);
         assert_eq!(timer.timeout_ms(), 1000, "rounded up to 100 ms");
-        assert!(!timer.expired(at(start, 999), 0));
-        timer.command(at(start, 500));
-        assert!(!timer.expired(at(start, 1000), 0));
-        assert!(
-            !timer.expired(at(start, 2000), 7),
-            "an I/O queue received something"
-        );
-        assert!(timer.expired(at(start, 3000), 7));
+        assert_eq!(timer.expired(at(start, 999), 0), None);
+        timer.command();
+        assert_eq!(timer.expired(at(start, 1000), 0), None);
+        let io = timer.expired(at(start, 2000), 7);
+        assert_eq!(io, None, "an I/O queue received something");
+        assert_eq!(timer.expired(at(start, 3000), 7), Some(Reason::KeepAlive));
         assert_eq!(timer.deadline(), None);
     }
 
     #[test]
     fn zero_turns_it_off_except_for_idle_discovery() {
         let start = Instant::now();
-        assert_eq!(KeepAlive::new(Kind::Io, 0, start).deadline(), None);
+        let mut io = KeepAlive::new(Kind::Io, 0, start);
+        io.activate(start);
+        assert_eq!(io.deadline(), None);
         let mut discovery = KeepAlive::new(Kind::Discovery, 0, start);
-        assert!(discovery.expired(start + DISCOVERY_IDLE, 0));
+        discovery.activate(start);
+        assert_eq!(discovery.expired(start + IDLE, 0), Some(Reason::Idle));
+    }
+
+    #[test]
+    fn it_is_not_active_before_ready_and_after_a_shutdown() {
+        let start = Instant::now();
+        let mut timer = KeepAlive::new(Kind::Io, 1000, start);
+        assert_eq!(timer.deadline(), Some(start + IDLE));
+        timer.activate(start);
+        assert_eq!(timer.deadline(), Some(at(start, 1000)));
+        timer.suspend(at(start, 500));
+        assert_eq!(timer.deadline(), Some(at(start, 500) + IDLE));
+        let end = timer.expired(at(start, 500) + IDLE, 0);
+        assert_eq!(end, Some(Reason::Idle));
     }
 }

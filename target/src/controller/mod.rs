@@ -48,8 +48,10 @@ use telemetry::Telemetry;
 pub const MAX_ABORTS: u8 = 4;
 /// How long a controller is given to become ready or not: CAP.TO, CRTO.CRWMT, units of 500 ms.
 pub const READY_TIMEOUT_500MS: u8 = 60;
-/// A discovery controller without keep-alive lives as long after the last command (Base 3.1.3.3.2).
-pub const DISCOVERY_IDLE: Duration = Duration::from_secs(120);
+/// How long after the last command a controller lives whose Keep Alive Timer is not active: one that is
+/// not enabled ("the association between the host and controller shall be preserved for at least 2
+/// minutes", Base 3.5.2), and a discovery controller without keep-alive (Base 3.1.3.3.2).
+pub const IDLE: Duration = Duration::from_secs(120);
 
 /// What kind of controller it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +126,7 @@ pub enum Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Close the controller's I/O queues; then call [`Controller::note_queues_closed`].
-    CloseQueues,
+    CloseQueues(Ending),
     /// Make what was written survive a power loss; then call [`Controller::note_flushed`].
     Flush,
     /// Complete this Asynchronous Event Request with Command Abort Requested.
@@ -133,11 +135,22 @@ pub enum Action {
     Terminate(Reason),
 }
 
+/// What the host has asked for that the I/O queues have to be closed for first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// A Controller Level Reset: CC.EN was cleared.
+    Reset,
+    /// A shutdown: CC.SHN was set.
+    Shutdown,
+}
+
 /// Why a controller ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// No command within the Keep Alive Timeout.
     KeepAlive,
+    /// No command for [`IDLE`], without a Keep Alive Timer that would be active.
+    Idle,
     /// Keep Alive is off, and the host's transport has been silent for too long.
     Silence,
     /// The subsystem, or the host's right to it, is gone.
@@ -151,8 +164,8 @@ pub struct Controller {
     kind: Kind,
     cc: Cc,
     csts: Csts,
-    /// Disabled, and waiting for the I/O queues to close.
-    disabling: bool,
+    /// What waits for the I/O queues to close.
+    ending: Option<Ending>,
     events: AsyncEvents,
     changed: ChangedNamespaces,
     reservations: ReservationLog,
@@ -200,7 +213,7 @@ impl Controller {
             kind,
             cc: Cc::new(),
             csts: Csts::new(),
-            disabling: false,
+            ending: None,
             events: AsyncEvents::default(),
             changed: ChangedNamespaces::default(),
             reservations: ReservationLog::default(),
@@ -235,7 +248,7 @@ impl Controller {
 
     /// Handles an Admin command. `data` is what [`Controller::data_from_host`] asked for.
     pub fn handle(&mut self, sqe: &Sqe, data: &[u8], environment: &Environment<'_>) -> Reply {
-        self.keep_alive.command(environment.now);
+        self.keep_alive.command();
         match self.dispatch(sqe, data, environment) {
             Ok(reply) => reply,
             Err(status) => Reply::Done(status, 0),
@@ -249,8 +262,9 @@ impl Controller {
         environment: &Environment<'_>,
     ) -> Result<Reply, Status> {
         sqe.check_flags()?;
-        // Base 3.5.1: before the controller is ready only Fabrics commands are processed.
-        if !self.csts.rdy() || !self.cc.en() {
+        // Base 3.5.1: before the controller is ready only Fabrics commands are processed. 3.6.1: after a
+        // shutdown a reset is required before commands are.
+        if !self.csts.rdy() || !self.cc.en() || self.csts.shst() != properties::SHST_NORMAL {
             return Err(StatusCode::CommandSequenceError.dnr());
         }
         let command = Command::parse(sqe)?;
@@ -363,11 +377,11 @@ impl Controller {
         self.keep_alive.deadline()
     }
 
-    /// The keep-alive interval is over: without a command in it the host is gone (Base 3.9).
+    /// An interval is over: without a command in it the host is gone (Base 3.9).
     pub fn handle_timeout(&mut self, now: Instant) {
         let traffic = self.association.traffic();
-        if self.keep_alive.expired(now, traffic) {
-            self.terminate(Reason::KeepAlive);
+        if let Some(reason) = self.keep_alive.expired(now, traffic) {
+            self.terminate(reason);
         }
     }
 

@@ -1,10 +1,12 @@
 //! Properties (Base 3.1.4): capabilities, enabling, disabling, shutdown.
 
+use std::time::Instant;
+
 use flexblk_nvme::command::fabrics::{PropertyGet, PropertySet};
 use flexblk_nvme::property::{Cap, Cc, Crto, Csts, Property, Vs, Width};
 use flexblk_nvme::{Status, StatusCode};
 
-use super::{Action, Controller, Environment, Kind, READY_TIMEOUT_500MS};
+use super::{Action, Controller, Ending, Environment, Kind, READY_TIMEOUT_500MS};
 use super::{AsyncEvents, Features};
 
 /// CC.CSS: the NVM command set, all that are supported, none.
@@ -12,10 +14,11 @@ const CSS_NVM: u8 = 0b000;
 const CSS_ALL: u8 = 0b110;
 const CSS_ADMIN_ONLY: u8 = 0b111;
 
-/// CC.SHN.
+/// CC.SHN; 1 is a normal shutdown, 2 an abrupt one.
 const SHN_NONE: u8 = 0;
+const SHN_RESERVED: u8 = 3;
 /// CSTS.SHST.
-const SHST_NORMAL: u8 = 0;
+pub(super) const SHST_NORMAL: u8 = 0;
 const SHST_OCCURRING: u8 = 1;
 const SHST_COMPLETE: u8 = 2;
 
@@ -29,7 +32,7 @@ impl Controller {
         get: &PropertyGet,
         environment: &Environment<'_>,
     ) -> Result<u64, Status> {
-        self.keep_alive.command(environment.now);
+        self.keep_alive.command();
         let property = property(get.offset, get.width)?;
         Ok(match property {
             Property::Cap => capabilities(environment.directory.limits().queue_entries).into_bits(),
@@ -51,38 +54,39 @@ impl Controller {
         set: &PropertySet,
         environment: &Environment<'_>,
     ) -> Result<(), Status> {
-        self.keep_alive.command(environment.now);
+        self.keep_alive.command();
         match property(set.offset, set.width)? {
             Property::Cc => {
-                self.configure(Cc::from_bits(set.value as u32));
+                let new = Cc::from_bits(set.value as u32);
+                if new.shn() == SHN_RESERVED {
+                    return Err(StatusCode::InvalidField.dnr());
+                }
+                self.configure(new, environment.now);
                 Ok(())
             }
             _ => Err(StatusCode::InvalidField.dnr()),
         }
     }
 
-    fn configure(&mut self, new: Cc) {
+    fn configure(&mut self, new: Cc, now: Instant) {
         let old = core::mem::replace(&mut self.cc, new);
         if new.en() && !old.en() {
-            self.enable();
+            self.enable(now);
         } else if !new.en() && old.en() {
-            self.disable();
+            self.disable(now);
         }
         if new.shn() != SHN_NONE && old.shn() == SHN_NONE {
-            self.shut_down();
-        } else if new.shn() == SHN_NONE && new.en() && self.csts.shst() != SHST_NORMAL {
-            // Base 3.6.1: a controller that was shut down works again after a reset only; here the
-            // host has taken the notification back with EN still set.
-            self.csts.set_shst(SHST_NORMAL);
+            self.shut_down(now);
         }
     }
 
     /// CC.EN 0 to 1 (Base 3.5.1). Values that CAP does not offer are answered with CSTS.CFS.
-    fn enable(&mut self) {
-        if self.disabling || !self.is_supported(self.cc) {
+    fn enable(&mut self, now: Instant) {
+        if self.ending.is_some() || !self.is_supported(self.cc) {
             self.csts.set_cfs(true);
             return;
         }
+        self.keep_alive.activate(now);
         self.csts.set_cfs(false);
         self.csts.set_shst(SHST_NORMAL);
         self.csts.set_rdy(true);
@@ -101,7 +105,8 @@ impl Controller {
 
     /// CC.EN 1 to 0, a Controller Level Reset (Base 3.7.2): I/O queues are deleted, features and
     /// events start afresh; CSTS.RDY becomes 0 when the queues are gone.
-    fn disable(&mut self) {
+    fn disable(&mut self, now: Instant) {
+        self.keep_alive.suspend(now);
         self.association.set_ready(false);
         self.association.forget_grant();
         self.association.set_write_through(false);
@@ -111,19 +116,27 @@ impl Controller {
         self.features = Features::default();
         self.changed = Default::default();
         self.reservations = Default::default();
-        if self.association.has_queues() {
-            self.disabling = true;
-            self.actions.push_back(Action::CloseQueues);
-        } else {
-            self.csts = Csts::new();
-        }
+        self.end(Ending::Reset);
     }
 
-    /// CC.SHN (Base 3.6.1): no new queues; what was written is made safe; then it is complete.
-    fn shut_down(&mut self) {
+    /// CC.SHN (Base 3.6.1): the I/O queues are closed, what was written is made safe, then it is
+    /// complete. Normal and abrupt are the same: no command is waited for. Keep Alive is not active from
+    /// now on (Base 3.9), and the controller works again after a reset only.
+    fn shut_down(&mut self, now: Instant) {
+        self.keep_alive.suspend(now);
         self.association.set_ready(false);
         self.csts.set_shst(SHST_OCCURRING);
-        self.actions.push_back(Action::Flush);
+        self.end(Ending::Shutdown);
+    }
+
+    /// Closes the I/O queues, if there are any, and goes on from there.
+    fn end(&mut self, ending: Ending) {
+        self.ending = Some(ending);
+        if self.association.has_queues() {
+            self.actions.push_back(Action::CloseQueues(ending));
+        } else {
+            self.note_queues_closed();
+        }
     }
 
     /// What [`Action::Flush`] asked for is done.
@@ -135,9 +148,13 @@ impl Controller {
 
     /// An I/O queue was closed; there may be others.
     pub fn note_queues_closed(&mut self) {
-        if self.disabling && !self.association.has_queues() {
-            self.disabling = false;
-            self.csts = Csts::new();
+        if self.association.has_queues() {
+            return;
+        }
+        match self.ending.take() {
+            Some(Ending::Reset) => self.csts = Csts::new(),
+            Some(Ending::Shutdown) => self.actions.push_back(Action::Flush),
+            None => {}
         }
     }
 }

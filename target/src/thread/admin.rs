@@ -13,7 +13,7 @@ use super::record::event_of;
 use super::respond::refusal;
 use super::{NO_DEVICE, parts, queue};
 use crate::control;
-use crate::controller::{self, Action, Change, Controller, Environment, Reply};
+use crate::controller::{self, Action, Change, Controller, Ending, Environment, Reply};
 use crate::directory::{Connected, Refusal};
 use crate::queue::data::{self, Source};
 use crate::recorder::{Event, Kind};
@@ -409,9 +409,12 @@ impl Parts {
                 break;
             };
             match action {
-                Action::CloseQueues => {
+                Action::CloseQueues(ending) => {
                     let association = std::sync::Arc::clone(admin.controller.association());
-                    self.record_controller(Kind::Reset, &association, queue.peer);
+                    // A shutdown is recorded with its flush.
+                    if ending == Ending::Reset {
+                        self.record_controller(Kind::Reset, &association, queue.peer);
+                    }
                     self.tasks.push_back(Task::CloseQueues(association));
                 }
                 Action::Flush => {

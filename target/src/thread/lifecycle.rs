@@ -340,6 +340,7 @@ impl Core {
                 .record_controller(kind_of(reason), association, queue.peer);
             let reason = match reason {
                 Reason::KeepAlive => "no command within the keep-alive time-out",
+                Reason::Idle => "no command for two minutes, and Keep Alive is not active",
                 Reason::Silence => {
                     "keep-alive is off, and the host's transport does not answer any more"
                 }

@@ -80,6 +80,7 @@ pub(super) fn event_of(kind: Kind, of: &Association, qid: Qid, peer: SocketAddr)
 pub(super) fn kind_of(reason: Reason) -> Kind {
     match reason {
         Reason::KeepAlive => Kind::KeepAliveExpired,
+        Reason::Idle => Kind::Idle,
         Reason::Silence => Kind::Silence,
         Reason::NotAllowed => Kind::NotAllowed,
     }

@@ -18,11 +18,34 @@ fn number_of_queues_comes_from_the_budget() {
     assert_eq!(reply, done(NumberOfQueues::of(1).into_bits().into()));
     let reply = world.set(&mut second, NumberOfQueues::from_bits(0xFFFF_0000));
     assert_eq!(reply, failed(StatusCode::InvalidField));
-    second.association().add_queue(Qid::new(1), 0, 8).unwrap();
-    let reply = world.set(&mut second, NumberOfQueues::of(1));
-    assert_eq!(reply, failed(StatusCode::CommandSequenceError));
     drop(first);
     assert_eq!(world.directory.budget().free_bytes(), 900_000);
+}
+
+/// "If the value specified is 65,535, the controller should abort the command with Invalid Field in
+/// Command"; "the controller shall not change the value allocated between resets"; after the creation of
+/// an I/O queue the command is Command Sequence Error (Base 5.1.25.1.5).
+#[test]
+fn the_number_of_queues_is_settled_once() {
+    let world = World::new();
+    let mut controller = world.ready();
+    for asked in [0xFFFF_0001, 0x0001_FFFF, u32::MAX] {
+        let reply = world.set(&mut controller, NumberOfQueues::from_bits(asked));
+        assert_eq!(reply, failed(StatusCode::InvalidField), "{asked:#x}");
+    }
+    let number = |count| done(NumberOfQueues::of(count).into_bits().into());
+    assert_eq!(
+        world.set(&mut controller, NumberOfQueues::of(2)),
+        number(2),
+        "as many as asked for, although there is more"
+    );
+    assert_eq!(world.set(&mut controller, NumberOfQueues::of(5)), number(2));
+    let reply = world.feature(&mut controller, FeatureId::NumberOfQueues);
+    assert_eq!(reply, number(2));
+    let association = Arc::clone(controller.association());
+    association.add_queue(Qid::new(1), 0, 8).unwrap();
+    let reply = world.set(&mut controller, NumberOfQueues::of(2));
+    assert_eq!(reply, failed(StatusCode::CommandSequenceError));
 }
 
 /// Features: SV is Feature Identifier Not Saveable, unknown ones Invalid Field; the host identifier
