@@ -41,21 +41,23 @@ impl Fio {
         name: &str,
         directory: &Path,
     ) -> Fio {
+        let engine = format!("external:{}", binaries.fio_engine.display());
+        Fio::with_engine(&engine, name, directory)
+            .option("traddr", "127.0.0.1")
+            .option("subnqn", SUBNQN)
+            .option("udp_port", udp_port)
+            .option("nsid", nsid)
+    }
+
+    /// A job called `name` of any engine.
+    pub fn with_engine(engine: &str, name: &str, directory: &Path) -> Fio {
         let fio = Fio {
             arguments: Vec::new(),
             core: None,
             directory: directory.to_owned(),
             name: name.to_owned(),
         };
-        fio.option("name", name)
-            .option(
-                "ioengine",
-                format!("external:{}", binaries.fio_engine.display()),
-            )
-            .option("traddr", "127.0.0.1")
-            .option("subnqn", SUBNQN)
-            .option("udp_port", udp_port)
-            .option("nsid", nsid)
+        fio.option("name", name).option("ioengine", engine)
     }
 
     /// Adds `--name=value`.

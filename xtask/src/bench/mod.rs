@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: how fast and how big, beside what raw sockets and SPDK reach in the same run.
 
+mod exports;
 mod flexins;
 mod tcp;
 
@@ -24,6 +25,10 @@ pub(crate) struct Arguments {
     /// What to measure; SPDK is measured beside NVMe/TCP when SPDK_DIR names a build of it.
     #[arg(long, value_enum, default_values_t = [Transport::Flexins, Transport::Tcp], value_delimiter = ',')]
     transport: Vec<Transport>,
+    /// Measure the exports instead of the transports: NBD, FUSE with a loop device, and fio's engine for scale, beside
+    /// QEMU and nbdkit.
+    #[arg(long, conflicts_with = "transport")]
+    exports: bool,
     /// Seconds for each run.
     #[arg(long, default_value_t = 1)]
     seconds: u32,
@@ -89,21 +94,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         fs::remove_dir_all(&directory)?;
     }
     fs::create_dir_all(&directory)?;
-    let wanted = |transport| arguments.transport.contains(&transport);
+    let wanted = |transport| !arguments.exports && arguments.transport.contains(&transport);
     let flexins = wanted(Transport::Flexins)
         .then(|| flexins::measure(arguments, &binaries, &directory))
         .transpose()?;
     let tcp = wanted(Transport::Tcp)
         .then(|| tcp::measure(arguments, &binaries, &directory))
         .transpose()?;
+    let exports = arguments
+        .exports
+        .then(|| exports::measure(arguments, &binaries, &directory))
+        .transpose()?;
     fs::remove_dir_all(&directory)?;
     let mut goals = Vec::new();
     goals.extend(flexins.iter().flat_map(flexins::Report::goals));
     goals.extend(tcp.iter().flat_map(tcp::Report::goals));
+    goals.extend(exports.iter().flat_map(exports::Report::goals));
     if arguments.json {
         let mut json = flexins.map_or_else(|| json!({}), |report| report.as_json());
         if let Some(report) = tcp {
             json["tcp"] = report.as_json();
+        }
+        if let Some(report) = exports {
+            json["exports"] = report.as_json();
         }
         json["goals"] = goals
             .iter()
@@ -115,6 +128,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             report.print();
         }
         if let Some(report) = tcp {
+            report.print();
+        }
+        if let Some(report) = exports {
             report.print();
         }
         print(&goals);
