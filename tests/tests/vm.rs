@@ -154,17 +154,25 @@ fn vhost_user_disk() -> Result<()> {
     Ok(())
 }
 
-/// `flexblk export ublk` in a guest, with a target outside.
-#[test]
-fn ublk_device() -> Result<()> {
-    let test = "ublk_device";
+/// A script that runs `flexblk` in a guest, with a target outside.
+fn flexblk_inside(test: &str, script: &'static str) -> Result<()> {
     let Some(machines) = Machines::or_skip(test)? else {
         return Ok(());
     };
     let mut outside = machines.outside()?;
-    let scenario = scenario(test, "outside", disk_list!("ublk.sh"))
-        .flexblk(&Binaries::get()?.flexblk, machines.image.tree());
+    let scenario =
+        scenario(test, "outside", script).flexblk(&Binaries::get()?.flexblk, machines.image.tree());
     let outcome = machines.run(&scenario, &mut |words| outside.answer(words))?;
     outcome.check(test)?;
     outside.check()
+}
+
+#[test]
+fn ublk_device() -> Result<()> {
+    flexblk_inside("ublk_device", disk_list!("ublk.sh"))
+}
+
+#[test]
+fn attached_by_ublk() -> Result<()> {
+    flexblk_inside("attached_by_ublk", disk_list!("attach.sh"))
 }

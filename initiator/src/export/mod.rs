@@ -19,6 +19,7 @@
 //! their requests lie in memory of their own, in pieces (`jobs.rs`).
 
 mod buffers;
+mod counters;
 pub mod daemon;
 pub mod fuse;
 mod jobs;
@@ -29,7 +30,10 @@ pub mod ublk;
 pub mod vhost_user;
 mod worker;
 
+pub use counters::ExportCounters;
+
 // What the servers use.
 pub(crate) use buffers::{Buffer, Buffers};
+pub(crate) use counters::{Counters, Kind};
 pub(crate) use requests::{Ended, Extent, Geometry, Refusal, Requests, Wanted};
 pub(crate) use worker::{Server, Worker, WorkerConfig};

@@ -106,7 +106,7 @@ fn watch(volume: &Volume, export: &UblkExport, signals: &mut Signals) -> Result<
 }
 
 /// The exit code is that of the cause.
-fn unwrapped(error: UblkError) -> anyhow::Error {
+pub(crate) fn unwrapped(error: UblkError) -> anyhow::Error {
     match error {
         UblkError::Volume(error) => error.into(),
         error => error.into(),

@@ -11,9 +11,8 @@ mod wire;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use super::{Worker, WorkerConfig};
+use super::{Counters, ExportCounters, Worker, WorkerConfig};
 use crate::volume::Volume;
 use crate::{Error, Namespace, Op};
 
@@ -88,70 +87,6 @@ struct Settings {
     geometry: Arc<Geometry>,
     depth: u16,
     max_write: u32,
-}
-
-/// Kinds of requests that are counted apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Write,
-    Other,
-}
-
-/// What one thread did; written by it alone, with plain stores, and summed by whoever wants to know.
-#[derive(Debug, Default)]
-struct Counters {
-    reads: AtomicU64,
-    writes: AtomicU64,
-    others: AtomicU64,
-    errors: AtomicU64,
-    bytes_read: AtomicU64,
-    bytes_written: AtomicU64,
-    nanoseconds: AtomicU64,
-}
-
-impl Counters {
-    fn count(&self, kind: Kind, bytes: u32, failed: bool, took: Duration) {
-        let add = |counter: &AtomicU64, value: u64| {
-            let sum = counter.load(Ordering::Relaxed).wrapping_add(value);
-            counter.store(sum, Ordering::Relaxed);
-        };
-        match kind {
-            Kind::Read => {
-                add(&self.reads, 1);
-                add(&self.bytes_read, u64::from(bytes));
-            }
-            Kind::Write => {
-                add(&self.writes, 1);
-                add(&self.bytes_written, u64::from(bytes));
-            }
-            Kind::Other => add(&self.others, 1),
-        }
-        add(&self.errors, u64::from(failed));
-        add(
-            &self.nanoseconds,
-            u64::try_from(took.as_nanos()).unwrap_or(u64::MAX),
-        );
-    }
-}
-
-/// What an export did since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ExportCounters {
-    /// Reads.
-    pub reads: u64,
-    /// Writes.
-    pub writes: u64,
-    /// Flushes, discards and the like.
-    pub others: u64,
-    /// Of all of them, those that failed.
-    pub errors: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes written.
-    pub bytes_written: u64,
-    /// Time from the arrival of each request to its answer, summed.
-    pub latency: Duration,
 }
 
 /// A mounted volume. Dropping it unmounts; what is open keeps working until it is closed or the connection aborted.
@@ -230,18 +165,7 @@ impl FuseExport {
 
     /// What it did so far.
     pub fn counters(&self) -> ExportCounters {
-        let mut sum = ExportCounters::default();
-        for counters in &self.counters {
-            let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-            sum.reads += read(&counters.reads);
-            sum.writes += read(&counters.writes);
-            sum.others += read(&counters.others);
-            sum.errors += read(&counters.errors);
-            sum.bytes_read += read(&counters.bytes_read);
-            sum.bytes_written += read(&counters.bytes_written);
-            sum.latency += Duration::from_nanos(read(&counters.nanoseconds));
-        }
-        sum
+        ExportCounters::sum(&self.counters)
     }
 
     /// Nobody finds the file any more; it is gone when its last user closes it.

@@ -14,9 +14,9 @@ use std::time::Instant;
 use flexblk_reactor::{Completion, HugePages, Op, Reactor, SharedMemory, Span, Token};
 use rustix::io::Errno;
 
+use super::Settings;
 use super::wire::{OUT_HEADER_LEN, Operation, REPLY_LEN, REQUEST_LEN, Reply, Request};
-use super::{Counters, Kind, Settings};
-use crate::export::{Ended, Extent, Requests, Server, Wanted};
+use crate::export::{Counters, Ended, Extent, Kind, Requests, Server, Wanted};
 use crate::link::guest::Guest;
 use crate::volume::Channel;
 use crate::{Error, IoCompletion, IoError};

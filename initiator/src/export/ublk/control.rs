@@ -51,11 +51,16 @@ pub enum UblkError {
     /// The device is served by a process that lives.
     #[error("ublk device {0} is served by process {1}")]
     Served(u32, i32),
+    /// The kernel does not let go of a device in time.
+    #[error("the kernel still holds ublk device {0}")]
+    Held(u32),
     /// The namespace can't be a block device.
     #[error("a namespace with blocks of {0} bytes cannot be a block device: 512 to 4096 can")]
     BlockSize(u32),
     /// The kernel cannot change a device's size.
-    #[error("this kernel does not change the size of ublk devices (Linux 6.16 does): attach anew")]
+    #[error(
+        "this kernel does not change the size of ublk devices (Linux 6.16 does): detach it and attach it again"
+    )]
     FixedSize,
     /// Serving it.
     #[error(transparent)]

@@ -15,17 +15,16 @@ mod queue;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::Namespace;
 use crate::volume::Volume;
 
-use super::{Worker, WorkerConfig};
+use super::{Counters, ExportCounters, Worker, WorkerConfig};
 use abi::{ANY_DEVICE, DeviceInfo, Parameters, SECTOR_BYTES, feature};
 use control::{Control, open_node};
-use queue::{Common, Queue, QueueConfig};
+use queue::{Queue, QueueConfig};
 
 pub use control::{UblkError, probe};
 
@@ -48,36 +47,18 @@ pub struct UblkOptions {
     pub depth: u16,
 }
 
-/// What was done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UblkCounters {
-    /// Reads.
-    pub reads: u64,
-    /// Writes.
-    pub writes: u64,
-    /// Flushes, discards, writes of zeroes.
-    pub others: u64,
-    /// Data of reads.
-    pub bytes_read: u64,
-    /// Data of writes.
-    pub bytes_written: u64,
-    /// Requests that failed.
-    pub errors: u64,
-    /// How long all of them took together.
-    pub latency: Duration,
-}
-
-/// A device that is served. Dropping it leaves the device without a server: [`UblkExport::end`] removes it.
+/// A device with a number, and no block device yet. Dropping it removes it.
 #[derive(Debug)]
-pub struct UblkExport {
-    number: u32,
-    workers: Vec<Worker>,
-    common: Arc<Common>,
+pub struct UblkDevice {
+    control: Control,
+    info: DeviceInfo,
+    namespace: Namespace,
+    started: bool,
 }
 
-impl UblkExport {
-    /// Makes a device of `volume` and serves it.
-    pub fn start(volume: &Volume, options: &UblkOptions) -> Result<UblkExport, UblkError> {
+impl UblkDevice {
+    /// Adds a device for `volume`.
+    pub fn add(volume: &Volume, options: &UblkOptions) -> Result<UblkDevice, UblkError> {
         let namespace = volume.namespace()?;
         check(&namespace)?;
         let mut control = Control::open()?;
@@ -95,19 +76,52 @@ impl UblkExport {
             ..DeviceInfo::default()
         };
         control.add(&mut info)?;
-        let number = info.dev_id;
-        let started = control
-            .set_parameters(number, &Parameters::of(&namespace, info.max_io_buf_bytes))
-            .and_then(|()| UblkExport::serve(volume, &namespace, &control, &info))
-            .and_then(|export| {
-                control.start(number)?;
-                Ok(export)
-            });
-        if started.is_err() {
-            // Nothing of a device that did not start is left. Its own error is the one to tell of.
-            let _ = control.delete(number);
+        Ok(UblkDevice {
+            control,
+            info,
+            namespace,
+            started: false,
+        })
+    }
+
+    /// N of `/dev/ublkbN`.
+    pub fn number(&self) -> u32 {
+        self.info.dev_id
+    }
+
+    /// Serves it: the block device appears.
+    pub fn serve(mut self, volume: &Volume) -> Result<UblkExport, UblkError> {
+        let number = self.number();
+        let parameters = Parameters::of(&self.namespace, self.info.max_io_buf_bytes);
+        self.control.set_parameters(number, &parameters)?;
+        let export = UblkExport::serve(volume, &self.namespace, &self.control, &self.info)?;
+        self.control.start(number)?;
+        self.started = true;
+        Ok(export)
+    }
+}
+
+impl Drop for UblkDevice {
+    fn drop(&mut self) {
+        if !self.started {
+            // What kept it from starting is the error to tell of.
+            let _ = self.control.delete(self.info.dev_id);
         }
-        started
+    }
+}
+
+/// A device that is served. Dropping it leaves the device without a server: [`UblkExport::end`] removes it.
+#[derive(Debug)]
+pub struct UblkExport {
+    number: u32,
+    workers: Vec<Worker>,
+    counters: Vec<Arc<Counters>>,
+}
+
+impl UblkExport {
+    /// Makes a device of `volume` and serves it.
+    pub fn start(volume: &Volume, options: &UblkOptions) -> Result<UblkExport, UblkError> {
+        UblkDevice::add(volume, options)?.serve(volume)
     }
 
     /// Serves a device of this volume whose server has died. Requests that it had not answered are done again, and
@@ -158,17 +172,8 @@ impl UblkExport {
     }
 
     /// What was done so far.
-    pub fn counters(&self) -> UblkCounters {
-        let common = &self.common;
-        UblkCounters {
-            reads: common.reads.load(Ordering::Relaxed),
-            writes: common.writes.load(Ordering::Relaxed),
-            others: common.others.load(Ordering::Relaxed),
-            bytes_read: common.bytes_read.load(Ordering::Relaxed),
-            bytes_written: common.bytes_written.load(Ordering::Relaxed),
-            errors: common.errors.load(Ordering::Relaxed),
-            latency: Duration::from_nanos(common.latency_ns.load(Ordering::Relaxed)),
-        }
+    pub fn counters(&self) -> ExportCounters {
+        ExportCounters::sum(&self.counters)
     }
 
     /// The namespace has another size.
@@ -181,22 +186,10 @@ impl UblkExport {
     /// True when the kernel is done with it; false when somebody still holds it.
     pub fn end(self, grace: Duration) -> bool {
         let deadline = Instant::now() + grace;
-        let (done, stopped) = mpsc::channel();
         let number = self.number;
-        // In a thread of its own, because it waits for requests under way. They are ours to end.
-        let stopper = std::thread::Builder::new()
-            .name("ublk stop".into())
-            .spawn(move || {
-                let ended = Control::open().and_then(|mut control| {
-                    control.stop(number)?;
-                    control.delete(number)
-                });
-                let _ = done.send(ended);
-            });
-        if let Err(error) = stopper {
-            tracing::error!(%error, "starting a thread");
+        let Some(stopped) = begin_removal(number) else {
             return false;
-        }
+        };
         let mut ended = stopped
             .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             .ok();
@@ -218,15 +211,31 @@ impl UblkExport {
         }
     }
 
-    /// Removes a device that nobody serves any more.
-    pub fn remove(number: u32) -> Result<(), UblkError> {
-        let mut control = Control::open()?;
-        let info = control.info(number)?;
-        if is_alive(info.ublksrv_pid) {
-            return Err(UblkError::Served(number, info.ublksrv_pid));
+    /// Removes a device that process `server` served until it died, unless it is gone already. Requests that wait for
+    /// the next server fail. Takes no longer than `within`.
+    pub fn remove(number: u32, server: i32, within: Duration) -> Result<(), UblkError> {
+        let deadline = Instant::now() + within;
+        // One that was just killed may still be about to end.
+        while is_alive(server) {
+            if Instant::now() >= deadline {
+                return Err(UblkError::Served(number, server));
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
-        control.stop(number)?;
-        control.delete(number)
+        match Control::open()?.info(number) {
+            Ok(info) if info.ublksrv_pid != server => return Err(UblkError::Foreign(number)),
+            Ok(_) => {}
+            Err(UblkError::Command { source, .. })
+                if source.raw_os_error() == Some(libc::ENODEV) =>
+            {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        begin_removal(number)
+            .and_then(|removed| removed.recv_timeout(left).ok())
+            .unwrap_or(Err(UblkError::Held(number)))
     }
 
     fn serve(
@@ -236,8 +245,7 @@ impl UblkExport {
         info: &DeviceInfo,
     ) -> Result<UblkExport, UblkError> {
         let node = Arc::new(open_node(info.dev_id, PATIENCE)?);
-        let common = Arc::new(Common::default());
-        let mut workers = Vec::new();
+        let (mut workers, mut counters) = (Vec::new(), Vec::new());
         for q_id in 0..info.nr_hw_queues {
             let config = QueueConfig {
                 node: Arc::clone(&node),
@@ -247,23 +255,46 @@ impl UblkExport {
                 block_size: namespace.block_size,
                 ioctl_encoded: control.ioctl_encoded(),
             };
-            let common = Arc::clone(&common);
+            let counted = Arc::<Counters>::default();
+            counters.push(Arc::clone(&counted));
             let worker = WorkerConfig {
                 name: format!("ublk{} q{q_id}", info.dev_id),
                 core: None,
                 depth: info.queue_depth,
             };
             let (worker, ()) = Worker::spawn(&worker, volume, move |channel| {
-                Queue::new(config, common, channel).map(|queue| (queue, ()))
+                Queue::new(config, counted, channel).map(|queue| (queue, ()))
             })?;
             workers.push(worker);
         }
         Ok(UblkExport {
             number: info.dev_id,
             workers,
-            common,
+            counters,
         })
     }
+}
+
+/// Stops and deletes a device in a thread of its own, because that waits for requests under way; the receiver tells of
+/// its end. `None` when there is no thread to be had.
+fn begin_removal(number: u32) -> Option<mpsc::Receiver<Result<(), UblkError>>> {
+    let (done, removed) = mpsc::channel();
+    let remove = move || {
+        let ended = Control::open().and_then(|mut control| {
+            control.stop(number)?;
+            control.delete(number)
+        });
+        // Whoever waited for it may have given up.
+        let _ = done.send(ended);
+    };
+    let started = std::thread::Builder::new()
+        .name("ublk stop".into())
+        .spawn(remove);
+    if let Err(error) = started {
+        tracing::error!(%error, "starting a thread");
+        return None;
+    }
+    Some(removed)
 }
 
 fn check(namespace: &Namespace) -> Result<(), UblkError> {

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use flexblk_reactor::{Completion, HugePages, Op as ReactorOp, Reactor, SharedMemory, Token};
@@ -17,27 +16,12 @@ use super::abi::{
     DESCRIPTOR_BYTES, IO_RES_OK, IoCommand, IoCommandCode, IoDescriptor, MAX_QUEUE_DEPTH,
     SECTOR_BYTES,
 };
-use crate::export::Server;
+use crate::export::{Counters, Kind, Server};
 use crate::link::guest::Guest;
 use crate::volume::{Channel, Request};
 use crate::{Error, IoCompletion, IoError, Op};
 
 const PAGE_BYTES: usize = 4096;
-
-/// What the queues of a device have in common with whoever made it.
-#[derive(Debug, Default)]
-pub(crate) struct Common {
-    /// Requests are answered with an error from now on: the device goes, and nothing may hold it back.
-    pub(crate) abort: AtomicBool,
-    pub(crate) reads: AtomicU64,
-    pub(crate) writes: AtomicU64,
-    pub(crate) others: AtomicU64,
-    pub(crate) bytes_read: AtomicU64,
-    pub(crate) bytes_written: AtomicU64,
-    pub(crate) errors: AtomicU64,
-    /// Of all that were counted, in nanoseconds.
-    pub(crate) latency_ns: AtomicU64,
-}
 
 /// How a queue is made.
 #[derive(Clone, Debug)]
@@ -135,14 +119,16 @@ pub(crate) struct Queue {
     incoming: VecDeque<u16>,
     /// Tags to give back, with the kernel's result.
     commits: Vec<(u16, i32)>,
-    common: Arc<Common>,
+    counters: Arc<Counters>,
+    /// Requests are answered with an error from now on: the device goes, and nothing may hold it back.
+    aborting: bool,
 }
 
 impl Queue {
     /// In the thread that will serve it; `channel` gets its memory.
     pub(crate) fn new(
         config: QueueConfig,
-        common: Arc<Common>,
+        counters: Arc<Counters>,
         channel: &mut Channel,
     ) -> Result<Queue, Error> {
         let descriptors = Descriptors::map(&config).map_err(|cause| Error::System {
@@ -162,7 +148,8 @@ impl Queue {
             ended: 0,
             incoming: VecDeque::with_capacity(depth),
             commits: Vec::with_capacity(depth),
-            common,
+            counters,
+            aborting: false,
             config,
         })
     }
@@ -196,6 +183,7 @@ impl Queue {
         };
         let Some((request, op)) = self.request(tag, &descriptor) else {
             tracing::warn!(?descriptor, "a request that a ublk device does not have");
+            self.counters.count(Kind::Other, 0, true, Duration::ZERO);
             self.commit(tag, -libc::EOPNOTSUPP);
             return true;
         };
@@ -244,32 +232,6 @@ impl Queue {
     fn commit(&mut self, tag: u16, result: i32) {
         self.set(tag, Place::Kernel);
         self.commits.push((tag, result));
-        if result < 0 {
-            self.common.errors.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn count(&self, op: Op, bytes: u64, took: Duration) {
-        let common = &self.common;
-        let add = |counter: &AtomicU64, value: u64| {
-            counter.fetch_add(value, Ordering::Relaxed);
-        };
-        match op {
-            Op::Read => {
-                add(&common.reads, 1);
-                add(&common.bytes_read, bytes);
-            }
-            Op::Write { .. } => {
-                add(&common.writes, 1);
-                add(&common.bytes_written, bytes);
-            }
-            _ => add(&common.others, 1),
-        }
-        add(&common.latency_ns, took.as_nanos() as u64);
-    }
-
-    fn is_aborting(&self) -> bool {
-        self.common.abort.load(Ordering::Acquire)
     }
 }
 
@@ -330,14 +292,15 @@ impl Server for Queue {
                 error_of(&error)
             }
         };
-        self.count(op, u64::from(bytes), started.elapsed());
+        let failed = completion.result.is_err();
+        self.counters
+            .count(Kind::of(op), bytes, failed, started.elapsed());
         self.commit(tag, result);
     }
 
     fn submit(&mut self, channel: &mut Channel) {
-        let aborting = self.is_aborting();
         while let Some(tag) = self.incoming.pop_front() {
-            if aborting {
+            if self.aborting {
                 self.commit(tag, -libc::EIO);
             } else if !self.begin(channel, tag) {
                 self.incoming.push_front(tag);
@@ -347,9 +310,11 @@ impl Server for Queue {
     }
 
     fn stop(&mut self, _: &mut Reactor) {
-        self.common.abort.store(true, Ordering::Release);
+        self.aborting = true;
         for tag in 0..self.config.depth {
-            if let Place::Volume { .. } = self.place(tag) {
+            if let Place::Volume { started, op } = self.place(tag) {
+                self.counters
+                    .count(Kind::of(op), 0, true, started.elapsed());
                 // The channel may still write to its buffer, which the kernel looks at only after a success.
                 self.commit(tag, -libc::EIO);
                 self.set(tag, Place::Abandoned);

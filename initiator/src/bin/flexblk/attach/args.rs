@@ -20,6 +20,9 @@ pub(crate) struct Attach {
     /// Stay in the foreground, for a service manager: says that it is ready as sd_notify(3) does.
     #[arg(long)]
     pub(crate) foreground: bool,
+    /// Make the device in this way only [default: ublk if this machine has it, else FUSE and a loop device].
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub(crate) via: Option<super::backend::Via>,
     /// Threads that serve the device, each with an I/O queue of its own.
     #[arg(short = 'i', long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) nr_io_queues: u16,
@@ -62,6 +65,9 @@ pub(crate) struct Detach {
     /// The configuration file.
     #[arg(long, value_name = "FILE", default_value = super::config::DEFAULT)]
     pub(crate) config: PathBuf,
+    /// We are ExecStopPost of a service: what its crash left and its next start takes over stays.
+    #[arg(long, hide = true)]
+    pub(crate) stop_post: bool,
     /// When it is in use: as soon as its last user has gone. Nobody new finds it meanwhile.
     #[arg(long)]
     pub(crate) lazy: bool,

@@ -13,8 +13,7 @@ use flexblk_initiator::{
     TransportId,
 };
 
-use super::serve;
-use super::state::{self, Claim, Claimed, Record};
+use super::state::{self, Claim, Claimed, Identity, Record};
 use crate::args::{Address, Connection};
 use crate::connect;
 use crate::exit::Reported;
@@ -91,8 +90,7 @@ fn attach_offered(args: &ConnectAll, options: &ConnectOptions, log: &DiscoveryLo
         };
         for namespace in namespaces {
             let nsid = namespace.nsid.get();
-            let record = Record::new("", subnqn.as_str(), nsid, serve::wwid(&namespace));
-            if is_attached(&record) {
+            if is_attached(&Identity::of(subnqn.as_str(), &namespace)) {
                 if !args.persistent {
                     eprintln!("namespace {nsid} of {subnqn} is attached already");
                 }
@@ -146,9 +144,9 @@ fn namespaces(options: &ConnectOptions, paths: &[TransportId]) -> Result<Vec<Nam
     result
 }
 
-fn is_attached(wanted: &Record) -> bool {
+fn is_attached(wanted: &Identity) -> bool {
     state::names().into_iter().any(|name| {
-        Record::load(&name).is_some_and(|record| record.is_same_namespace(wanted))
+        Record::load(&name).is_some_and(|record| record.identity == *wanted)
             && matches!(Claim::lock(&name), Ok(Some(Claimed::Served)))
     })
 }

@@ -55,6 +55,8 @@ pub(super) struct Status {
     pub(super) bytes_read: u64,
     pub(super) bytes_written: u64,
     pub(super) errors: u64,
+    /// What is not as it should be, for the user.
+    pub(super) note: Option<String>,
     pub(super) paths: Vec<PathStatus>,
 }
 

@@ -1,15 +1,17 @@
 //! `flexblk detach`: bounded in time, whatever state the attachment is in.
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use flexblk_initiator::export::fuse::{abort_connection, unmount};
 use flexblk_initiator::export::loop_device;
+use flexblk_initiator::export::ublk::UblkExport;
 
 use super::args::Detach;
 use super::control::{self, Answer, Question};
-use super::state::{self, Claim, Claimed, Name, Record};
+use super::state::{self, Claim, Claimed, Name, Objects, Record};
 use super::{config, users};
 use crate::exit::Usage;
 
@@ -41,19 +43,19 @@ fn detach_now(args: &Detach) -> Result<()> {
     let name = state::find(&args.what)?;
     let started = Instant::now();
     let record = Record::load(&name);
-    let device = record.as_ref().and_then(|record| record.device.clone());
-    if let (Some(record), Some(device)) = (&record, &device)
-        && !args.force
-        && !args.lazy
-    {
+    if args.stop_post && is_next_start_s(record.as_ref()) {
+        return Ok(());
+    }
+    let used = record.as_ref().and_then(|record| {
+        let device = record.device.as_ref()?;
         let users = users::of(device, record.pid);
-        if !users.is_empty() {
-            bail!(
-                "{name} ({}) is {}: unmount or close it, or detach with --lazy (when it is not used any more) or --force (I/O fails from now on)",
-                device.display(),
-                users.join(", ")
-            );
-        }
+        (!users.is_empty())
+            .then(|| format!("{name} ({}) is {}", device.display(), users.join(", ")))
+    });
+    if let Some(used) = used.as_ref().filter(|_| !args.force && !args.lazy) {
+        bail!(
+            "{used}: unmount or close it, or detach with --lazy (when it is not used any more) or --force (I/O fails from now on)"
+        );
     }
     let question = if args.lazy {
         Question::DetachLazily
@@ -67,7 +69,8 @@ fn detach_now(args: &Detach) -> Result<()> {
         Ok(_) => {
             while started.elapsed() < ORDERLY {
                 if !name.directory().exists() {
-                    return still_bound(&name, record.as_ref());
+                    still_used(&name, record.as_ref(), used);
+                    return Ok(());
                 }
                 std::thread::sleep(PAUSE);
             }
@@ -75,11 +78,24 @@ fn detach_now(args: &Detach) -> Result<()> {
         }
         Err(error) => tracing::info!(%error, "the serving process does not answer"),
     }
+    if let (true, Some(used)) = (args.lazy, &used)
+        && record
+            .as_ref()
+            .and_then(|record| record.objects.recoverable())
+            .is_some()
+    {
+        bail!(
+            "{used}, and waits since the serving process was killed: attach {name} again, which takes it over, or detach with --force"
+        );
+    }
     // It hangs, or it is dead: what it waits for is aborted, and what it leaves behind is removed.
     let Some(record) = record else {
         return remove(&name, started);
     };
-    if let Some(connection) = record.fuse_connection
+    if let Objects::FuseLoop {
+        fuse_connection: Some(connection),
+        ..
+    } = record.objects
         && let Err(error) = abort_connection(connection)
     {
         tracing::warn!(%error, "aborting the FUSE connection");
@@ -87,23 +103,44 @@ fn detach_now(args: &Detach) -> Result<()> {
     record.kill();
     clean_up(&name, &record, Instant::now() + AFTER_KILL);
     remove(&name, started)?;
-    still_bound(&name, Some(&record))
+    still_used(&name, Some(&record), used);
+    Ok(())
+}
+
+/// systemd.exec(5), SERVICE_RESULT: the service crashed, so it is started again and takes its ublk device over. Its users
+/// wait meanwhile. When that start fails, the result is another one, and the device goes.
+fn is_next_start_s(record: Option<&Record>) -> bool {
+    let crashed = std::env::var("SERVICE_RESULT")
+        .is_ok_and(|result| ["signal", "core-dump", "oom-kill"].contains(&result.as_str()));
+    crashed && record.is_some_and(|record| record.objects.recoverable().is_some())
 }
 
 /// Kernel objects that a killed process left behind.
 pub(super) fn clean_up(name: &Name, record: &Record, deadline: Instant) {
     state::remove_link(name);
-    let disk = name.disk();
-    if let Some(number) = record.loop_number
-        && is_ours(number, name)
-    {
-        if let Err(error) = loop_device::release_by_number(number) {
-            tracing::error!(%error, "releasing the loop device");
+    match record.objects {
+        Objects::FuseLoop { loop_number, .. } => {
+            let disk = name.disk();
+            if let Some(number) = loop_number
+                && is_ours(number, name)
+            {
+                if let Err(error) = loop_device::release_by_number(number) {
+                    tracing::error!(%error, "releasing the loop device");
+                }
+                loop_device::wait_released(number, &disk, deadline);
+            }
+            // EINVAL: it is not mounted.
+            let _ = unmount(&disk);
         }
-        loop_device::wait_released(number, &disk, deadline);
+        Objects::Ublk { number } => {
+            let Some(number) = number else { return };
+            let within = deadline.saturating_duration_since(Instant::now());
+            if let Err(error) = UblkExport::remove(number, record.pid, within) {
+                tracing::error!(%error, "removing the ublk device");
+            }
+            let _ = fs::remove_file(state::ublk_properties(number));
+        }
     }
-    // EINVAL: it is not mounted.
-    let _ = unmount(&disk);
 }
 
 /// The number may have been given to another file since.
@@ -131,22 +168,30 @@ fn remove(name: &Name, started: Instant) -> Result<()> {
     }
 }
 
-/// What remains when a device was in use: said, and no error.
-fn still_bound(name: &Name, record: Option<&Record>) -> Result<()> {
-    let Some(record) = record else { return Ok(()) };
-    // Unmounted, the file's path is that of a root.
-    let bound = |number| {
-        is_ours(number, name)
-            || loop_device::backing_file(number).is_some_and(|file| file == Path::new("/"))
-    };
-    if let (Some(number), Some(device)) = (record.loop_number, &record.device)
-        && bound(number)
-    {
-        eprintln!(
-            "{}: every access fails from now on; it goes when its last user has gone ({})",
-            device.display(),
-            users::of(device, record.pid).join(", ")
-        );
+/// What remains when a device was in use: said, and no error. `used` is who used it, in words.
+fn still_used(name: &Name, record: Option<&Record>, used: Option<String>) {
+    let Some(record) = record else { return };
+    match record.objects {
+        Objects::FuseLoop {
+            loop_number: Some(number),
+            ..
+        } => {
+            // Unmounted, the file's path is that of a root.
+            let bound = is_ours(number, name)
+                || loop_device::backing_file(number).is_some_and(|file| file == Path::new("/"));
+            if let (true, Some(device)) = (bound, &record.device) {
+                eprintln!(
+                    "{}: every access fails from now on; it goes when its last user has gone ({})",
+                    device.display(),
+                    users::of(device, record.pid).join(", ")
+                );
+            }
+        }
+        Objects::Ublk { .. } => {
+            if let Some(used) = used {
+                eprintln!("{used}: the device has gone, and every access fails");
+            }
+        }
+        Objects::FuseLoop { .. } => {}
     }
-    Ok(())
 }

@@ -91,13 +91,22 @@ pub(crate) fn list(format: OutputFormat) -> Result<()> {
             status
                 .and_then(|status| status.latency_us)
                 .map_or_else(dash, |us| format!("{us:.0} us")),
-            record.map_or_else(dash, |record| record.backend.clone()),
+            record.map_or_else(dash, |record| record.objects.backend().to_owned()),
             record.map_or_else(dash, |record| {
-                format!("{} of {}", record.nsid, record.subnqn)
+                format!("{} of {}", record.identity.nsid, record.identity.subnqn)
             }),
         ]);
     }
     println!("{table}");
+    for entry in &entries {
+        if let Some(note) = entry
+            .status
+            .as_ref()
+            .and_then(|status| status.note.as_ref())
+        {
+            println!("{}: {note}", entry.name);
+        }
+    }
     Ok(())
 }
 
@@ -118,11 +127,11 @@ fn json_of(entry: &Entry) -> Value {
         "Link": entry.name.link(),
         "DevicePath": record.and_then(|record| record.device.as_ref()),
         "State": entry.state(),
-        "Backend": record.map(|record| &record.backend),
+        "Backend": record.map(|record| record.objects.backend()),
         "Process": record.map(|record| record.pid),
-        "SubsystemNQN": record.map(|record| &record.subnqn),
-        "NSID": record.map(|record| record.nsid),
-        "WWID": record.and_then(|record| record.wwid.as_ref()),
+        "SubsystemNQN": record.map(|record| &record.identity.subnqn),
+        "NSID": record.map(|record| record.identity.nsid),
+        "WWID": record.and_then(|record| record.identity.wwid.as_ref()),
         "PhysicalSize": status.map(|status| status.size_bytes),
         "SectorSize": status.map(|status| status.block_size),
         "IOPS": status.map(|status| status.iops),
@@ -140,5 +149,6 @@ fn json_of(entry: &Entry) -> Value {
             "LastError": path.last_error,
         })).collect::<Vec<Value>>(),
         "Errors": status.map(|status| status.errors),
+        "Note": status.and_then(|status| status.note.as_ref()),
     })
 }

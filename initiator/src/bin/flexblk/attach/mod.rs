@@ -5,6 +5,7 @@
 //! (`control.rs`).
 
 mod args;
+mod backend;
 mod boot;
 mod config;
 mod connect_all;

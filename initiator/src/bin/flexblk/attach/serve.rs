@@ -1,36 +1,31 @@
 //! The process that serves one attachment, from the connection to the target to the last user's farewell.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use flexblk_initiator::Namespace;
-use flexblk_initiator::export::daemon;
-use flexblk_initiator::export::fuse::{ExportCounters, FuseExport, FuseOptions, abort_connection};
-use flexblk_initiator::export::loop_device::{self, LoopDevice, LoopOptions};
+use flexblk_initiator::export::{ExportCounters, daemon};
 use flexblk_initiator::volume::{Volume, VolumeEvent};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::args::Attach;
+use super::backend::{self, Backend, Made, RELEASE, Via};
 use super::control::{self, Answer, Asked, PathStatus, Question, State, Status};
 use super::detach::clean_up;
 use super::launch::Ready;
-use super::state::{self, Claim, Claimed, Name, Record};
+use super::state::{self, Claim, Claimed, Identity, Name, Record};
 use super::{notify, users};
 use crate::connect;
 use crate::size::human;
 
 /// How long we sleep between two looks at signals, questions and events.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the loop device may take to let go before everything under way is aborted, and then once more.
-const RELEASE: Duration = Duration::from_secs(1);
 /// How long we wait for the target's farewell; the device is gone by then.
 const FAREWELL: Duration = Duration::from_millis(1500);
-/// How this machine makes a block device.
-const BACKEND: &str = "fuse+loop";
 
 /// Attaches, says that it is ready, serves until it is told to detach.
 pub(super) fn serve(args: &Attach) -> Result<()> {
@@ -42,25 +37,30 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
     let queues = args.nr_io_queues;
     let volume = connect::volume(&args.address, &args.paths, &args.connection, queues)?;
     let namespace = volume.namespace()?;
-    let subnqn = volume.subnqn().unwrap_or_default();
-    let nsid = namespace.nsid.get();
+    let identity = Identity::of(volume.subnqn().unwrap_or_default(), &namespace);
     let name = match &args.name {
         Some(name) => name.clone(),
-        None => Name::of(subnqn, nsid),
+        None => Name::of(&identity.subnqn, identity.nsid),
     };
-    let record = Record::new(BACKEND, subnqn, nsid, wwid(&namespace));
-    let claim = claim(&name, &record)?;
+    let (claim, left) = claim(&name, &identity, args.via)?;
     let (questions, inbox) = mpsc::channel();
-    let built = Attachment::build(args, &volume, &namespace, &name, record).and_then(|built| {
-        control::listen(&name, move |asked| questions.send(asked).is_ok())?;
-        Ok(built)
-    });
+    let built = Attachment::build(args, &volume, &namespace, &name, identity, left).and_then(
+        |mut built| {
+            let listening = control::listen(&name, move |asked| questions.send(asked).is_ok());
+            if listening.is_err() {
+                built.end();
+            }
+            listening.map(|()| built)
+        },
+    );
     let mut attachment = match built {
         Ok(attachment) => attachment,
         Err(error) => {
-            // Device and mount went with what was built.
-            state::remove_link(&name);
-            let _ = claim.remove();
+            // A device that was to be taken over waits for the next attempt.
+            if left.is_none() {
+                state::remove_link(&name);
+                let _ = claim.remove();
+            }
             return Err(error);
         }
     };
@@ -74,91 +74,75 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
     done
 }
 
-/// The namespace's own name, as the kernel's NVMe host would show it.
-pub(super) fn wwid(namespace: &Namespace) -> Option<String> {
-    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
-    let given = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
-    match namespace.uuid {
-        Some(uuid) => Some(format!("uuid.{uuid}")),
-        None if given(&namespace.nguid) => Some(format!("eui.{}", hex(&namespace.nguid))),
-        None if given(&namespace.eui64) => Some(format!("eui.{}", hex(&namespace.eui64))),
-        None => None,
-    }
-}
-
-/// Takes the name. Two devices over one namespace would destroy each other's data: nobody means that.
-fn claim(name: &Name, record: &Record) -> Result<Claim> {
+/// Takes the name. Two devices over one namespace would destroy each other's data: nobody means that. The number is
+/// that of a ublk device of a killed process that is to be taken over.
+fn claim(name: &Name, identity: &Identity, via: Option<Via>) -> Result<(Claim, Option<u32>)> {
     for other in state::names() {
         let Some(there) = Record::load(&other) else {
             continue;
         };
-        if other == *name || !there.is_same_namespace(record) {
+        if other == *name || there.identity != *identity {
             continue;
         }
-        if let Ok(Some(Claimed::Served)) = Claim::lock(&other) {
-            bail!(
-                "namespace {} of {} is attached already, as {other} ({})",
-                record.nsid,
-                record.subnqn,
-                device_of(&there)
-            );
-        }
-    }
-    match Claim::take(name)? {
-        Claimed::Ours(claim) => {
-            if let Some(left) = Record::load(name) {
-                let busy = left
-                    .device
-                    .as_ref()
-                    .map(|device| users::of(device, left.pid));
-                if let Some(users) = busy.filter(|users| !users.is_empty()) {
-                    bail!(
-                        "{name} is left of a killed process, and its device {} is in use ({}): see to that, then `flexblk detach {name}`",
-                        device_of(&left),
-                        users.join(", ")
-                    );
-                }
-                tracing::info!(%name, "cleaning up after a killed process");
-                clean_up(name, &left, Instant::now() + 2 * RELEASE);
+        let device = there.device_text();
+        match Claim::lock(&other) {
+            Ok(Some(Claimed::Served)) => {
+                bail!("{identity} is attached already, as {other} ({device})")
             }
-            Ok(claim)
+            Ok(Some(Claimed::Ours(_))) if there.objects.recoverable().is_some() => bail!(
+                "{identity} was attached as {other}, and the users of {device} wait since its process was killed: attach it with --as {other}, or `flexblk detach {other}`"
+            ),
+            _ => {}
         }
+    }
+    let claim = match Claim::take(name)? {
+        Claimed::Ours(claim) => claim,
         Claimed::Served => {
-            let there = Record::load(name);
-            bail!(
-                "the name {name} is in use, for {}: detach it, or choose another with --as",
-                there.map_or_else(
-                    || "an attachment that begins".into(),
-                    |there| {
-                        format!(
-                            "namespace {} of {} ({})",
-                            there.nsid,
-                            there.subnqn,
-                            device_of(&there)
-                        )
-                    }
-                )
-            )
+            let there = Record::load(name).map_or_else(
+                || "an attachment that begins".into(),
+                |there| format!("{} ({})", there.identity, there.device_text()),
+            );
+            bail!("the name {name} is in use, for {there}: detach it, or choose another with --as")
         }
+    };
+    let Some(left) = Record::load(name) else {
+        return Ok((claim, None));
+    };
+    if let Some(number) = left.objects.recoverable()
+        && left.identity == *identity
+        && via != Some(Via::Fuse)
+    {
+        tracing::info!(%name, number, "taking over from a killed process");
+        return Ok((claim, Some(number)));
     }
-}
-
-fn device_of(record: &Record) -> String {
-    match &record.device {
-        Some(device) => device.display().to_string(),
-        None => "no device yet".into(),
+    let busy = left
+        .device
+        .as_ref()
+        .map(|device| users::of(device, left.pid));
+    if let Some(users) = busy.filter(|users| !users.is_empty()) {
+        bail!(
+            "{name} is left of a killed process, and its device {} is in use ({}): see to that, then `flexblk detach {name}`",
+            left.device_text(),
+            users.join(", ")
+        );
     }
+    tracing::info!(%name, "cleaning up after a killed process");
+    clean_up(name, &left, Instant::now() + 2 * RELEASE);
+    Ok((claim, None))
 }
 
 /// What the serving process holds.
 struct Attachment {
     name: Name,
     record: Record,
-    export: FuseExport,
-    /// `None` when it was let go.
-    device: Option<LoopDevice>,
+    backend: Box<dyn Backend>,
+    how: String,
     path: PathBuf,
     namespace: Namespace,
+    /// Of the device, which may not have followed the namespace.
+    size_bytes: u64,
+    /// Why not, for `flexblk list`.
+    note: Option<String>,
     state: State,
     rate: Rate,
 }
@@ -176,51 +160,36 @@ impl Attachment {
         volume: &Volume,
         namespace: &Namespace,
         name: &Name,
-        mut record: Record,
+        identity: Identity,
+        left: Option<u32>,
     ) -> Result<Attachment> {
-        record.save(name)?;
-        let disk = name.disk();
-        File::create(&disk).with_context(|| format!("{}", disk.display()))?;
-        let export = FuseExport::start(
-            volume,
-            &FuseOptions {
-                mount_point: disk.clone(),
-                threads: args.nr_io_queues,
-                depth: args.queue_size,
-            },
-        )?;
-        record.fuse_connection = Some(export.connection());
-        record.save(name)?;
-        let mut properties = format!("FLEXBLK_NAME={name}\n");
-        if let Some(wwid) = &record.wwid {
-            properties += &format!("FLEXBLK_WWID={wwid}\n");
-        }
-        fs::write(disk.with_extension("udev"), properties)?;
-        let device = LoopDevice::attach(
-            &disk,
-            &LoopOptions {
-                block_size: namespace.block_size,
-                read_only: namespace.read_only,
-                partitions: !args.no_partitions,
-            },
-        )?;
-        let path = device.path();
-        record.loop_number = Some(device.number());
+        let mut record = Record::new(identity);
+        let Made { backend, how } = match left {
+            Some(number) => backend::take_over(args, volume, namespace, name, &mut record, number)?,
+            None => backend::make(args, volume, namespace, name, &mut record)?,
+        };
+        let path = backend.path().to_owned();
         record.device = Some(path.clone());
-        let saved = record.save(name).and_then(|()| {
-            state::make_link(name, &path).with_context(|| format!("{}", name.link().display()))
-        });
-        saved?;
-        Ok(Attachment {
+        let mut built = Attachment {
             name: name.clone(),
             record,
-            export,
-            device: Some(device),
+            backend,
+            how,
             path,
             namespace: namespace.clone(),
+            size_bytes: namespace.len_bytes(),
+            note: None,
             state: State::Live,
             rate: Rate::default(),
-        })
+        };
+        let known = built.record.save(name).and_then(|()| {
+            state::make_link(name, &built.path)
+                .with_context(|| format!("{}", name.link().display()))
+        });
+        if known.is_err() {
+            built.end();
+        }
+        known.map(|()| built)
     }
 
     fn say_ready(&self, args: &Attach) -> Result<()> {
@@ -228,11 +197,11 @@ impl Attachment {
             device: self.path.display().to_string(),
             name: self.name.to_string(),
             how: format!(
-                "{}: {} in blocks of {} B, loop device over FUSE, because {}",
+                "{}: {} in blocks of {} B, {}",
                 self.name.link().display(),
-                human(self.namespace.len_bytes()),
+                human(self.size_bytes),
                 self.namespace.block_size,
-                why_not_ublk()
+                self.how
             ),
         };
         if args.detached {
@@ -293,13 +262,16 @@ impl Attachment {
             if wish == Wish::End {
                 return Ok(());
             }
-            if self.export.has_ended() {
+            if self.backend.has_ended() {
                 if self.state == State::Detaching {
                     return Ok(());
                 }
-                bail!("somebody aborted the FUSE connection of {}", self.name);
+                bail!(
+                    "somebody removed {}, or aborted its FUSE connection",
+                    self.path.display()
+                );
             }
-            self.rate.tick(&self.export.counters());
+            self.rate.tick(&self.backend.counters());
         }
     }
 
@@ -320,7 +292,7 @@ impl Attachment {
             Question::Status => (Answer::Status(self.status(volume)), Wish::GoOn),
             Question::Detach { abort } => {
                 if abort {
-                    self.abort();
+                    self.backend.abort();
                 }
                 (Answer::Detaching, Wish::End)
             }
@@ -332,7 +304,7 @@ impl Attachment {
     }
 
     fn status(&self, volume: &Volume) -> Status {
-        let counters = self.export.counters();
+        let counters = self.backend.counters();
         let paths: Vec<PathStatus> = volume.paths().iter().map(PathStatus::of).collect();
         let live = paths.iter().any(|path| path.state == "live");
         Status {
@@ -341,7 +313,7 @@ impl Attachment {
                 state => state,
             },
             paths,
-            size_bytes: self.namespace.len_bytes(),
+            size_bytes: self.size_bytes,
             block_size: self.namespace.block_size,
             iops: self.rate.iops,
             latency_us: self.rate.latency_us,
@@ -350,6 +322,7 @@ impl Attachment {
             bytes_read: counters.bytes_read,
             bytes_written: counters.bytes_written,
             errors: counters.errors,
+            note: self.note.clone(),
         }
     }
 
@@ -369,29 +342,26 @@ impl Attachment {
         if namespace.block_count == self.namespace.block_count {
             return;
         }
-        let (was, now) = (self.namespace.len_bytes(), namespace.len_bytes());
+        let (was, now) = (self.size_bytes, namespace.len_bytes());
         self.namespace = namespace;
-        self.export.resize(now);
-        // Lets the kernel ask for the file's size; only then does the loop device find it.
-        let followed = fs::metadata(self.export.path())
-            .map_err(anyhow::Error::from)
-            .and_then(|_| match &self.device {
-                Some(device) => Ok(device.follow_size()?),
-                None => Ok(()),
-            });
-        match followed {
-            Ok(()) if now < was => {
-                tracing::error!(name = %self.name, was, now, "the namespace has shrunk: what was behind its end is gone");
+        self.note = None;
+        match self.backend.resize(now) {
+            Ok(()) => {
+                self.size_bytes = now;
+                if now < was {
+                    tracing::error!(name = %self.name, was, now, "the namespace has shrunk: what was behind its end is gone");
+                } else {
+                    tracing::info!(name = %self.name, was, now, "the namespace has grown");
+                }
             }
-            Ok(()) => tracing::info!(name = %self.name, was, now, "the namespace has grown"),
-            Err(error) => tracing::error!(name = %self.name, %error, "following the new size"),
-        }
-    }
-
-    /// Everything under way, and everything to come, ends with an error.
-    fn abort(&self) {
-        if let Err(error) = abort_connection(self.export.connection()) {
-            tracing::error!(%error, "aborting the FUSE connection");
+            Err(error) => {
+                tracing::error!(name = %self.name, %error, was, now, "the device does not follow the size of the namespace");
+                self.note = Some(format!(
+                    "the namespace has {} now, and the device still {}: {error}",
+                    human(now),
+                    human(was)
+                ));
+            }
         }
     }
 
@@ -399,39 +369,13 @@ impl Attachment {
     fn detach_lazily(&mut self) {
         self.state = State::Detaching;
         state::remove_link(&self.name);
-        self.release();
-        if let Err(error) = self.export.unmount() {
-            tracing::warn!(%error, "unmounting");
-        }
-    }
-
-    /// Lets the loop device go. In a thread of its own, because closing a block device waits for its I/O.
-    fn release(&mut self) {
-        if let Some(device) = self.device.take() {
-            let release = move || {
-                if let Err(error) = device.release() {
-                    tracing::error!(%error, "releasing the loop device");
-                }
-            };
-            if let Err(error) = std::thread::Builder::new().spawn(release) {
-                tracing::error!(%error, "starting a thread");
-            }
-        }
+        self.backend.let_go();
     }
 
     /// The device goes, in bounded time.
     fn end(&mut self) {
         state::remove_link(&self.name);
-        self.release();
-        let disk = self.name.disk();
-        if let Some(number) = self.record.loop_number
-            && !loop_device::wait_released(number, &disk, Instant::now() + RELEASE)
-        {
-            self.abort();
-            // When it is in use it stays bound, and every access fails, until the last user has gone.
-            loop_device::wait_released(number, &disk, Instant::now() + RELEASE);
-        }
-        let _ = self.export.unmount();
+        self.backend.end();
     }
 }
 
@@ -445,14 +389,6 @@ fn farewell(attachment: Attachment, volume: Volume) {
     });
     if said.is_ok() {
         let _ = over.recv_timeout(FAREWELL);
-    }
-}
-
-fn why_not_ublk() -> &'static str {
-    if std::path::Path::new("/dev/ublk-control").exists() {
-        "attach does not use ublk yet (`flexblk export ublk` does)"
-    } else {
-        "this kernel has no ublk (/dev/ublk-control)"
     }
 }
 

@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `lock` | locked (flock) by the serving process as long as it lives, however it ends |
 //! | `attachment.json` | who serves, and which kernel objects go with it |
-//! | `disk` | the volume as a file |
-//! | `disk.udev` | properties for the udev rule |
+//! | `disk` | the volume as a file, below a loop device |
+//! | `disk.udev` | properties for the udev rule; of a ublk device, `/run/flexblk/.ublkbN.udev` |
 //! | `control` | the serving process answers here |
 //! | `log` | what it has to say |
 
@@ -15,6 +15,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use flexblk_initiator::Namespace;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
@@ -90,46 +91,116 @@ impl std::fmt::Display for Name {
     }
 }
 
-/// Who serves, and which kernel objects go with it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Record {
-    pub(crate) pid: i32,
-    /// In clock ticks since boot, so that nobody else is taken for it who got its process id later.
-    pub(crate) start_time: u64,
-    /// How the device is made.
-    pub(crate) backend: String,
-    /// The block device, when there is one.
-    pub(crate) device: Option<PathBuf>,
-    /// Number of the loop device.
-    pub(crate) loop_number: Option<u32>,
-    /// Number of the FUSE connection.
-    pub(crate) fuse_connection: Option<u32>,
+/// Which namespace it is. The subsystem's name is not enough: it may be the default one of two targets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
     pub(crate) subnqn: String,
     pub(crate) nsid: u32,
     /// The namespace's own name, in the form of the kernel's `wwid` attribute.
     pub(crate) wwid: Option<String>,
 }
 
+impl Identity {
+    pub(crate) fn of(subnqn: &str, namespace: &Namespace) -> Identity {
+        Identity {
+            subnqn: subnqn.to_owned(),
+            nsid: namespace.nsid.get(),
+            wwid: wwid(namespace),
+        }
+    }
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "namespace {} of {}", self.nsid, self.subnqn)
+    }
+}
+
+/// The namespace's own name, as the kernel's NVMe host would show it.
+fn wwid(namespace: &Namespace) -> Option<String> {
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
+    let given = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
+    match namespace.uuid {
+        Some(uuid) => Some(format!("uuid.{uuid}")),
+        None if given(&namespace.nguid) => Some(format!("eui.{}", hex(&namespace.nguid))),
+        None if given(&namespace.eui64) => Some(format!("eui.{}", hex(&namespace.eui64))),
+        None => None,
+    }
+}
+
+/// How the device is made, and which kernel objects belong to it so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "backend")]
+pub(crate) enum Objects {
+    #[serde(rename = "fuse+loop")]
+    FuseLoop {
+        /// Number of the FUSE connection.
+        fuse_connection: Option<u32>,
+        /// Number of the loop device.
+        loop_number: Option<u32>,
+    },
+    #[serde(rename = "ublk")]
+    Ublk {
+        /// Number of the device.
+        number: Option<u32>,
+    },
+}
+
+impl Objects {
+    /// What users call it.
+    pub(crate) fn backend(self) -> &'static str {
+        match self {
+            Objects::FuseLoop { .. } => "fuse+loop",
+            Objects::Ublk { .. } => "ublk",
+        }
+    }
+
+    /// A device whose requests wait for the next server when its own has died.
+    pub(crate) fn recoverable(self) -> Option<u32> {
+        match self {
+            Objects::Ublk {
+                number: Some(number),
+            } => Path::new(&format!("/sys/block/ublkb{number}"))
+                .exists()
+                .then_some(number),
+            _ => None,
+        }
+    }
+}
+
+/// Who serves, and which kernel objects go with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) pid: i32,
+    /// In clock ticks since boot, so that nobody else is taken for it who got its process id later.
+    pub(crate) start_time: u64,
+    #[serde(flatten)]
+    pub(crate) objects: Objects,
+    /// The block device, when there is one.
+    pub(crate) device: Option<PathBuf>,
+    #[serde(flatten)]
+    pub(crate) identity: Identity,
+}
+
 impl Record {
     /// Of this process, with no device yet.
-    pub(crate) fn new(backend: &str, subnqn: &str, nsid: u32, wwid: Option<String>) -> Record {
+    pub(crate) fn new(identity: Identity) -> Record {
         let pid = std::process::id().cast_signed();
         Record {
             pid,
             start_time: start_time(pid).unwrap_or(0),
-            backend: backend.to_owned(),
+            objects: Objects::Ublk { number: None },
             device: None,
-            loop_number: None,
-            fuse_connection: None,
-            subnqn: subnqn.to_owned(),
-            nsid,
-            wwid,
+            identity,
         }
     }
 
-    /// Whether both are of one namespace. Its subsystem's name is not enough: it may be the default one of two targets.
-    pub(crate) fn is_same_namespace(&self, other: &Record) -> bool {
-        (&self.subnqn, self.nsid, &self.wwid) == (&other.subnqn, other.nsid, &other.wwid)
+    /// The device, for messages.
+    pub(crate) fn device_text(&self) -> String {
+        match &self.device {
+            Some(device) => device.display().to_string(),
+            None => "no device yet".into(),
+        }
     }
 
     pub(crate) fn load(name: &Name) -> Option<Record> {
@@ -247,6 +318,11 @@ impl Claim {
     }
 }
 
+/// Where the udev rule finds the properties of a ublk device: by its number, since the device tells nothing else.
+pub(crate) fn ublk_properties(number: u32) -> PathBuf {
+    Path::new(RUN).join(format!(".ublkb{number}.udev"))
+}
+
 /// Names of all attachments, and of what is left of killed ones.
 pub(crate) fn names() -> Vec<Name> {
     let entries = fs::read_dir(RUN).into_iter().flatten().flatten();
@@ -327,7 +403,12 @@ mod tests {
 
     #[test]
     fn a_process_is_known_by_its_start_time() {
-        let record = Record::new("fuse+loop", "nqn", 1, None);
+        let identity = Identity {
+            subnqn: "nqn".into(),
+            nsid: 1,
+            wwid: None,
+        };
+        let record = Record::new(identity);
         assert!(record.start_time > 0);
         assert_eq!(start_time(record.pid), Some(record.start_time));
         assert_eq!(start_time(-1), None);

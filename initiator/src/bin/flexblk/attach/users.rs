@@ -1,5 +1,6 @@
 //! Who uses a block device.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,14 +10,18 @@ pub(super) fn of(device: &Path, except: i32) -> Vec<String> {
     let nodes = nodes(device);
     let numbers: Vec<String> = nodes.iter().filter_map(|node| number(node)).collect();
     let mut users = Vec::new();
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for line in text.lines() {
-        let mut words = line.split(' ').skip(2);
-        if let Some(number) = words.next()
-            && numbers.iter().any(|ours| ours == number)
-        {
-            let place = words.nth(1).unwrap_or_default();
-            users.push(format!("mounted on {}", unescape(place)));
+    for table in mount_tables() {
+        for line in table.lines() {
+            let mut words = line.split(' ').skip(2);
+            if let Some(number) = words.next()
+                && numbers.iter().any(|ours| ours == number)
+            {
+                let place = words.nth(1).unwrap_or_default();
+                let mounted = format!("mounted on {}", unescape(place));
+                if !users.contains(&mounted) {
+                    users.push(mounted);
+                }
+            }
         }
     }
     let text = fs::read_to_string("/proc/swaps").unwrap_or_default();
@@ -33,6 +38,22 @@ pub(super) fn of(device: &Path, except: i32) -> Vec<String> {
     }
     users.extend(openers(&nodes, except));
     users
+}
+
+/// What is mounted in each mount namespace that a process has, ours first.
+fn mount_tables() -> Vec<String> {
+    let (mut seen, mut tables) = (HashSet::new(), Vec::new());
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ours = std::iter::once(PathBuf::from("/proc/self"));
+    for process in ours.chain(processes.map(|entry| entry.path())) {
+        if let Ok(namespace) = fs::read_link(process.join("ns/mnt"))
+            && seen.insert(namespace)
+            && let Ok(table) = fs::read_to_string(process.join("mountinfo"))
+        {
+            tables.push(table);
+        }
+    }
+    tables
 }
 
 /// The device and its partitions.
