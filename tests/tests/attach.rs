@@ -7,15 +7,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use flexblk_tests::attachment::{Attachment, system, unavailable};
+use flexblk_tests::ports::free_udp_port;
 use flexblk_tests::process::{Process, eventually, find_program, run};
 use flexblk_tests::rpc::Rpc;
 use flexblk_tests::setup::Setup;
 use flexblk_tests::skip;
+use flexblk_tests::target::{SUBNQN, TargetOptions};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 /// `detach` never takes longer.
 const BOUND: Duration = Duration::from_secs(5);
+/// What fio has to be through within.
+const LOAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// A tree of real files: this repository's sources.
 fn tree() -> &'static Path {
@@ -351,6 +355,81 @@ fn the_device_follows_the_size_of_the_namespace() -> Result<()> {
         ensure!(attached.listed()?["PhysicalSize"] == bytes);
     }
     attached.detach(&[])?.success()?;
+    attached.check_gone()
+}
+
+/// Two targets export one file. One is killed while fio writes and reads back what it wrote, and comes back.
+#[test]
+fn a_path_that_dies_and_comes_back_is_only_a_pause() -> Result<()> {
+    const TEST: &str = "a_path_that_dies_and_comes_back_is_only_a_pause";
+    if unavailable(TEST) || skip::without_fio(TEST) {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let image = setup.path().join("disk.img");
+    fs::File::create(&image)?.set_len(64 << 20)?;
+    let device = format!("file:{},share_rw=true", image.display());
+    let port = free_udp_port()?;
+    let other = setup.target_with(TargetOptions {
+        tcp_port: Some(port),
+        ..TargetOptions::with_devices(&[&device])
+    })?;
+    let mut target = setup.target(&[&device])?;
+    let name = Attachment::unique_name("paths");
+    let path = format!("nvme+tcp://127.0.0.1:{port}/{SUBNQN}?nsid=1");
+    let quick = ["--reconnect-delay", "0.25", "-k", "1"];
+    let attached = Attachment::new(
+        setup.binaries(),
+        &target,
+        &name,
+        &[&["--path", &path], &quick[..]].concat(),
+    )?;
+    // Of the first path.
+    let state = || -> Result<(String, u64)> {
+        let path = &attached.listed()?["Paths"][0];
+        let state = path["State"].as_str().context("a state")?.to_owned();
+        Ok((state, path["IOs"].as_u64().context("a number")?))
+    };
+    let is = |wanted: &str| state().is_ok_and(|(state, _)| state == wanted);
+
+    let mut command = Command::new(find_program("fio")?);
+    command.arg(format!("--filename={}", attached.device_text()));
+    command.args(["--name=load", "--ioengine=io_uring", "--direct=1"]);
+    command.args(["--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=64m"]);
+    command.args([
+        "--verify=crc32c",
+        "--verify_backlog=256",
+        "--verify_fatal=1",
+    ]);
+    command.args(["--time_based", "--runtime=6", "--verify_state_save=0"]);
+    command.arg("--output-format=json");
+    let mut load = Process::spawn(&mut command, "fio", setup.path())?;
+    eventually("the first path is used", BOUND, || {
+        state().is_ok_and(|(_, ios)| ios > 100)
+    })?;
+    target.kill()?;
+    let noticed = eventually("the path is known as lost", BOUND, || is("connecting"))?;
+    target.restart(setup.binaries())?;
+    let back = eventually("the path is back", BOUND, || is("live"))?;
+    let (_, before) = state()?;
+    eventually("the path is used again", BOUND, || {
+        state().is_ok_and(|(_, ios)| ios > before)
+    })?;
+    ensure!(load.wait(LOAD_LIMIT)?.success(), "{}", load.tail());
+    let text = load.stdout();
+    let result: serde_json::Value =
+        serde_json::from_str(text.get(text.find('{').unwrap_or(0)..).unwrap_or_default())?;
+    let job = &result["jobs"][0];
+    ensure!(job["error"] == 0, "{job}");
+    let longest = |direction: &str| job[direction]["lat_ns"]["max"].as_u64().unwrap_or(0);
+    println!(
+        "lost after {noticed:.0?}, back after {back:.0?}; stall (longest latency): {:.0?} of a read, {:.0?} of a write",
+        Duration::from_nanos(longest("read")),
+        Duration::from_nanos(longest("write")),
+    );
+    ensure!(attached.listed()?["Errors"] == 0, "{}", attached.listed()?);
+    attached.detach(&[])?.success()?;
+    drop(other);
     attached.check_gone()
 }
 
