@@ -176,3 +176,8 @@ fn ublk_device() -> Result<()> {
 fn attached_by_ublk() -> Result<()> {
     flexblk_inside("attached_by_ublk", disk_list!("attach.sh"))
 }
+
+#[test]
+fn nbd_client() -> Result<()> {
+    flexblk_inside("nbd_client", disk_list!("nbd.sh"))
+}
