@@ -32,6 +32,8 @@ pub struct Namespace {
     pub discard: bool,
     /// The controller supports Compare.
     pub compare: bool,
+    /// The controller supports fused Compare and Write.
+    pub compare_and_write: bool,
     /// The controller supports Verify.
     pub verify: bool,
     /// The controller has a volatile write cache: completed writes need a flush (or FUA) to be durable.
@@ -55,6 +57,7 @@ impl Namespace {
             write_zeroes: true,
             discard: true,
             compare: true,
+            compare_and_write: true,
             verify: true,
             volatile_write_cache: true,
         }

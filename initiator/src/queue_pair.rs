@@ -16,6 +16,7 @@ use crate::view::{ControllerView, NamespaceCache, QidLease};
 use crate::{
     Busy, Command, DiscardRange, Error, InvalidCommand, IoCompletion, IoError, LostReason, Op,
 };
+use fused::{Half, Pairs};
 
 /// A registered piece of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,7 @@ pub struct QueuePair {
     /// idle hour.
     clock: Option<Instant>,
     counters: QueueCounters,
+    pairs: Pairs,
     _keep: Keep,
 }
 
@@ -109,6 +111,8 @@ struct Context {
     bounce: Option<u16>,
     /// Data comes from the controller.
     inbound: bool,
+    /// It is half of a fused pair.
+    half: Option<Half>,
 }
 
 /// How long a wait sleeps at most before it looks whether the controller is lost.
@@ -142,6 +146,7 @@ impl QueuePair {
             max_transfer_bytes: parts.max_transfer_bytes,
             clock: None,
             counters: QueueCounters::default(),
+            pairs: Pairs::default(),
             link: parts.link,
             _keep: parts.keep,
         })
@@ -152,9 +157,9 @@ impl QueuePair {
         self.slots.depth()
     }
 
-    /// Commands submitted and not yet handed out as completed.
+    /// Commands submitted and not yet handed out as completed; a fused pair is one.
     pub fn outstanding(&self) -> usize {
-        self.slots.outstanding() + self.rejected.len()
+        self.slots.outstanding() - self.pairs.whole() + self.rejected.len()
     }
 
     /// Largest transfer of one command.
@@ -340,6 +345,7 @@ impl QueuePair {
     /// Hands everything submitted to the kernel. Completions that arrive meanwhile wait for `poll`.
     pub fn flush_submissions(&mut self) {
         self.clock = None;
+        self.send_second_half();
         if self.lost.is_none() && self.refused.is_none() {
             // Events stay in the list; the next poll deals with them, and with the loss.
             if let Err(reason) = self.link.turn(Wait::Poll, &mut self.events) {
@@ -500,8 +506,8 @@ impl QueuePair {
         tag: u64,
         sqe: impl FnOnce(Cid) -> [u8; 64],
     ) -> Result<(), Busy> {
-        if self.refused.is_some() {
-            return Err(Busy); // the next poll tears down; then it is taken and fails
+        if !self.may_post() {
+            return Err(Busy); // when it is refused, the next poll tears down; then it is taken and fails
         }
         let small;
         let (context, data) = match transfer {
@@ -512,9 +518,8 @@ impl QueuePair {
             }
             Transfer::Bounced(bounce, span) => (
                 Context {
-                    buffer: None,
                     bounce: Some(bounce),
-                    inbound: false,
+                    ..Context::default()
                 },
                 Data::ToController(span, self.bounce_key),
             ),
@@ -550,17 +555,15 @@ impl QueuePair {
                         buffer: Some(buffer),
                         bounce,
                         inbound,
+                        half: None,
                     },
                     data,
                 )
             }
         };
-        let now = match self.clock {
-            Some(now) => now,
-            None => *self.clock.insert(self.link.clock()),
-        };
+        let now = self.submission_time();
         let Some(cid) = self.slots.take(tag, now, context) else {
-            self.put_back(context);
+            self.put_back(context.bounce);
             return Err(Busy);
         };
         let mut sqe = sqe(Cid::new(cid));
@@ -574,7 +577,7 @@ impl QueuePair {
             }
             Err(refused) => {
                 self.slots.untake(cid);
-                self.put_back(context);
+                self.put_back(context.bounce);
                 if let PostRefused::Lost(reason) = refused {
                     self.refused = Some(reason);
                 }
@@ -583,13 +586,29 @@ impl QueuePair {
         }
     }
 
+    /// When commands submitted now were submitted.
+    #[inline]
+    fn submission_time(&mut self) -> Instant {
+        match self.clock {
+            Some(now) => now,
+            None => *self.clock.insert(self.link.clock()),
+        }
+    }
+
+    /// May a command be posted now?
+    #[inline]
+    fn may_post(&mut self) -> bool {
+        self.send_second_half();
+        self.refused.is_none() && !self.pairs.is_one_cut()
+    }
+
     /// When the next command runs into its time-out.
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
         self.slots.next_deadline()
     }
 
-    fn put_back(&mut self, context: Context) {
-        if let Some(bounce) = context.bounce {
+    fn put_back(&mut self, bounce: Option<u16>) {
+        if let Some(bounce) = bounce {
             self.bounce.put(bounce);
         }
     }
@@ -606,6 +625,7 @@ impl QueuePair {
         if self.lost.is_some() {
             return;
         }
+        self.send_second_half();
         let turned = match self.refused.take() {
             Some(reason) => Err(reason),
             None => self.link.turn(wait, &mut self.events),
@@ -621,6 +641,7 @@ impl QueuePair {
         if self.lost.is_some() {
             return;
         }
+        self.send_second_half();
         let mut collected = self.link.collect(&mut self.events);
         if let Some(reason) = self.refused.take() {
             // The link knows better why than who was refused.
@@ -691,11 +712,18 @@ impl QueuePair {
             }
             self.bounce.put(index);
         }
+        let result = match context.half {
+            None => finished.result,
+            Some(half) => match self.pair_result(half, finished.result) {
+                Some(result) => result,
+                None => return,
+            },
+        };
         self.counters.completed += 1;
-        self.counters.failed += u64::from(finished.result.is_err());
+        self.counters.failed += u64::from(result.is_err());
         out.push(IoCompletion {
             tag: finished.tag,
-            result: finished.result,
+            result,
         });
     }
 
@@ -703,6 +731,7 @@ impl QueuePair {
     fn tear_down(&mut self, reason: LostReason, until: Instant, out: &mut Vec<IoCompletion>) {
         tracing::debug!(%reason, outstanding = self.slots.outstanding(), "queue pair ends");
         self.lost = Some(reason);
+        self.pairs.forget_second_half();
         self.link.close(until);
         // From here on nothing touches the buffers.
         let now = self.link.clock().max(self.link.now());
@@ -756,6 +785,7 @@ fn error_after(reason: LostReason) -> IoError {
     }
 }
 
+mod fused;
 pub(crate) mod opening;
 #[cfg(test)]
 mod tests;

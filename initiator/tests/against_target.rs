@@ -77,6 +77,7 @@ macro_rules! over_both_transports {
 
 over_both_transports! {
     operations
+    blocks_are_compared_and_written_at_once
     random_io_on_queue_pairs_of_two_threads
     bytes_at_any_offset
     a_pause_does_no_harm
@@ -177,6 +178,78 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
             (state >> 56) as u8
         })
         .collect()
+}
+
+fn compare_failure(result: Result<(), IoError>) -> bool {
+    match result {
+        Ok(()) => false,
+        Err(IoError::Nvme(status)) if status.is(StatusCode::CompareFailure) => true,
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+/// Fused Compare and Write (NVM 3.2.1.1): written when the blocks hold what was expected, else not; two threads that
+/// count in one block by it lose no count.
+fn blocks_are_compared_and_written_at_once(transport: Transport) {
+    const COUNTS: u64 = 200;
+    let (target, mut options) = transport.start(|config| config.cores = vec![0, 0]);
+    options.nr_io_queues = 3;
+    let controller = Controller::connect(&options).unwrap();
+    let mut bench = Bench::new(&controller, 16);
+    // In the capsule, and fetched.
+    for (lba, len) in [(0, 512), (64, 8192), (200, 32_768)] {
+        let (old, new) = (pattern(1, len), pattern(2, len));
+        bench.write(lba, &old).unwrap();
+        let spans = [0, 1 << 20].map(|offset| bench.span(offset, len as u32));
+        let swap = |bench: &mut Bench, expected: &[u8], new: &[u8]| {
+            spans[0].copy_from_slice(expected);
+            spans[1].copy_from_slice(new);
+            let queue = &mut bench.queue;
+            queue
+                .submit_compare_and_write(NSID, lba, spans[0], spans[1], 99)
+                .unwrap();
+            bench.one()
+        };
+        assert_eq!(swap(&mut bench, &old, &new), Ok(()));
+        assert_eq!(bench.read(lba, len).unwrap(), new, "{len} bytes");
+        assert!(compare_failure(swap(&mut bench, &old, &old)));
+        assert_eq!(bench.read(lba, len).unwrap(), new, "{len} bytes");
+    }
+    let counter = 5000;
+    bench.write(counter, &[0; 512]).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let controller = &controller;
+            scope.spawn(move || {
+                let mut bench = Bench::new(controller, 16);
+                // Memory that is not registered goes through bounce buffers.
+                let (mut expected, mut new) = (vec![0u8; 512], vec![0u8; 512]);
+                for _ in 0..COUNTS {
+                    loop {
+                        let count = u64::from_le_bytes(expected[..8].try_into().unwrap());
+                        new[..8].copy_from_slice(&(count + 1).to_le_bytes());
+                        // SAFETY: both vectors outlive the command, and are not touched before its end.
+                        let [old, next] = [&mut expected, &mut new].map(|memory| unsafe {
+                            Span::from_raw_parts(std::ptr::NonNull::from(&mut memory[0]), 512)
+                        });
+                        let queue = &mut bench.queue;
+                        queue
+                            .submit_compare_and_write(NSID, counter, old, next, 99)
+                            .unwrap();
+                        if !compare_failure(bench.one()) {
+                            expected.copy_from_slice(&new);
+                            break;
+                        }
+                        expected = bench.read(counter, 512).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let bytes = bench.read(counter, 512).unwrap();
+    assert_eq!(bytes[..8], (2 * COUNTS).to_le_bytes());
+    drop((bench, controller));
+    assert!(target.shutdown());
 }
 
 fn every_operation(options: &ConnectOptions) {

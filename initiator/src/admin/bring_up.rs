@@ -268,11 +268,14 @@ fn read_namespace(
         write_zeroes: false,
         discard: false,
         compare: false,
+        compare_and_write: false,
         verify: false,
         volatile_write_cache: facts.identify.vwc & 1 != 0,
     };
     let optional = Oncs::from_bits_truncate(facts.identify.oncs.get());
     namespace.compare = optional.contains(Oncs::COMPARE);
+    // Base 5.1.13.2.1, FUSES bit 0.
+    namespace.compare_and_write = facts.identify.fuses.get() & 1 != 0;
     namespace.discard = optional.contains(Oncs::DATASET_MANAGEMENT);
     namespace.write_zeroes = optional.contains(Oncs::WRITE_ZEROES);
     namespace.verify = optional.contains(Oncs::VERIFY);

@@ -90,6 +90,11 @@ impl<C: Copy + Default> Slots<C> {
         self.slots.len() - self.free.len()
     }
 
+    /// Slots that are free.
+    pub(crate) fn room(&self) -> usize {
+        self.free.len()
+    }
+
     /// Takes a slot; its index is the command identifier.
     pub(crate) fn take(&mut self, tag: u64, now: Instant, context: C) -> Option<u16> {
         let index = self.free.pop()?;

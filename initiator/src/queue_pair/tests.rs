@@ -20,10 +20,14 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 struct Wire {
     /// Posted and not answered: command identifier, SQE, data.
     posted: BTreeMap<u16, ([u8; 64], Option<Span>)>,
+    /// Command identifiers in the order in which they were posted.
+    order: Vec<u16>,
     unsent: BTreeSet<u16>,
     events: Vec<LinkEvent>,
     lost: Option<LostReason>,
     refuse: Option<PostRefused>,
+    /// Capsules that the link still has room for.
+    room: Option<usize>,
     closed: bool,
     registered: u32,
     late: Duration,
@@ -67,7 +71,13 @@ impl Link for FakeLink {
         if let Some(refused) = wire.refuse {
             return Err(refused);
         }
+        match &mut wire.room {
+            Some(0) => return Err(PostRefused::Full),
+            Some(room) => *room -= 1,
+            None => {}
+        }
         assert_eq!(Sqe::cast(sqe).cid().get(), cid);
+        wire.order.push(cid);
         let span = match data {
             Data::ToController(span, _) | Data::FromController(span, _) => Some(span),
             Data::None | Data::Small(_) => None,
@@ -124,6 +134,7 @@ fn namespace(nsid: u32) -> Namespace {
         write_zeroes: true,
         discard: true,
         compare: true,
+        compare_and_write: true,
         verify: false,
         volatile_write_cache: true,
     }
@@ -467,4 +478,129 @@ proptest! {
         prop_assert_eq!(queue.counters().submitted, next_tag);
         prop_assert_eq!(queue.counters().completed, next_tag);
     }
+}
+
+/// "The commands ... shall be adjacent in the Submission Queue, first one first" (Base 3.4.2): also when the link has
+/// room for the first half only, and whatever is submitted meanwhile.
+#[test]
+fn the_halves_of_a_pair_are_next_to_one_another() {
+    let (mut queue, wire, _) = queue(8, 1 << 20);
+    let (mut expected, mut new) = (vec![1; 512], vec![2; 512]);
+    let (expected, new) = (span(&mut expected), span(&mut new));
+    wire.borrow_mut().room = Some(1);
+    queue
+        .submit_compare_and_write(NSID, 9, expected, new, 5)
+        .unwrap();
+    assert_eq!(queue.submit(&Command::flush(NSID), 6), Err(Busy));
+    let pair = queue.submit_compare_and_write(NSID, 9, expected, new, 6);
+    assert_eq!(pair, Err(Busy));
+    assert_eq!((queue.outstanding(), wire.borrow().order.len()), (1, 1));
+    wire.borrow_mut().room = None;
+    queue.submit(&Command::flush(NSID), 6).unwrap();
+    let order = wire.borrow().order.clone();
+    let sqe = |at: usize| *Sqe::cast(&wire.borrow().posted[&order[at]].0);
+    assert_eq!(
+        (sqe(0).opcode, sqe(0).fuse()),
+        (nvm::opcode::COMPARE, flexblk_nvme::command::Fuse::First)
+    );
+    assert_eq!(
+        (sqe(1).opcode, sqe(1).fuse()),
+        (nvm::opcode::WRITE, flexblk_nvme::command::Fuse::Second)
+    );
+    assert_eq!(sqe(2).opcode, nvm::opcode::FLUSH);
+    assert_eq!(sqe(0).cdw10, sqe(1).cdw10);
+}
+
+/// One completion for a pair, with what went wrong first; a torn down queue ends it once.
+#[test]
+fn a_pair_completes_once() {
+    let (mut queue, wire, _) = queue(4, 1 << 20);
+    let (mut expected, mut new) = (vec![1; 1024], vec![2; 1024]);
+    let (expected, new) = (span(&mut expected), span(&mut new));
+    let mut out = Vec::new();
+    let ok = Status::SUCCESS;
+    let (differs, aborted) = (
+        StatusCode::CompareFailure.dnr(),
+        StatusCode::AbortedFailedFused.dnr(),
+    );
+    let fault = Status::from(StatusCode::WriteFault);
+    for (compare, write, wanted) in [
+        (ok, ok, Ok(())),
+        (differs, aborted, Err(IoError::Nvme(differs))),
+        (ok, fault, Err(IoError::Nvme(fault))),
+    ] {
+        for write_first in [false, true] {
+            queue
+                .submit_compare_and_write(NSID, 0, expected, new, 5)
+                .unwrap();
+            let mut answers = [compare, write];
+            let mut cids = std::mem::take(&mut wire.borrow_mut().order);
+            if write_first {
+                (cids[0], cids[1]) = (cids[1], cids[0]);
+                answers.reverse();
+            }
+            wire.borrow_mut().unsent.clear();
+            for (index, cid) in cids.into_iter().enumerate() {
+                wire.borrow_mut().events.push(LinkEvent::SendDone { cid });
+                assert_eq!((queue.poll(&mut out), queue.outstanding()), (0, 1));
+                wire.borrow_mut().answer(cid, answers[index]);
+                assert_eq!(queue.poll(&mut out), index);
+            }
+            let tag = 5;
+            let completion = IoCompletion {
+                tag,
+                result: wanted,
+            };
+            assert_eq!(std::mem::take(&mut out), [completion]);
+            assert_eq!(queue.outstanding(), 0);
+        }
+    }
+    assert_eq!(
+        (queue.counters().submitted, queue.counters().completed),
+        (6, 6)
+    );
+    wire.borrow_mut().room = Some(1);
+    queue
+        .submit_compare_and_write(NSID, 0, expected, new, 8)
+        .unwrap();
+    queue.close(&mut out);
+    assert_eq!(
+        (out.len(), out[0].tag, out[0].result),
+        (1, 8, Err(IoError::Closed))
+    );
+}
+
+/// What cannot be a pair is refused, and says why.
+#[test]
+fn wrong_pairs_are_refused() {
+    let (mut queue, _, view) = queue(4, 0);
+    let mut memory = vec![0; 8192];
+    let memory = span(&mut memory);
+    let part = |bytes| memory.sub(0, bytes).unwrap();
+    let refused = |queue: &mut QueuePair, expected, new| {
+        queue
+            .submit_compare_and_write(NSID, 0, expected, new, 1)
+            .unwrap();
+        let mut out = Vec::new();
+        assert_eq!(queue.poll(&mut out), 1);
+        match out[0].result {
+            Err(IoError::Invalid(invalid)) => invalid,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (expected, new, why) in [
+        (512, 1024, InvalidCommand::Buffer),
+        (100, 100, InvalidCommand::Buffer),
+        // Neither is registered, and both do not fit into a bounce buffer.
+        (4096, 4096, InvalidCommand::Buffer),
+    ] {
+        assert_eq!(refused(&mut queue, part(expected), part(new)), why);
+    }
+    queue.register(memory).unwrap();
+    view.set_namespaces(vec![Namespace {
+        compare_and_write: false,
+        ..namespace(1)
+    }]);
+    let why = refused(&mut queue, part(512), part(512));
+    assert_eq!(why, InvalidCommand::Unsupported);
 }

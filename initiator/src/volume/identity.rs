@@ -79,6 +79,7 @@ mod tests {
             write_zeroes: true,
             discard: true,
             compare: true,
+            compare_and_write: true,
             verify: true,
             volatile_write_cache: false,
         }
