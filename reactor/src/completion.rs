@@ -67,6 +67,12 @@ impl Completion {
     pub fn bytes(&self) -> Result<u32, i32> {
         u32::try_from(self.result).map_err(|_| self.result.wrapping_neg())
     }
+
+    /// The notification of a zero-copy send that the kernel has copied after all, as it does with all that stays on
+    /// this machine (`IORING_NOTIF_USAGE_ZC_COPIED`).
+    pub fn was_copied(&self) -> bool {
+        self.flags.notification() && self.result == i32::MIN
+    }
 }
 
 /// Flags of a [`Completion`].

@@ -11,9 +11,14 @@ use flexblk_tests::target::{Target, TargetOptions};
 
 /// A target with an NVMe/TCP listener on a free port, and the URI that it prints.
 fn target_and_uri(setup: &Setup) -> Result<(Target, String)> {
+    target_with(setup, "")
+}
+
+/// One with more lines in its `[tcp]` table.
+fn target_with(setup: &Setup, more: &str) -> Result<(Target, String)> {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let target = setup.target_with(TargetOptions {
-        extra: format!("[tcp]\naddress = \"{free}\"\n"),
+        extra: format!("[tcp]\naddress = \"{free}\"\n{more}\n"),
         ..TargetOptions::with_devices(&["ram:64M"])
     })?;
     let uri = || {
@@ -91,5 +96,33 @@ fn fio_writes_and_verifies() -> Result<()> {
         let result = fio.success(Duration::from_secs(120))?;
         assert_eq!(result.measured("read").bytes, 64 << 20, "{name}");
     }
+    Ok(())
+}
+
+#[test]
+fn zero_copy_sends_end_where_the_kernel_copies_after_all() -> Result<()> {
+    let setup = Setup::new()?;
+    let (mut target, uri) = target_with(&setup, "zerocopy_threshold = 4096")?;
+    setup.file("image", 8 << 20, 11)?;
+    setup
+        .flexblk(&["copy", "image", &uri, "--verify", "--quiet"])?
+        .success()?;
+    setup
+        .flexblk(&["copy", &uri, "back", "--length", "8M", "--quiet"])?
+        .success()?;
+    let read = |name: &str| std::fs::read(setup.path().join(name));
+    ensure!(read("image")? == read("back")?, "the copies differ");
+    ensure!(target.terminate()?.success(), "{}", target.output());
+    let output = target.output();
+    let last = output.lines().rfind(|line| line.starts_with('{'));
+    let last: serde_json::Value = serde_json::from_str(last.context("statistics at the end")?)?;
+    let counter = |name: &str| last["counters"][name].as_u64().context(name.to_owned());
+    let (sends, copied) = (
+        counter("tcp_zerocopy_sends")?,
+        counter("tcp_zerocopy_copied")?,
+    );
+    // What stays on this machine is always copied; each connection finds out once, with what it has under way then.
+    ensure!(copied > 0 && copied == sends, "{copied} of {sends}");
+    ensure!(sends < counter("tcp_sends")? / 2, "{sends} zero-copy sends");
     Ok(())
 }

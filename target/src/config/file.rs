@@ -144,6 +144,7 @@ struct TcpTable {
     address: Option<Spanned<String>>,
     header_digest: Option<TcpDigest>,
     data_digest: Option<TcpDigest>,
+    zerocopy_threshold: Option<Spanned<u64>>,
 }
 
 /// A size: a number of bytes, or a text like `"1G"`.
@@ -283,6 +284,10 @@ impl TcpTable {
         }
         tcp.header_digest = self.header_digest.unwrap_or_default();
         tcp.data_digest = self.data_digest.unwrap_or_default();
+        if let Some(bytes) = self.zerocopy_threshold {
+            tcp.zerocopy_threshold =
+                Some(at.number(&bytes, "zerocopy_threshold", 4096..=1 << 30)?);
+        }
         Ok(tcp)
     }
 }

@@ -137,6 +137,10 @@ pub struct TcpListener {
     pub header_digest: TcpDigest,
     /// CRC32C over the data of every PDU.
     pub data_digest: TcpDigest,
+    /// Payload in bytes of one `sendmsg` from which on the kernel does not copy it (`SENDMSG_ZC`); `None`: it always
+    /// does. Memory is then kept until the host has acknowledged it. Not for connections with a data digest, nor for
+    /// those where the kernel reports that it has copied after all, as on loopback.
+    pub zerocopy_threshold: Option<u32>,
 }
 
 impl Default for TcpListener {
@@ -145,6 +149,7 @@ impl Default for TcpListener {
             address: DEFAULT_LISTEN,
             header_digest: TcpDigest::default(),
             data_digest: TcpDigest::default(),
+            zerocopy_threshold: None,
         }
     }
 }

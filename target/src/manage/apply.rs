@@ -503,8 +503,11 @@ fn tcp(config: &Config) -> String {
         || "off".to_owned(),
         |tcp| {
             let (header, data) = (word(tcp.header_digest), word(tcp.data_digest));
+            let zerocopy = tcp.zerocopy_threshold.map_or_else(String::new, |bytes| {
+                format!(", zero copy from {bytes} bytes")
+            });
             format!(
-                "{} (header digest {header}, data digest {data})",
+                "{} (header digest {header}, data digest {data}{zerocopy})",
                 tcp.address
             )
         },

@@ -140,6 +140,14 @@ fn tcp_is_listened_on_when_there_is_a_table() {
         (tcp.header_digest, tcp.data_digest),
         (TcpDigest::Off, TcpDigest::Require)
     );
+    assert_eq!(tcp.zerocopy_threshold, None);
+    let tcp = parse("[tcp]\nzerocopy_threshold = 32768\n").unwrap().tcp;
+    assert_eq!(tcp.unwrap().zerocopy_threshold, Some(32768));
+    let message = refused("[tcp]\nzerocopy_threshold = 100\n");
+    assert!(
+        message.starts_with("t.toml:2: key `zerocopy_threshold`"),
+        "{message}"
+    );
     let message = refused("[tcp]\nheader_digest = \"maybe\"\n");
     assert!(
         message.starts_with("t.toml:2: key `header_digest`: unknown variant"),

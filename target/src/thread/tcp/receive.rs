@@ -68,8 +68,7 @@ impl Core {
             };
             let fd = connection.raw_fd();
             if connection.state != State::Closing {
-                let token = Operation::Send.token(index);
-                connection.sender.flush(reactor, fd, token);
+                connection.sender.flush(reactor, fd, index);
             }
             if !connection.receiving && !connection.paused && connection.state != State::Closing {
                 connection.receiving = true;
@@ -591,41 +590,57 @@ impl Core {
         Ok(())
     }
 
-    /// A send has ended.
+    /// A send has ended, or the memory of a zero-copy one is back.
     fn sent_tcp(&mut self, engine: &mut Engine, index: u32, completion: &Completion) {
         let Self { parts, queues, .. } = self;
         let mut ended = core::mem::take(&mut parts.tcp.ended);
-        if let Some(connection) = parts.tcp.at(index) {
-            let queue = connection.queue.and_then(|key| queues.get_mut(key));
+        let Some(connection) = parts.tcp.at(index) else {
+            parts.tcp.ended = ended;
+            return;
+        };
+        let queue = connection.queue.and_then(|key| queues.get_mut(key));
+        let sender = &mut connection.sender;
+        let mut failed = false;
+        if completion.flags.notification() {
+            let copied = completion.was_copied();
+            sender.came_back(Operation::number(completion.token), copied, &mut ended);
+            parts.tcp.counters.zerocopy_sends += 1;
+            parts.tcp.counters.zerocopy_copied += u64::from(copied);
+        } else {
+            sender.ended(completion.flags.more(), &mut ended);
             match completion.bytes() {
                 Ok(bytes) => {
-                    let had = connection.sender.untracked();
-                    connection.sender.sent(bytes as usize, &mut ended);
-                    let freed = connection.sender.untracked() < had;
-                    if freed && connection.paused {
+                    let had = sender.untracked();
+                    sender.sent(bytes as usize, &mut ended);
+                    if sender.untracked() < had && connection.paused {
                         parts.tcp.resumable.push(index);
                     }
                     parts.tcp.counters.sends += 1;
                     parts.tcp.counters.bytes_tx += u64::from(bytes);
-                    if let Some(queue) = queue {
-                        for slot in ended.drain(..) {
-                            parts.end(engine, queue, slot);
-                        }
-                    }
-                    parts.tcp.mark(index);
-                    parts.tcp.settle(index);
                 }
+                // No more memory may be pinned.
+                Err(libc::ENOBUFS | libc::ENOMEM) if sender.may_lend() => sender.copy_always(),
                 Err(errno) => {
-                    connection.sender.busy = false;
+                    failed = true;
                     if connection.state == State::Open {
                         tracing::info!(peer = %connection.peer, errno, "a connection has failed");
                     }
-                    parts.tcp.shut_down(index);
                 }
+            }
+        }
+        if let Some(queue) = queue {
+            for slot in ended.drain(..) {
+                parts.end(engine, queue, slot);
             }
         }
         ended.clear();
         parts.tcp.ended = ended;
+        if failed {
+            parts.tcp.shut_down(index);
+        } else {
+            parts.tcp.mark(index);
+            parts.tcp.settle(index);
+        }
     }
 
     /// Queues whose connection has ended are closed, closing ones looked at again.

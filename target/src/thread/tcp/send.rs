@@ -5,9 +5,11 @@ use std::os::fd::RawFd;
 
 use flexblk_nvme::tcp::{C2hData, Crc32c, Framing, HEAD_MAX, R2t, TERM_MAX};
 use flexblk_nvme::{Cid, Cqe};
-use flexblk_reactor::{Reactor, Span, Token};
+use flexblk_reactor::{Reactor, Span};
 
+use super::lent::Lent;
 use super::socket::{Vector, digest};
+use super::table::Operation;
 
 /// Entries of one `sendmsg` (`UIO_MAXIOV` is 1024).
 const MAX_ENTRIES: usize = 1000;
@@ -85,11 +87,17 @@ pub(super) struct Sender {
     sent: (usize, usize),
     vector: Box<Vector>,
     /// A `sendmsg` is with the kernel.
-    pub(super) busy: bool,
+    busy: bool,
+    /// It is this zero-copy one.
+    lending: Option<u16>,
+    lent: Lent,
+    /// Payload of one `sendmsg` from which on the kernel is not to copy it.
+    zerocopy_threshold: usize,
 }
 
 impl Sender {
-    pub(super) fn new() -> Self {
+    /// A `sendmsg` with as much payload as `zerocopy_threshold` is not to copy it; `None`: all copy.
+    pub(super) fn new(zerocopy_threshold: Option<u32>) -> Self {
         Self {
             framing: Framing::default(),
             next: Batch::default(),
@@ -97,6 +105,9 @@ impl Sender {
             sent: (0, 0),
             vector: Vector::new(),
             busy: false,
+            lending: None,
+            lent: Lent::default(),
+            zerocopy_threshold: zerocopy_threshold.map_or(usize::MAX, |bytes| bytes as usize),
         }
     }
 
@@ -163,25 +174,33 @@ impl Sender {
 
     /// Is nothing left to be sent?
     pub(super) fn is_empty(&self) -> bool {
-        !self.busy && self.next.pieces.is_empty() && self.current.pieces.is_empty()
+        !self.is_with_kernel() && self.next.pieces.is_empty() && self.current.pieces.is_empty()
+    }
+
+    /// Does the kernel have a part of it?
+    pub(super) fn is_with_kernel(&self) -> bool {
+        self.busy || !self.lent.is_empty()
+    }
+
+    /// Does the network read memory of ours until the host has acknowledged it?
+    pub(super) fn is_lent(&self) -> bool {
+        !self.lent.is_empty()
     }
 
     /// Forgets everything: the connection is gone. Not while the kernel has a part of it.
     pub(super) fn clear(&mut self) {
-        debug_assert!(!self.busy);
+        debug_assert!(!self.is_with_kernel());
         self.next.clear();
         self.current.clear();
         self.sent = (0, 0);
     }
 
     /// Gives the kernel the next part, if it has none.
-    pub(super) fn flush(&mut self, reactor: &mut Reactor, fd: RawFd, token: Token) {
+    pub(super) fn flush(&mut self, reactor: &mut Reactor, fd: RawFd, index: u32) {
         if self.busy {
             return;
         }
-        if self.sent.0 >= self.current.pieces.len() {
-            self.current.clear();
-            self.sent = (0, 0);
+        if self.current.pieces.is_empty() {
             core::mem::swap(&mut self.current, &mut self.next);
         }
         let (first, skip) = self.sent;
@@ -190,14 +209,17 @@ impl Sender {
             return;
         }
         self.vector.clear();
-        let (mut skip, mut total) = (skip, 0);
+        let (mut skip, mut total, mut payload) = (skip, 0, 0);
         for piece in pieces.iter().take(MAX_ENTRIES) {
             let (base, len) = match *piece {
                 Piece::Head { at, len } => match self.current.heads.get_mut(at..at + len) {
                     Some(bytes) => (bytes.as_mut_ptr(), len),
                     None => continue,
                 },
-                Piece::Memory(span) => (span.as_ptr(), span.len() as usize),
+                Piece::Memory(span) => {
+                    payload += span.len() as usize;
+                    (span.as_ptr(), span.len() as usize)
+                }
             };
             let skipped = skip.min(len);
             self.vector.push(base.wrapping_add(skipped), len - skipped);
@@ -208,12 +230,48 @@ impl Sender {
             }
         }
         self.busy = true;
-        self.vector.send(reactor, fd, token);
+        // With a digest the data must not change any more: it may, as long as the network reads it.
+        if payload >= self.zerocopy_threshold && !self.framing.has_data_digest() {
+            let number = self.lent.begin();
+            self.lending = Some(number);
+            let token = Operation::Send.numbered(index, number);
+            self.vector.send_zero_copy(reactor, fd, token);
+        } else {
+            self.vector.send(reactor, fd, Operation::Send.token(index));
+        }
+    }
+
+    /// The `sendmsg` has ended, well or not. `lends`: what it sent comes back later.
+    pub(super) fn ended(&mut self, lends: bool, ended: &mut Vec<u16>) {
+        self.busy = false;
+        if let Some(number) = self.lending.take()
+            && !lends
+        {
+            self.lent.back(number, ended);
+        }
+    }
+
+    /// The host has what a zero-copy send sent. `copied`: only because the kernel has copied it, as
+    /// it does for all that stays on this machine; then it was for nothing, and is not tried again.
+    pub(super) fn came_back(&mut self, number: u16, copied: bool, ended: &mut Vec<u16>) {
+        if copied {
+            self.copy_always();
+        }
+        self.lent.back(number, ended);
+    }
+
+    /// No more zero-copy sends.
+    pub(super) fn copy_always(&mut self) {
+        self.zerocopy_threshold = usize::MAX;
+    }
+
+    /// Are there zero-copy sends?
+    pub(super) fn may_lend(&self) -> bool {
+        self.zerocopy_threshold < usize::MAX
     }
 
     /// The kernel has taken `bytes`; gives the commands whose memory is free now.
     pub(super) fn sent(&mut self, bytes: usize, ended: &mut Vec<u16>) {
-        self.busy = false;
         let (mut piece, mut rest) = (self.sent.0, self.sent.1 + bytes);
         while let Some(len) = self.current.pieces.get(piece).map(|piece| match piece {
             Piece::Head { len, .. } => *len,
@@ -231,9 +289,10 @@ impl Sender {
                 break;
             }
             self.current.ends.pop_front();
-            ended.push(slot);
+            self.lent.end(slot, ended);
         }
         if piece >= self.current.pieces.len() {
+            self.lent.keep(&mut self.current.heads);
             self.current.clear();
             self.sent = (0, 0);
         }

@@ -151,6 +151,22 @@ impl Vector {
         unsafe { reactor.submit(op, token) };
     }
 
+    /// Sends all of it without the kernel's copy: the memory is free with the second completion.
+    pub(super) fn send_zero_copy(
+        self: &mut Box<Self>,
+        reactor: &mut Reactor,
+        fd: RawFd,
+        token: Token,
+    ) {
+        let op = Op::SendMsgZc {
+            fd,
+            msg: self.seal(),
+            flags: (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32,
+        };
+        // SAFETY: as for `send`, and `Lent` keeps header bytes and slots until the second completion.
+        unsafe { reactor.submit(op, token) };
+    }
+
     /// Receives until it is full.
     pub(super) fn receive(self: &mut Box<Self>, reactor: &mut Reactor, fd: RawFd, token: Token) {
         let op = Op::RecvMsg {

@@ -28,7 +28,8 @@ pub(crate) struct ConnKey {
     generation: u32,
 }
 
-/// What a completion is of; in bits 55:48 of its token, the connection's index in 31:0.
+/// What a completion is of; in bits 55:48 of its token, the number of a zero-copy send in 47:32, the
+/// connection's index in 31:0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Accept = 0,
@@ -39,6 +40,17 @@ pub(super) enum Operation {
 impl Operation {
     pub(super) fn token(self, index: u32) -> Token {
         Token::new(TCP_OWNER, (self as u64) << 48 | u64::from(index))
+    }
+
+    /// The token of a zero-copy send.
+    pub(super) fn numbered(self, index: u32, number: u16) -> Token {
+        let slot = (self as u64) << 48 | u64::from(number) << 32 | u64::from(index);
+        Token::new(TCP_OWNER, slot)
+    }
+
+    /// The number in such a token.
+    pub(super) fn number(token: Token) -> u16 {
+        (token.slot() >> 32) as u16
     }
 
     pub(super) fn of(token: Token) -> Option<(Self, u32)> {
@@ -134,6 +146,7 @@ pub(crate) struct TcpConfig {
     pub(crate) header_digest: TcpDigest,
     pub(crate) data_digest: TcpDigest,
     pub(crate) longest_silence: Duration,
+    pub(crate) zerocopy_threshold: Option<u32>,
 }
 
 impl TcpConfig {
@@ -143,6 +156,7 @@ impl TcpConfig {
             header_digest: tcp.header_digest,
             data_digest: tcp.data_digest,
             longest_silence: config.limits.longest_silence,
+            zerocopy_threshold: tcp.zerocopy_threshold,
         }
     }
 }
@@ -160,6 +174,8 @@ pub(super) struct Counters {
     pub(super) receives: u64,
     pub(super) bytes_tx: u64,
     pub(super) sends: u64,
+    pub(super) zerocopy_sends: u64,
+    pub(super) zerocopy_copied: u64,
     pub(super) paused: u64,
     pub(super) no_buffer: u64,
 }
@@ -174,6 +190,8 @@ pub(crate) struct Tcp {
     pub(super) accept_due: bool,
     /// How long a host may be silent before the kernel asks whether it is there, five times.
     longest_silence: Duration,
+    /// Of one `sendmsg`; `None`: never, or the kernel cannot.
+    zerocopy_threshold: Option<u32>,
     pub(super) allowed: Digests,
     pub(super) required: Digests,
     connections: Vec<(u32, Option<Box<Connection>>)>,
@@ -214,6 +232,7 @@ impl Tcp {
             accept_at: None,
             accept_due: false,
             longest_silence: config.longest_silence,
+            zerocopy_threshold: config.zerocopy_threshold,
             allowed,
             required,
             connections: Vec::new(),
@@ -265,6 +284,9 @@ impl Tcp {
             if self.keeper.is_none() {
                 self.buffers = Some(ReceiveBuffers::new(reactor)?);
                 self.keeper = Some(reactor.keeper());
+                if !reactor.features().send_zc && self.zerocopy_threshold.take().is_some() {
+                    tracing::warn!("zerocopy_threshold is not used: the kernel has no SENDMSG_ZC");
+                }
             }
             let listener = Listener {
                 port: port.id,
@@ -382,7 +404,7 @@ impl Tcp {
                 direct: None,
                 is_direct: false,
             })),
-            sender: Sender::new(),
+            sender: Sender::new(self.zerocopy_threshold),
             receiving: false,
             paused: false,
             dirty: false,
@@ -577,6 +599,10 @@ impl Tcp {
             connection.paused = false;
             // ENOTCONN: the host was faster.
             let _ = rustix::net::shutdown(&connection.fd, Shutdown::Both);
+            if connection.sender.is_lent() {
+                // What the host has not acknowledged is dropped, or a dead host would keep our memory.
+                let _ = rustix::net::connect_unspec(&connection.fd);
+            }
             if let Some(queue) = connection.queue {
                 self.touched.push(queue);
             }
@@ -599,10 +625,10 @@ impl Tcp {
         if connection.state != State::Closing {
             return;
         }
-        if !connection.sender.busy {
+        if !connection.sender.is_with_kernel() {
             connection.sender.clear();
         }
-        if connection.receiving || connection.sender.busy {
+        if connection.receiving || connection.sender.is_with_kernel() {
             return;
         }
         match queue {
@@ -724,6 +750,8 @@ impl Tcp {
             ("tcp_receives", counters.receives),
             ("tcp_bytes_tx", counters.bytes_tx),
             ("tcp_sends", counters.sends),
+            ("tcp_zerocopy_sends", counters.zerocopy_sends),
+            ("tcp_zerocopy_copied", counters.zerocopy_copied),
             ("tcp_paused", counters.paused),
             ("tcp_no_buffer", counters.no_buffer),
         ])
