@@ -133,7 +133,6 @@ pub(super) fn clean_up(name: &Name, record: &Record, deadline: Instant) {
             let _ = unmount(&disk);
         }
         Objects::Ublk { number } => {
-            let Some(number) = number else { return };
             let within = deadline.saturating_duration_since(Instant::now());
             if let Err(error) = UblkExport::remove(number, record.pid, within) {
                 tracing::error!(%error, "removing the ublk device");

@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::args::Attach;
-use super::backend::{self, Backend, Made, RELEASE, Via};
+use super::backend::{self, Backend, Made, Order, RELEASE, Via};
 use super::control::{self, Answer, Asked, PathStatus, Question, State, Status};
 use super::detach::clean_up;
 use super::launch::Ready;
@@ -44,15 +44,20 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
     };
     let (claim, left) = claim(&name, &identity, args.via)?;
     let (questions, inbox) = mpsc::channel();
-    let built = Attachment::build(args, &volume, &namespace, &name, identity, left).and_then(
-        |mut built| {
-            let listening = control::listen(&name, move |asked| questions.send(asked).is_ok());
-            if listening.is_err() {
-                built.end();
-            }
-            listening.map(|()| built)
-        },
-    );
+    let order = Order {
+        args,
+        volume: &volume,
+        namespace: &namespace,
+        name: &name,
+        identity: &identity,
+    };
+    let built = Attachment::build(&order, left).and_then(|mut built| {
+        let listening = control::listen(&name, move |asked| questions.send(asked).is_ok());
+        if listening.is_err() {
+            built.end();
+        }
+        listening.map(|()| built)
+    });
     let mut attachment = match built {
         Ok(attachment) => attachment,
         Err(error) => {
@@ -155,21 +160,15 @@ enum Wish {
 }
 
 impl Attachment {
-    fn build(
-        args: &Attach,
-        volume: &Volume,
-        namespace: &Namespace,
-        name: &Name,
-        identity: Identity,
-        left: Option<u32>,
-    ) -> Result<Attachment> {
-        let mut record = Record::new(identity);
+    fn build(order: &Order<'_>, left: Option<u32>) -> Result<Attachment> {
         let Made { backend, how } = match left {
-            Some(number) => backend::take_over(args, volume, namespace, name, &mut record, number)?,
-            None => backend::make(args, volume, namespace, name, &mut record)?,
+            Some(number) => backend::take_over(order, number)?,
+            None => backend::make(order)?,
         };
+        let (name, namespace) = (order.name, order.namespace);
         let path = backend.path().to_owned();
-        record.device = Some(path.clone());
+        let device = Some(path.clone());
+        let record = Record::new(order.identity.clone(), backend.objects(), device);
         let mut built = Attachment {
             name: name.clone(),
             record,

@@ -142,7 +142,7 @@ pub(crate) enum Objects {
     #[serde(rename = "ublk")]
     Ublk {
         /// Number of the device.
-        number: Option<u32>,
+        number: u32,
     },
 }
 
@@ -158,9 +158,7 @@ impl Objects {
     /// A device whose requests wait for the next server when its own has died.
     pub(crate) fn recoverable(self) -> Option<u32> {
         match self {
-            Objects::Ublk {
-                number: Some(number),
-            } => Path::new(&format!("/sys/block/ublkb{number}"))
+            Objects::Ublk { number } => Path::new(&format!("/sys/block/ublkb{number}"))
                 .exists()
                 .then_some(number),
             _ => None,
@@ -183,14 +181,14 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Of this process, with no device yet.
-    pub(crate) fn new(identity: Identity) -> Record {
+    /// Of this process.
+    pub(crate) fn new(identity: Identity, objects: Objects, device: Option<PathBuf>) -> Record {
         let pid = std::process::id().cast_signed();
         Record {
             pid,
             start_time: start_time(pid).unwrap_or(0),
-            objects: Objects::Ublk { number: None },
-            device: None,
+            objects,
+            device,
             identity,
         }
     }
@@ -408,7 +406,7 @@ mod tests {
             nsid: 1,
             wwid: None,
         };
-        let record = Record::new(identity);
+        let record = Record::new(identity, Objects::Ublk { number: 0 }, None);
         assert!(record.start_time > 0);
         assert_eq!(start_time(record.pid), Some(record.start_time));
         assert_eq!(start_time(-1), None);

@@ -13,6 +13,7 @@ use super::{Backend, Order, RELEASE};
 use crate::attach::state::Objects;
 
 pub(super) struct FuseLoop {
+    objects: Objects,
     disk: PathBuf,
     export: FuseExport,
     /// `None` when it was let go.
@@ -21,7 +22,7 @@ pub(super) struct FuseLoop {
     path: PathBuf,
 }
 
-pub(super) fn make(order: &mut Order<'_>) -> Result<FuseLoop> {
+pub(super) fn make(order: &Order<'_>) -> Result<FuseLoop> {
     order.keep(Objects::FuseLoop {
         fuse_connection: None,
         loop_number: None,
@@ -51,11 +52,11 @@ pub(super) fn make(order: &mut Order<'_>) -> Result<FuseLoop> {
         },
     )?;
     let number = device.number();
-    order.keep(Objects::FuseLoop {
-        fuse_connection,
-        loop_number: Some(number),
-    })?;
     Ok(FuseLoop {
+        objects: Objects::FuseLoop {
+            fuse_connection,
+            loop_number: Some(number),
+        },
         disk,
         export,
         number,
@@ -83,6 +84,10 @@ impl FuseLoop {
 impl Backend for FuseLoop {
     fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn objects(&self) -> Objects {
+        self.objects
     }
 
     fn counters(&self) -> ExportCounters {

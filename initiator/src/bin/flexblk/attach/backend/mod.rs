@@ -15,7 +15,7 @@ use flexblk_initiator::export::ublk::{UblkError, probe};
 use flexblk_initiator::volume::Volume;
 
 use super::args::Attach;
-use super::state::{Name, Objects, Record};
+use super::state::{Identity, Name, Objects, Record};
 use crate::exit::Usage;
 
 /// How long the kernel may take to let go before everything under way is aborted, and then once more.
@@ -34,6 +34,9 @@ pub(crate) enum Via {
 pub(super) trait Backend: Send {
     /// The device.
     fn path(&self) -> &Path;
+
+    /// What belongs to it.
+    fn objects(&self) -> Objects;
 
     /// What was done so far.
     fn counters(&self) -> ExportCounters;
@@ -61,26 +64,25 @@ pub(super) struct Made {
     pub(super) how: String,
 }
 
-/// What ways to a device have in common.
-struct Order<'a> {
-    args: &'a Attach,
-    volume: &'a Volume,
-    namespace: &'a Namespace,
-    name: &'a Name,
-    record: &'a mut Record,
+/// The device that is wanted.
+pub(super) struct Order<'a> {
+    pub(super) args: &'a Attach,
+    pub(super) volume: &'a Volume,
+    pub(super) namespace: &'a Namespace,
+    pub(super) name: &'a Name,
+    pub(super) identity: &'a Identity,
 }
 
 impl Order<'_> {
     /// Writes down what is there from now on, so that others can remove it when this process is killed.
-    fn keep(&mut self, objects: Objects) -> Result<()> {
-        self.record.objects = objects;
-        self.record.save(self.name)
+    fn keep(&self, objects: Objects) -> Result<()> {
+        Record::new(self.identity.clone(), objects, None).save(self.name)
     }
 
     /// What the udev rule reads.
     fn write_properties(&self, path: &Path) -> Result<()> {
         let mut properties = format!("FLEXBLK_NAME={}\n", self.name);
-        if let Some(wwid) = &self.record.identity.wwid {
+        if let Some(wwid) = &self.identity.wwid {
             properties += &format!("FLEXBLK_WWID={wwid}\n");
         }
         fs::write(path, properties).with_context(|| format!("{}", path.display()))
@@ -88,20 +90,8 @@ impl Order<'_> {
 }
 
 /// Makes the device, by ublk when that is possible and nothing else is asked for.
-pub(super) fn make(
-    args: &Attach,
-    volume: &Volume,
-    namespace: &Namespace,
-    name: &Name,
-    record: &mut Record,
-) -> Result<Made> {
-    let mut order = Order {
-        args,
-        volume,
-        namespace,
-        name,
-        record,
-    };
+pub(super) fn make(order: &Order<'_>) -> Result<Made> {
+    let args = order.args;
     let why_not_ublk = match (args.via, why_not_ublk(args)) {
         (Some(Via::Fuse), _) => "--via says so".into(),
         (Some(Via::Ublk), Some(WhyNot::Ublk(error))) => return Err(error.into()),
@@ -109,7 +99,7 @@ pub(super) fn make(
             return Err(Usage(format!("--via ublk: {}", WhyNot::Partitions)).into());
         }
         (None, Some(reason)) => reason.to_string(),
-        (via, None) => match ublk::make(&mut order) {
+        (via, None) => match ublk::make(order) {
             Ok(backend) => {
                 let why = match via {
                     Some(_) => "because --via says so",
@@ -124,28 +114,14 @@ pub(super) fn make(
             Err(error) => return Err(error),
         },
     };
-    let backend = fuse_loop::make(&mut order)?;
+    let backend = fuse_loop::make(order)?;
     let how = format!("loop device over FUSE, because {why_not_ublk}");
     Ok(made(backend, how))
 }
 
 /// Goes on serving the device of a killed process, which waits for that.
-pub(super) fn take_over(
-    args: &Attach,
-    volume: &Volume,
-    namespace: &Namespace,
-    name: &Name,
-    record: &mut Record,
-    number: u32,
-) -> Result<Made> {
-    let mut order = Order {
-        args,
-        volume,
-        namespace,
-        name,
-        record,
-    };
-    let backend = ublk::take_over(&mut order, number)?;
+pub(super) fn take_over(order: &Order<'_>, number: u32) -> Result<Made> {
+    let backend = ublk::take_over(order, number)?;
     Ok(made(
         backend,
         "ublk, taken over from a killed process".into(),

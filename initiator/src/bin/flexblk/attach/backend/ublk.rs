@@ -25,7 +25,7 @@ pub(super) struct Ublk {
     next_look: Option<Instant>,
 }
 
-pub(super) fn make(order: &mut Order<'_>) -> Result<Ublk> {
+pub(super) fn make(order: &Order<'_>) -> Result<Ublk> {
     let options = UblkOptions {
         number: None,
         queues: order.args.nr_io_queues,
@@ -34,9 +34,7 @@ pub(super) fn make(order: &mut Order<'_>) -> Result<Ublk> {
     let device = UblkDevice::add(order.volume, &options).map_err(unwrapped)?;
     let number = device.number();
     // Before the block device appears, which udev asks about, and which has to go when we are killed.
-    order.keep(Objects::Ublk {
-        number: Some(number),
-    })?;
+    order.keep(Objects::Ublk { number })?;
     let properties = state::ublk_properties(number);
     let served = order
         .write_properties(&properties)
@@ -50,13 +48,9 @@ pub(super) fn make(order: &mut Order<'_>) -> Result<Ublk> {
     }
 }
 
-pub(super) fn take_over(order: &mut Order<'_>, number: u32) -> Result<Ublk> {
+pub(super) fn take_over(order: &Order<'_>, number: u32) -> Result<Ublk> {
     let export = UblkExport::take_over(order.volume, number).map_err(unwrapped)?;
-    let ublk = Ublk::new(export);
-    order.keep(Objects::Ublk {
-        number: Some(number),
-    })?;
-    Ok(ublk)
+    Ok(Ublk::new(export))
 }
 
 impl Ublk {
@@ -74,6 +68,12 @@ impl Ublk {
 impl Backend for Ublk {
     fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn objects(&self) -> Objects {
+        Objects::Ublk {
+            number: self.number,
+        }
     }
 
     fn counters(&self) -> ExportCounters {
