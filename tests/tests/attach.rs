@@ -376,13 +376,14 @@ fn a_path_that_dies_and_comes_back_is_only_a_pause() -> Result<()> {
     })?;
     let mut target = setup.target(&[&device])?;
     let name = Attachment::unique_name("paths");
-    let path = format!("nvme+tcp://127.0.0.1:{port}/{SUBNQN}?nsid=1");
+    let tcp = format!("nvme+tcp://127.0.0.1:{port}/{SUBNQN}?nsid=1");
+    let flexins = format!("{}&udp_port={}", other.uri(1), other.udp_port());
     let quick = ["--reconnect-delay", "0.25", "-k", "1"];
     let attached = Attachment::new(
         setup.binaries(),
         &target,
         &name,
-        &[&["--path", &path], &quick[..]].concat(),
+        &[&["--path", &tcp, "--path", &flexins], &quick[..]].concat(),
     )?;
     // Of the first path.
     let state = || -> Result<(String, u64)> {
@@ -409,6 +410,10 @@ fn a_path_that_dies_and_comes_back_is_only_a_pause() -> Result<()> {
     })?;
     target.kill()?;
     let noticed = eventually("the path is known as lost", BOUND, || is("connecting"))?;
+    for path in [1, 2] {
+        let listed = attached.listed()?;
+        ensure!(listed["Paths"][path]["State"] == "live", "{listed}");
+    }
     target.restart(setup.binaries())?;
     let back = eventually("the path is back", BOUND, || is("live"))?;
     let (_, before) = state()?;

@@ -79,7 +79,14 @@ pub(crate) fn volume(
             target: Some(text.clone()),
             ..Address::default()
         };
-        all.push(options(&address, connection, false)?);
+        let mut path = options(&address, connection, false)?;
+        // Our words are about all paths; what an address says itself is about that one.
+        let (_, own) = TransportId::parse_with_rest(text)
+            .map_err(|error| Usage(format!("--path {text}: {error}")))?;
+        for (word, value) in &own {
+            path.set(word, value)?;
+        }
+        all.push(path);
     }
     let poll_budget = all
         .first()
