@@ -40,11 +40,11 @@ file_system() {
     e2fsck -fn $DISK
 }
 
-# start_load: fio on the mounted file system for 15 seconds; see load_runs and end_load.
+# start_load: fio on the mounted file system for 15 seconds, or LOAD_SECONDS; see load_runs and end_load.
 start_load() {
     mount -t ext4 $DISK /mnt
     fio --name=load --directory=/mnt --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=16 --numjobs=2 --size=4M \
-        --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=15 >/tmp/load 2>&1 &
+        --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime="${LOAD_SECONDS:-15}" >/tmp/load 2>&1 &
     LOAD=$!
     sleep 2
 }

@@ -49,6 +49,11 @@ properties() {
     nbd-client -c $DISK
 }
 
+verify_over_tcp() {
+    file_is_the_same
+    verify tcp $DISK --rw=randwrite --bsrange=4k-64k --iodepth=16 --size=8M
+}
+
 disconnect() {
     nbd-client -d $DISK
     eventually 10 has_sectors 0
@@ -60,10 +65,10 @@ need 'a target is there' target_start
 need 'modules' load_modules
 need 'nbd-client on a Unix socket' over_unix
 step 'size, connections, block size, cache' properties
+step 'discard and write zeroes' ranges
 step 'fio verify' fio_verify
 step 'mkfs.ext4, mount, files, trim, fsck' file_system
 step 'disconnect' disconnect
 need 'nbd-client over TCP' over_tcp
-step 'fio verify over TCP' fio_verify
-step 'mkfs.ext4, mount, files, trim, fsck over TCP' file_system
+step 'fio verify and the same files over TCP' verify_over_tcp
 step 'disconnect' disconnect
