@@ -1,7 +1,9 @@
 //! Blocks that a host has declared unreadable with Write Uncorrectable (NVM 3.3.7), until they are
 //! written again.
 //!
-//! No backend of ours can store such a mark, so it lives as long as the target. All threads and all
+//! No backend of ours can store such a mark, so it lives as long as the target (`docs/operate.md` says
+//! so): a file beside the device would have to be on disk with each write over a marked block before
+//! that is answered, or a power loss would hide newer data behind an old mark. All threads and all
 //! namespaces of a device share it; what an I/O pays while there are none is one load.
 
 use std::collections::BTreeMap;
