@@ -486,17 +486,39 @@ fn hosts_that_disappear_keep_their_reservations() {
     assert_eq!(b.report().1.len(), 1);
 }
 
+/// An image and a state file, which a target finds again when it is started again.
+struct Kept {
+    _directory: tempfile::TempDir,
+    bdev: String,
+    state: std::path::PathBuf,
+}
+
+impl Kept {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("disk.img");
+        std::fs::write(&image, vec![0; 4 << 20]).unwrap();
+        Self {
+            bdev: format!("file:{},block_size=4096", image.display()),
+            state: directory.path().join("ptpl.json"),
+            _directory: directory,
+        }
+    }
+
+    fn start(&self) -> World {
+        World::with(&[&self.bdev], |config| {
+            config.ptpl_file = Some(self.state.clone());
+        })
+    }
+}
+
 /// CPTPL (Base 7.6): with 11b registrants and reservation survive a restart, else they do not; a
 /// damaged file stops the start.
 #[test]
 fn reservations_survive_a_restart() {
     use ReservationType::*;
-    let directory = tempfile::tempdir().unwrap();
-    let image = directory.path().join("disk.img");
-    let state = directory.path().join("ptpl.json");
-    std::fs::write(&image, vec![0; 4 << 20]).unwrap();
-    let file = format!("file:{},block_size=4096", image.display());
-    let start = || World::with(&[&file], |config| config.ptpl_file = Some(state.clone()));
+    let kept = Kept::new();
+    let start = || kept.start();
     {
         let world = start();
         let (mut a, mut b) = (Member::new(&world, 1), Member::new(&world, 2));
@@ -536,9 +558,9 @@ fn reservations_survive_a_restart() {
         let mut b = Member::new(&world, 2);
         assert_eq!((b.report().1.len(), b.may()), (0, (true, true)));
     }
-    std::fs::write(&state, "{}").unwrap();
+    std::fs::write(&kept.state, "{}").unwrap();
     let config = Config {
-        ptpl_file: Some(state.clone()),
+        ptpl_file: Some(kept.state.clone()),
         ..Config::default()
     };
     let error = flexblk_target::Target::start(config)
@@ -749,12 +771,8 @@ fn ana_changes_are_told_to_who_sees_them() {
 /// the event for the other hosts.
 #[test]
 fn write_protection() {
-    let directory = tempfile::tempdir().unwrap();
-    let image = directory.path().join("disk.img");
-    let state = directory.path().join("ptpl.json");
-    std::fs::write(&image, vec![0; 4 << 20]).unwrap();
-    let file = format!("file:{},block_size=4096", image.display());
-    let start = || World::with(&[&file], |config| config.ptpl_file = Some(state.clone()));
+    let kept = Kept::new();
+    let start = || kept.start();
     let protect = |state| FeatureValue::from(WriteProtect::new().with_state(state));
     let expect = |member: &mut Member, state: u8| {
         assert_eq!(

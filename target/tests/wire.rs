@@ -713,39 +713,6 @@ fn standard_framing() {
     world.expect_idle();
 }
 
-/// Hosts that come and go leave nothing behind.
-#[test]
-fn two_hundred_hosts() {
-    let world = World::with(&["ram:1M"], |config| config.cores = vec![0, 0]);
-    let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let mut before = 0;
-    for round in 0..200 {
-        let mut host = world.host();
-        let (admin, cntlid) = host.controller(&nqn());
-        let io = host.io_queue(1, 32, cntlid, &nqn());
-        // Some say goodbye, some only to the Admin queue, which ends the controller.
-        if round % 2 == 0 {
-            host.hang_up(io);
-        }
-        host.hang_up(admin);
-        if round % 2 == 1 {
-            host.wait_closed(io);
-        }
-        drop(host);
-        if round == 20 {
-            world.expect_idle();
-            before = files();
-        }
-    }
-    world.expect_idle();
-    // Other tests of this process open and close theirs.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while files() > before {
-        assert!(Instant::now() < deadline, "{} > {before}", files());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// A target that is stopped tells its hosts, idle ones too, and is gone in no time.
 #[test]
 fn hosts_are_told_of_a_stop() {
