@@ -4,6 +4,7 @@
 
 pub mod attachment;
 pub mod binaries;
+pub mod cable;
 pub mod fio;
 pub mod host;
 pub mod nbd;

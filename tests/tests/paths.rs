@@ -3,8 +3,6 @@
 //! Each test prints the longest time without any completion (stall) and the longest latency of a request.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,8 +12,9 @@ use flexblk_initiator::volume::{
 };
 use flexblk_initiator::{ConnectOptions, Host, IoCompletion, Op, SharedMemory, Span, TransportId};
 use flexblk_reactor::HugePages;
+use flexblk_tests::cable::{Cable, FAR, with_cable};
 use flexblk_tests::ports::free_udp_port;
-use flexblk_tests::process::{Process, eventually};
+use flexblk_tests::process::eventually;
 use flexblk_tests::setup::Setup;
 use flexblk_tests::target::{SUBNQN, Target, TargetOptions};
 use rustix::process::Signal;
@@ -441,112 +440,37 @@ fn latency_over_a_kill(setup: &Setup, fence: WriteFence) -> Result<Duration> {
     Ok(latency)
 }
 
-/// The test runs itself again in a network namespace with this set.
-const INSIDE: &str = "FLEXBLK_TEST_NAMESPACE";
-
-fn ip(arguments: &str) -> Result<()> {
-    let status = Command::new("ip").args(arguments.split(' ')).status()?;
-    ensure!(status.success(), "ip {arguments}: {status}");
-    Ok(())
-}
-
 #[test]
 fn one_of_two_targets_is_cut_off() -> Result<()> {
-    let name = "one_of_two_targets_is_cut_off";
-    if std::env::var_os(INSIDE).is_some() {
-        return cut_off();
-    }
-    let pid = std::process::id();
-    let (here, there) = (format!("flexblk-h{pid}"), format!("flexblk-t{pid}"));
-    if ip(&format!("netns add {here}")).is_err() {
-        eprintln!("{name}: left out, it needs root and ip for network namespaces");
-        return Ok(());
-    }
-    let inside = || -> Result<()> {
-        ip(&format!("netns add {there}"))?;
-        ip(&format!(
-            "-n {here} link add veth0 type veth peer name veth1 netns {there}"
-        ))?;
-        for (namespace, device, address) in [
-            (&here, "veth0", "10.213.7.1/24"),
-            (&there, "veth1", "10.213.7.2/24"),
-        ] {
-            ip(&format!("-n {namespace} addr add {address} dev {device}"))?;
-            ip(&format!("-n {namespace} link set {device} up"))?;
-            ip(&format!("-n {namespace} link set lo up"))?;
-        }
-        let status = Command::new("ip")
-            .args(["netns", "exec", &here])
-            .arg(std::env::current_exe()?)
-            .args([name, "--exact", "--nocapture"])
-            .env(INSIDE, &there)
-            .status()?;
-        ensure!(status.success(), "in the namespace: {status}");
-        Ok(())
-    };
-    let result = inside();
-    ip(&format!("netns del {here}"))?;
-    let _ = ip(&format!("netns del {there}"));
-    result
+    with_cable("one_of_two_targets_is_cut_off", cut_off)
 }
 
-/// A target in the other namespace, at the end of the cable.
-fn far_target(setup: &Setup, namespace: &str, device: &str) -> Result<(Process, u16, u16)> {
-    let (udp_port, tcp_port) = (free_udp_port()?, free_udp_port()?);
-    let config = setup.path().join("far.toml");
-    let text = format!(
-        "[target]\n[tcp]\naddress = \"10.213.7.2:{tcp_port}\"\n[listener]\naddress = \"10.213.7.2:4420\"\nudp_port = \
-         {udp_port}\n[[subsystem]]\nnqn = \"{SUBNQN}\"\n[[subsystem.namespace]]\nbdev = {device:?}\n"
-    );
-    std::fs::write(&config, text)?;
-    let mut command = Command::new("ip");
-    command
-        .args(["netns", "exec", namespace])
-        .arg(&setup.binaries().target)
-        .arg("-c")
-        .arg(&config);
-    let process = Process::spawn(&mut command, "far", Path::new(setup.path()))?;
-    eventually("it listens", 20 * SECOND, || {
-        format!("{}{}", process.stdout(), process.stderr()).contains("listening")
-    })?;
-    Ok((process, udp_port, tcp_port))
-}
-
-fn cut_off() -> Result<()> {
-    let there = std::env::var(INSIDE)?;
+fn cut_off(cable: &Cable) -> Result<()> {
     for transport in [Transport::Flexins, Transport::Tcp] {
         let setup = Setup::new()?;
         let blocks = 16_384;
         let device = image(&setup, blocks)?;
-        let (mut far, udp_port, tcp_port) = far_target(&setup, &there, &device)?;
+        let mut far = cable.target(&setup, &device, "")?;
         let far_path = match transport {
-            Transport::Flexins => path("flexins://10.213.7.2:4420", udp_port)?,
-            Transport::Tcp => path(&format!("tcp://10.213.7.2:{tcp_port}"), 0)?,
+            Transport::Flexins => path(&format!("flexins://{FAR}:4420"), far.udp_port)?,
+            Transport::Tcp => path(&format!("tcp://{FAR}:{}", far.tcp_port), 0)?,
         };
         let (_near, near_path) = target(&setup, &device, transport)?;
         let volume = open(vec![far_path, near_path], quick())?;
         let mut load = Load::new(&volume, blocks)?;
         load.run(SECOND)?;
         load.take(&format!("{transport:?}, before"));
-        // Frames to a station that is not there: nobody hears of it.
-        let nowhere = |namespace: &str, address: &str, device: &str| {
-            ip(&format!(
-                "{namespace}neigh replace {address} lladdr 02:00:00:00:00:99 dev {device} nud permanent"
-            ))
-        };
-        nowhere("", "10.213.7.2", "veth0")?;
-        nowhere(&format!("-n {there} "), "10.213.7.1", "veth1")?;
+        cable.cut()?;
         load.run(4 * SECOND)?;
         let (stall, errors) = load.take(&format!("{transport:?}, cut off"));
         ensure!(errors == 0, "{errors} errors");
         ensure!(stall < 2 * SECOND, "stall {stall:?}");
-        ip("neigh del 10.213.7.2 dev veth0")?;
-        ip(&format!("-n {there} neigh del 10.213.7.1 dev veth1"))?;
+        cable.mend()?;
         is_used_again(&volume, &mut load, 0)?;
         load.verify()?;
         let (_, errors) = load.take(&format!("{transport:?}, healed"));
         ensure!(errors == 0, "{errors} errors");
-        far.kill()?;
+        far.process.kill()?;
     }
     Ok(())
 }
