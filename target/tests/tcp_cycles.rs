@@ -15,7 +15,7 @@ use tcp_host::world::{World, nqn, with};
 #[test]
 fn connections_that_come_and_go() {
     let world = World::new("ram:1M");
-    expect_flat(300, cycles(3000), |count| {
+    expect_flat(300, cycles(10_000), |count| {
         for n in 0..count {
             let mut conn = Conn::raw(world.address);
             match n % 3 {

@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     /// Seeds of the simulation of target and initiator (the usual test takes 300); 0: none.
     #[arg(long, default_value_t = 5_000)]
     nvme_seeds: u64,
+    /// Hosts that connect and disconnect over each transport, run first (the usual tests take 10,000 and 400), while
+    /// memory and descriptors stay as they are; 0: none.
+    #[arg(long, default_value_t = 10_000)]
+    cycles: u64,
 }
 
 const LIMIT: Duration = Duration::from_secs(600);
@@ -51,6 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let transport = simulate("flexins", "FLEXINS_SIM_SEEDS", arguments.simulation_seeds)?;
     let nvme = simulate("flexblk-tests", "FLEXBLK_SIM_SEEDS", arguments.nvme_seeds)?;
     let simulations = transport && nvme;
+    let cycles = cycles(arguments.cycles)?;
     let deadline = Instant::now() + Duration::from_secs(arguments.minutes * 60);
     while Instant::now() < deadline {
         println!("== round {seed} (repeat it with --seed {seed})");
@@ -61,16 +66,28 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         fs::remove_dir_all(&round)?;
         seed += 1;
     }
-    println!(
-        "{} rounds, every byte verified{}",
-        seed - arguments.seed,
-        if simulations {
-            ""
-        } else {
-            "; A SIMULATION FAILED"
-        }
-    );
-    Ok(simulations)
+    let mut outcome = format!("{} rounds, every byte verified", seed - arguments.seed);
+    if !simulations {
+        outcome += "; A SIMULATION FAILED";
+    }
+    if !cycles {
+        outcome += "; HOSTS THAT CAME AND WENT LEFT SOMETHING";
+    }
+    println!("{outcome}");
+    Ok(simulations && cycles)
+}
+
+/// Hosts that come and go, more than usual.
+fn cycles(count: u64) -> Result<bool> {
+    if count == 0 {
+        return Ok(true);
+    }
+    println!("== {count} hosts that come and go over each transport");
+    let mut test = cargo(&["test", "--quiet", "--release", "-p", "flexblk-target"]);
+    test.args(["--test", "tcp_cycles", "--test", "flexins_cycles"]);
+    test.args(["--", "--nocapture"]);
+    test.env("FLEXBLK_CYCLES", count.to_string());
+    Ok(test.status().context("cannot run cargo test")?.success())
 }
 
 /// A package's simulation with more seeds than usual; a failing one prints how to repeat it.
