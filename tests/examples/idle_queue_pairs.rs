@@ -1,7 +1,7 @@
 //! Opens a number of I/O queue pairs in one thread and keeps them idle until it is killed: for measuring what one
 //! costs.
 //!
-//! `idle_queue_pairs UDP_PORT COUNT` prints `ready COUNT` when they are open.
+//! `idle_queue_pairs TRTYPE PORT COUNT` (`flexins` and the UDP port, or `tcp`) prints `ready COUNT` when they are open.
 
 use std::io::Write as _;
 use std::thread;
@@ -12,10 +12,15 @@ use flexblk_tests::target::SUBNQN;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let port = arguments.next().context("UDP_PORT")?;
+    let trtype = arguments.next().context("TRTYPE")?;
+    let port = arguments.next().context("PORT")?;
+    let port_word = match trtype.as_str() {
+        "tcp" => "trsvcid",
+        _ => "udp_port",
+    };
     let count: u16 = arguments.next().context("COUNT")?.parse()?;
     let words = format!(
-        "trtype=flexins traddr=127.0.0.1 subnqn={SUBNQN} udp_port={port} nr_io_queues={count}"
+        "trtype={trtype} traddr=127.0.0.1 subnqn={SUBNQN} {port_word}={port} nr_io_queues={count}"
     );
     let controller = Controller::connect(&ConnectOptions::parse(&words, Host::load()?)?)?;
     let mut queues = Vec::new();

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use flexblk_initiator::{ConnectOptions, Controller, Host, QueuePairOptions};
+use flexblk_tests::ports::free_tcp_port;
 use flexblk_tests::proc::{CpuMeter, resident_bytes};
 use flexblk_tests::process::{Process, eventually};
 use flexblk_tests::setup::Setup;
-use flexblk_tests::target::{SUBNQN, Target};
+use flexblk_tests::target::{SUBNQN, Target, TargetOptions};
 
 fn percent_while_idle(target: &Target) -> Result<f64> {
     // What came before is to be over.
@@ -38,27 +39,46 @@ fn an_idle_target_uses_less_than_one_percent_of_a_core() -> Result<()> {
     Ok(())
 }
 
-/// Memory of the initiator with so many idle queue pairs, all of one thread.
-fn resident_with(setup: &Setup, target: &Target, queue_pairs: u64) -> Result<u64> {
+/// Memory of initiator and target with so many idle queue pairs, all of one thread.
+fn resident_with(
+    setup: &Setup,
+    target: &Target,
+    (trtype, port): (&str, u16),
+    queue_pairs: u64,
+) -> Result<[u64; 2]> {
     let mut command = Command::new(&setup.binaries().idle_queue_pairs);
-    command.args([target.udp_port().to_string(), queue_pairs.to_string()]);
+    command.args([trtype, &port.to_string(), &queue_pairs.to_string()]);
     let mut process = Process::spawn(&mut command, "idle", setup.path())?;
     let ready = format!("ready {queue_pairs}\n");
     eventually("the queue pairs are open", Duration::from_secs(30), || {
         process.stdout().contains("ready") || !matches!(process.status(), Ok(None))
     })?;
     ensure!(process.stdout().contains(&ready), "{}", process.tail());
-    resident_bytes(process.id())
+    Ok([resident_bytes(process.id())?, resident_bytes(target.id())?])
 }
 
 #[test]
-fn an_idle_queue_pair_costs_the_initiator_less_than_64_kib() -> Result<()> {
+fn an_idle_queue_pair_costs_each_side_less_than_64_kib() -> Result<()> {
     let setup = Setup::new()?;
-    let target = setup.target(&["ram:16M"])?;
-    // The first brings the thread's reactor and endpoint and the controller with it.
-    let one = resident_with(&setup, &target, 1)?;
-    let many = resident_with(&setup, &target, 64)?;
-    let each = many.saturating_sub(one) / 63;
-    assert!(each < 64 << 10, "{} KiB", each >> 10);
+    let tcp_port = free_tcp_port()?;
+    let target = setup.target_with(TargetOptions {
+        tcp_port: Some(tcp_port),
+        ..TargetOptions::with_devices(&["ram:16M"])
+    })?;
+    for at in [("flexins", target.udp_port()), ("tcp", tcp_port)] {
+        // The first brings the thread's reactor and endpoint and the controller with it.
+        let one = resident_with(&setup, &target, at, 1)?;
+        let many = resident_with(&setup, &target, at, 64)?;
+        for (side, what) in ["initiator", "target"].into_iter().enumerate() {
+            let each = many[side].saturating_sub(one[side]) / 63;
+            println!("{}: {} KiB in the {what}", at.0, each >> 10);
+            ensure!(
+                each < 64 << 10,
+                "{}: {} KiB in the {what}",
+                at.0,
+                each >> 10
+            );
+        }
+    }
     Ok(())
 }

@@ -1,17 +1,12 @@
 //! FlexiNS, through fio, beside what raw UDP sockets reach in the same run.
 
 use std::path::Path;
-use std::process::Command;
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use flexblk_tests::binaries::Binaries;
-use flexblk_tests::proc::resident_bytes;
-use flexblk_tests::process::{Process, eventually};
-use flexblk_tests::target::{Target, TargetOptions};
 use serde_json::{Value, json};
 
+use super::idle::{self, Idle};
 use super::{Arguments, DEPTHS, Goal, LIMIT, median, number, perf};
 use crate::load::{Counters, Load, MODES, Mode, Run, cells, value};
 use crate::table::{Table, count, micros};
@@ -21,10 +16,6 @@ use crate::table::{Table, count, micros};
 const GOAL_OF_STREAM: f64 = 0.5;
 /// At depth 1: at most this many raw round trips.
 const GOAL_OF_ROUND_TRIP: f64 = 2.5;
-/// Memory of an idle queue pair.
-const GOAL_IDLE_BYTES: u64 = 64 << 10;
-/// Queue pairs of the memory measurement.
-const IDLE_QUEUES: u64 = 32;
 
 /// One measurement of raw sockets.
 struct Ceiling {
@@ -130,7 +121,7 @@ pub(super) fn measure(
         counted.push((mode, initiator, load.finish()?));
     }
     say("memory of idle queue pairs");
-    let idle = idle_bytes(binaries, directory)?;
+    let idle = idle::measure(binaries, directory, "flexins")?;
     Ok(Report {
         rows,
         ceilings,
@@ -178,48 +169,6 @@ fn ceiling(arguments: &Arguments, binaries: &Binaries) -> Result<Ceiling> {
         from_memory,
         round_trip_p50_us: number(&round_trip, "p50_us")?,
         round_trip_p99_us: number(&round_trip, "p99_us")?,
-    })
-}
-
-/// Memory of an idle I/O queue pair in the target and in the initiator.
-#[derive(Clone, Copy)]
-struct Idle {
-    target: u64,
-    initiator: u64,
-}
-
-fn idle_bytes(binaries: &Binaries, directory: &Path) -> Result<Idle> {
-    let target = Target::start(
-        binaries,
-        directory,
-        TargetOptions::with_devices(&["ram:64M"]),
-    )?;
-    let hold = |count: u64, name: &str| -> Result<(Process, u64, u64)> {
-        let mut command = Command::new(&binaries.idle_queue_pairs);
-        command.args([target.udp_port().to_string(), count.to_string()]);
-        let mut process = Process::spawn(&mut command, name, directory)?;
-        let ready = format!("ready {count}");
-        eventually("idle queue pairs are open", Duration::from_secs(30), || {
-            process.stdout().contains("ready") || !matches!(process.status(), Ok(None))
-        })?;
-        if !process.stdout().contains(&ready) {
-            bail!(
-                "{count} idle queue pairs were not granted: {}",
-                process.tail()
-            );
-        }
-        thread::sleep(Duration::from_millis(300));
-        let (ours, theirs) = (resident_bytes(process.id())?, resident_bytes(target.id())?);
-        Ok((process, ours, theirs))
-    };
-    // One queue pair first: it brings a controller, threads and pools with it, which the others share.
-    let (one, one_initiator, one_target) = hold(1, "idle-one")?;
-    let (many, many_initiator, many_target) = hold(IDLE_QUEUES + 1, "idle-many")?;
-    drop((one, many));
-    Ok(Idle {
-        // The second program brings its own controller: not subtracted, so this is rather too much.
-        target: many_target.saturating_sub(one_target) / (IDLE_QUEUES + 1),
-        initiator: many_initiator.saturating_sub(one_initiator) / IDLE_QUEUES,
     })
 }
 
@@ -312,14 +261,7 @@ fn goals(
             });
         }
     }
-    for (side, bytes) in [("target", idle.target), ("initiator", idle.initiator)] {
-        goals.push(Goal {
-            what: format!("memory of an idle queue pair in the {side}"),
-            measured: format!("{:.1} KiB", bytes as f64 / 1024.0),
-            goal: format!("< {} KiB", GOAL_IDLE_BYTES >> 10),
-            met: bytes < GOAL_IDLE_BYTES,
-        });
-    }
+    goals.extend(idle.goals());
     goals
 }
 
@@ -451,6 +393,6 @@ fn as_json(
         .collect();
     json!({
         "runs": rows, "raw_udp": ceilings, "counters": counters,
-        "idle_queue_pair_bytes": { "target": idle.target, "initiator": idle.initiator },
+        "idle_queue_pair_bytes": idle.as_json(),
     })
 }

@@ -2,6 +2,7 @@
 
 mod exports;
 mod flexins;
+mod idle;
 mod tcp;
 
 use std::fs;

@@ -15,6 +15,7 @@ use flexblk_tests::target::{SUBNQN, Target, TargetOptions};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use super::idle::{self, Idle};
 use super::{Arguments, DEPTHS, Goal, LIMIT, median, number, perf};
 use crate::table::{Table, count, micros};
 
@@ -70,6 +71,7 @@ pub(super) struct Report {
     stream: f64,
     /// Whether SPDK was there.
     beside_spdk: bool,
+    idle: Idle,
 }
 
 pub(super) fn measure(
@@ -135,8 +137,10 @@ pub(super) fn measure(
             },
         });
     }
+    arguments.say("memory of idle queue pairs");
     Ok(Report {
         rows,
+        idle: idle::measure(binaries, directory, "tcp")?,
         stream: median(streams.into_iter(), |value| *value).unwrap_or_default(),
         beside_spdk: spdk.is_some(),
     })
@@ -406,7 +410,9 @@ fn goals(rows: &[Row]) -> Vec<Goal> {
 
 impl Report {
     pub(super) fn goals(&self) -> Vec<Goal> {
-        goals(&self.rows)
+        let mut goals = goals(&self.rows);
+        goals.extend(self.idle.goals());
+        goals
     }
 
     pub(super) fn print(&self) {
@@ -484,7 +490,7 @@ impl Report {
             .collect();
         json!({
             "runs": runs, "ratios": ratios, "tcp_stream_blocks_per_second": self.stream,
-            "skipped_beside_spdk": !self.beside_spdk,
+            "skipped_beside_spdk": !self.beside_spdk, "idle_queue_pair_bytes": self.idle.as_json(),
         })
     }
 }
