@@ -61,6 +61,25 @@ restarts() {
     e2fsck -fn $DISK
 }
 
+# A target dies under load and comes back, then the other one: the disk is slow for a moment.
+paths() {
+    local path
+    start_load
+    for path in 1 2; do
+        load_runs
+        ask path-down $path
+        sleep 2
+        ask path-up $path
+        sleep 2
+    done
+    end_load
+    grep -q 'err= 0' /tmp/load
+    umount /mnt
+    e2fsck -fn $DISK
+    dmesg | grep -i 'i/o error' && return 1
+    return 0
+}
+
 resize() {
     ask resize 96
     eventually 20 has_sectors $((96 * 2048))
@@ -81,4 +100,5 @@ step 'mkfs.ext4, mount, files, trim, fsck' file_system
 step 'the driver goes and comes' driver_again
 step 'kill -9 of the back-end under load, three times' restarts crash
 step 'end and restart of the back-end under load, three times' restarts terminate
+step 'paths go and come back under load' paths
 step 'resize' resize

@@ -9,9 +9,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use crate::binaries::Binaries;
+use crate::ports::free_udp_port;
 use crate::process::{Process, eventually};
 use crate::rpc::Rpc;
-use crate::target::{Target, TargetOptions};
+use crate::target::{SUBNQN, Target, TargetOptions};
 
 /// Queues of the disk: more than the guest has processors.
 pub const QUEUES: u16 = 4;
@@ -20,26 +21,36 @@ const THREADS: u16 = 2;
 /// Size of the disk at first, a file.
 const DISK_MIB: u64 = 64;
 
-/// A target, and the program that makes a disk of its namespace.
+/// Two targets that export one file, and the program that makes a disk of it.
 pub struct VhostUser {
     directory: PathBuf,
-    target: Target,
+    /// As the paths to the disk: FlexiNS, and NVMe/TCP.
+    targets: [Target; 2],
+    tcp_port: u16,
     server: Process,
     starts: u32,
 }
 
 impl VhostUser {
-    /// Starts both.
+    /// Starts them.
     pub fn start(directory: &Path) -> Result<VhostUser> {
         let image = directory.join("disk.img");
         File::create(&image)?.set_len(DISK_MIB << 20)?;
-        let device = format!("file:{}", image.display());
-        let options = TargetOptions::with_devices(&[&device]);
-        let target = Target::start(Binaries::get()?, directory, options)?;
-        let server = spawn(directory, &target, 0)?;
+        let device = format!("file:{},share_rw=true", image.display());
+        let start = |tcp_port| {
+            let options = TargetOptions {
+                tcp_port,
+                ..TargetOptions::with_devices(&[&device])
+            };
+            Target::start(Binaries::get()?, directory, options)
+        };
+        let tcp_port = free_udp_port()?;
+        let targets = [start(None)?, start(Some(tcp_port))?];
+        let server = spawn(directory, &targets[0], tcp_port, 0)?;
         Ok(VhostUser {
             directory: directory.to_owned(),
-            target,
+            targets,
+            tcp_port,
             server,
             starts: 1,
         })
@@ -67,16 +78,29 @@ impl VhostUser {
                 }
                 self.again()?;
             }
+            ["path-down", path] => self.target(path)?.kill()?,
+            ["path-up", path] => self.target(path)?.restart(Binaries::get()?)?,
             ["resize", mib] => self.resize(mib.parse()?)?,
             _ => bail!("unknown request"),
         }
         Ok(String::new())
     }
 
+    fn target(&mut self, path: &str) -> Result<&mut Target> {
+        let index = path.parse::<usize>()?.checked_sub(1);
+        let target = index.and_then(|index| self.targets.get_mut(index));
+        target.with_context(|| format!("no path {path}"))
+    }
+
     fn again(&mut self) -> Result<()> {
         // What it said goes with it, and is wanted when the guest then finds something wrong.
         eprint!("{}", self.server.stderr());
-        self.server = spawn(&self.directory, &self.target, self.starts)?;
+        self.server = spawn(
+            &self.directory,
+            &self.targets[0],
+            self.tcp_port,
+            self.starts,
+        )?;
         self.starts += 1;
         Ok(())
     }
@@ -86,17 +110,20 @@ impl VhostUser {
             .write(true)
             .open(self.directory.join("disk.img"))?
             .set_len(mib << 20)?;
-        let mut rpc = Rpc::connect(&self.target.rpc_socket())?;
-        let bdevs = rpc.call("bdev_get_bdevs", json!({}))?;
-        let name = bdevs[0]["name"].as_str().context("no bdev")?.to_owned();
-        rpc.call("bdev_aio_rescan", json!({ "name": name }))?;
+        for target in &self.targets {
+            let mut rpc = Rpc::connect(&target.rpc_socket())?;
+            let bdevs = rpc.call("bdev_get_bdevs", json!({}))?;
+            let name = bdevs[0]["name"].as_str().context("no bdev")?.to_owned();
+            rpc.call("bdev_aio_rescan", json!({ "name": name }))?;
+        }
         Ok(())
     }
 
-    /// Whether both still run as they should.
+    /// Whether all of them still run as they should.
     pub fn check(&mut self) -> Result<()> {
         eprint!("{}", self.server.stderr());
-        if self.server.status()?.is_some() || !self.target.is_running() {
+        let targets_run = self.targets.iter_mut().all(Target::is_running);
+        if self.server.status()?.is_some() || !targets_run {
             bail!("a program has died: {}", self.server.tail());
         }
         Ok(())
@@ -107,11 +134,15 @@ fn socket(directory: &Path) -> PathBuf {
     directory.join("disk.sock")
 }
 
-fn spawn(directory: &Path, target: &Target, number: u32) -> Result<Process> {
+fn spawn(directory: &Path, target: &Target, tcp_port: u16, number: u32) -> Result<Process> {
     let mut command = Command::new(&Binaries::get()?.flexblk);
     command
         .args(["-v", "export", "vhost-user"])
         .args(target.address())
+        .args([
+            "--path",
+            &format!("nvme+tcp://127.0.0.1:{tcp_port}/{SUBNQN}"),
+        ])
         .arg("--socket")
         .arg(socket(directory))
         .args(["--queues", &QUEUES.to_string()])
