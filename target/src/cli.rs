@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use flexblk_nvme::Nqn;
+use flexblk_rpc::{RpcClient, RpcError};
 use flexblk_target::StartError;
 use flexblk_target::config::{
     AllowedHosts, Config, ConfigError, DEFAULT_SUBNQN, Digest, Discovery, Namespace, RpcSocket, Rx,
     Subsystem, TcpDigest, Tx, parse_cores, parse_listen, parse_nqn, size,
 };
-use flexblk_target::manage::{DEFAULT_RPC_SOCKET, client};
+use flexblk_target::manage::DEFAULT_RPC_SOCKET;
 use flexins::middleware::FaultConfig;
 use serde_json::{Value, json};
 
@@ -215,16 +216,17 @@ impl Apply {
             .map_err(|error| Failure::usage(format!("{}: {error}", self.file.display())))?;
         // Mistakes are told without a target.
         Config::from_toml(&text, &self.file).map_err(Failure::usage)?;
-        let ask = |dry_run: bool, epoch: Option<u64>| {
+        let failed = |error: RpcError| Failure {
+            kind: ExitKind::Runtime,
+            message: error.to_string(),
+        };
+        let mut target = RpcClient::connect(&self.rpc_socket).map_err(failed)?;
+        let mut ask = |dry_run: bool, epoch: Option<u64>| {
             let params = json!({
                 "toml": text, "path": self.file.display().to_string(), "dry_run": dry_run,
                 "epoch": epoch,
             });
-            let answer = client::call(&self.rpc_socket, "flexblk_apply", params);
-            answer.map_err(|message| Failure {
-                kind: ExitKind::Runtime,
-                message,
-            })
+            target.call("flexblk_apply", params).map_err(failed)
         };
         let plan = ask(true, None)?;
         let lines = |key: &str| -> Vec<String> {

@@ -11,7 +11,6 @@ pub mod nbd;
 pub mod ports;
 pub mod proc;
 pub mod process;
-pub mod rpc;
 pub mod setup;
 pub mod skip;
 pub mod spdk;

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use flexblk_rpc::RpcClient;
 use flexblk_tests::attachment::{Attachment, system, unavailable};
 use flexblk_tests::ports::free_udp_port;
 use flexblk_tests::process::{Process, eventually, find_program, run};
-use flexblk_tests::rpc::Rpc;
 use flexblk_tests::setup::Setup;
 use flexblk_tests::skip;
 use flexblk_tests::target::{SUBNQN, TargetOptions};
@@ -347,7 +347,7 @@ fn the_device_follows_the_size_of_the_namespace() -> Result<()> {
             .write(true)
             .open(&image)?
             .set_len(bytes)?;
-        let mut rpc = Rpc::connect(&target.rpc_socket())?;
+        let mut rpc = RpcClient::connect(&target.rpc_socket())?;
         rpc.call("bdev_uring_rescan", json!({ "name": "disk" }))?;
         eventually("the device has the new size", BOUND, || {
             size().is_ok_and(|now| now == bytes)

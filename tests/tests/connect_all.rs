@@ -5,9 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use flexblk_rpc::RpcClient;
 use flexblk_tests::attachment::unavailable;
 use flexblk_tests::process::{Finished, Process, eventually, run};
-use flexblk_tests::rpc::Rpc;
 use flexblk_tests::setup::Setup;
 use flexblk_tests::target::{Target, TargetOptions};
 use serde_json::json;
@@ -37,7 +37,7 @@ impl Offered<'_> {
 
     /// A subsystem with so many namespaces.
     fn add(&self, number: u32, namespaces: u32) -> Result<()> {
-        let mut rpc = Rpc::connect(&self.target.rpc_socket())?;
+        let mut rpc = RpcClient::connect(&self.target.rpc_socket())?;
         let nqn = self.nqn(number);
         for nsid in 1..=namespaces {
             let name = format!("disk-{number}-{nsid}");

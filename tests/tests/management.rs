@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use flexblk_initiator::{ConnectOptions, Controller, Host};
+use flexblk_rpc::RpcClient;
 use flexblk_tests::process::{Finished, Process, eventually, run};
-use flexblk_tests::rpc::Rpc;
 use flexblk_tests::setup::Setup;
 use flexblk_tests::skip;
 use flexblk_tests::target::{SUBNQN, Target, TargetOptions};
@@ -178,7 +178,7 @@ fn io_is_counted_by_host_and_namespace() -> Result<()> {
         ..TargetOptions::default()
     };
     let target = setup.target_with(options)?;
-    let mut rpc = Rpc::connect(&target.rpc_socket())?;
+    let mut rpc = RpcClient::connect(&target.rpc_socket())?;
     let memory = json!({ "name": "m", "block_size": 512, "num_blocks": 32768 });
     rpc.call("bdev_malloc_create", memory)?;
     let slow = json!({
@@ -310,7 +310,7 @@ fn requests_are_answered_while_io_saturates_the_core() -> Result<()> {
         load.arg("bench").args(target.address());
         load.args(["--iodepth", "64", "--time", "60s", "--cores", "1"]);
         let mut load = Process::spawn(&mut load, "load", setup.path())?;
-        let mut rpc = Rpc::connect(&target.rpc_socket())?;
+        let mut rpc = RpcClient::connect(&target.rpc_socket())?;
         let before = reads(&mut rpc)?;
         eventually("the load runs", Duration::from_secs(20), || {
             reads(&mut rpc).is_ok_and(|reads| reads > before + 1000)
@@ -348,14 +348,14 @@ fn requests_are_answered_while_io_saturates_the_core() -> Result<()> {
     Ok(())
 }
 
-fn reads(rpc: &mut Rpc) -> Result<u64> {
+fn reads(rpc: &mut RpcClient) -> Result<u64> {
     let stats = rpc.call("flexblk_get_stats", json!({}))?;
     stats["subsystems"][SUBNQN]["reads"]
         .as_u64()
         .context("reads")
 }
 
-fn p99_of_a_second(rpc: &mut Rpc) -> Result<Duration> {
+fn p99_of_a_second(rpc: &mut RpcClient) -> Result<Duration> {
     let mut times = Vec::new();
     let until = Instant::now() + Duration::from_secs(1);
     while Instant::now() < until {

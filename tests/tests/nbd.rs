@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use flexblk_rpc::RpcClient;
 use flexblk_tests::nbd::{NbdServer, RawClient};
 use flexblk_tests::proc::resident_bytes;
 use flexblk_tests::process::{Finished, Process, find_program, run};
-use flexblk_tests::rpc::Rpc;
 use flexblk_tests::setup::Setup;
 use flexblk_tests::skip;
 use serde_json::json;
@@ -520,7 +520,7 @@ fn a_namespace_that_grows() -> Result<()> {
         .write(true)
         .open(&image)?
         .set_len(32 << 20)?;
-    let mut rpc = Rpc::connect(&target.rpc_socket())?;
+    let mut rpc = RpcClient::connect(&target.rpc_socket())?;
     let devices = rpc.call("bdev_get_bdevs", json!({}))?;
     rpc.call("bdev_aio_rescan", json!({ "name": devices[0]["name"] }))?;
     retry(|| {

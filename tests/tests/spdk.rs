@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flexblk_rpc::RpcClient;
 use flexblk_tests::host::Host;
 use flexblk_tests::ports::free_tcp_port;
 use flexblk_tests::process::eventually;
-use flexblk_tests::rpc::Rpc;
 use flexblk_tests::setup::Setup;
 use flexblk_tests::spdk::{RPC_SOCKET, Spdk, free_huge_pages};
 use flexblk_tests::target::{SUBNQN, TargetOptions};
@@ -229,7 +229,7 @@ fn aer(bench: &Bench<'_>) -> Result<()> {
     let arguments = ["-r", &address, "-n", "2", "-t", ready_path];
     let mut host = bench.spdk.spawn("aer", &arguments, bench.directory)?;
     eventually("aer waits for events", LIMIT, || ready.exists())?;
-    let mut rpc = Rpc::connect(&bench.rpc)?;
+    let mut rpc = RpcClient::connect(&bench.rpc)?;
     let device = json!({ "name": "second", "num_blocks": 2048, "block_size": 512 });
     rpc.call("bdev_malloc_create", device)?;
     let namespace = json!({ "bdev_name": "second", "nsid": 2 });

@@ -8,10 +8,10 @@ use flexblk_initiator::{
     Command, ConnectOptions, Controller, Host, Nsid, QueuePair, QueuePairOptions, SharedMemory,
 };
 use flexblk_reactor::HugePages;
+use flexblk_rpc::RpcClient;
 use flexblk_tests::cable::{Cable, FAR, with_cable};
 use flexblk_tests::proc::{anonymous_bytes, descriptors};
 use flexblk_tests::process::eventually;
-use flexblk_tests::rpc::Rpc;
 use flexblk_tests::setup::Setup;
 use flexblk_tests::target::SUBNQN;
 use serde_json::json;
@@ -62,7 +62,7 @@ fn cut_off(cable: &Cable) -> Result<()> {
     let extra = format!("longest_silence_s = {}", SILENCE.as_secs());
     let far = cable.target(&setup, "ram:64M", &extra)?;
     let pid = far.process.id();
-    let mut rpc = Rpc::connect(&far.rpc_socket)?;
+    let mut rpc = RpcClient::connect(&far.rpc_socket)?;
     let mut controllers = || -> Result<usize> {
         let answer = rpc.call("nvmf_subsystem_get_controllers", json!({ "nqn": SUBNQN }))?;
         Ok(answer.as_array().context("a list")?.len())

@@ -6,7 +6,6 @@
 //! other than for its counters.
 
 mod apply;
-pub mod client;
 mod framing;
 mod http;
 mod jsonrpc;
@@ -26,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use flexblk_rpc::DEFAULT_SOCKET as DEFAULT_RPC_SOCKET;
 pub use log::{LogControl, LogLevel};
 pub use socket::SocketError;
 pub use state_file::StateError;
@@ -35,9 +35,6 @@ use methods::Context;
 use rpc::Rpc;
 use server::{Limits, Server};
 use socket::RpcSocket;
-
-/// Where the RPC socket is unless told otherwise.
-pub const DEFAULT_RPC_SOCKET: &str = "/var/tmp/flexblk.sock";
 
 /// RPC clients at a time; one more takes the place of the one that was idle for longest.
 const MAX_CLIENTS: usize = 1024;

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use flexblk_rpc::RpcClient;
 use serde_json::{Value, json};
 
 use super::network::{Network, OUTSIDE, OUTSIDE_2, TAP};
 use crate::binaries::Binaries;
-use crate::rpc::Rpc;
 use crate::target::{SUBNQN, Target, TargetOptions};
 
 /// Size of namespace 2, a file.
@@ -101,8 +101,8 @@ impl<'a> Outside<'a> {
         Ok(file.set_len(mib << 20)?)
     }
 
-    fn rpc(&mut self) -> Result<Rpc> {
-        Rpc::connect(&self.running()?.rpc_socket())
+    fn rpc(&mut self) -> Result<RpcClient> {
+        Ok(RpcClient::connect(&self.running()?.rpc_socket())?)
     }
 
     fn add(&mut self, nsid: u32, mib: u64) -> Result<()> {

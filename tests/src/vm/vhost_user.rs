@@ -6,12 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use flexblk_rpc::RpcClient;
 use serde_json::json;
 
 use crate::binaries::Binaries;
 use crate::ports::free_udp_port;
 use crate::process::{Process, eventually};
-use crate::rpc::Rpc;
 use crate::target::{SUBNQN, Target, TargetOptions};
 
 /// Queues of the disk: more than the guest has processors.
@@ -111,7 +111,7 @@ impl VhostUser {
             .open(self.directory.join("disk.img"))?
             .set_len(mib << 20)?;
         for target in &self.targets {
-            let mut rpc = Rpc::connect(&target.rpc_socket())?;
+            let mut rpc = RpcClient::connect(&target.rpc_socket())?;
             let bdevs = rpc.call("bdev_get_bdevs", json!({}))?;
             let name = bdevs[0]["name"].as_str().context("no bdev")?.to_owned();
             rpc.call("bdev_aio_rescan", json!({ "name": name }))?;
