@@ -104,6 +104,8 @@ impl AsyncEvent {
     pub const NAMESPACE_CHANGED: Self = Self::Notice(Notice::NamespaceAttributeChanged);
     /// Asymmetric Namespace Access Change.
     pub const ANA_CHANGED: Self = Self::Notice(Notice::AnaChange);
+    /// Telemetry Log Changed: controller-initiated data is available.
+    pub const TELEMETRY_CHANGED: Self = Self::Notice(Notice::TelemetryLogChanged);
     /// Reservation Log Page Available.
     pub const RESERVATION_LOG: Self = Self::IoCommandSet(IoCommandSetEvent::ReservationLog);
     /// Discovery Log Page Change.
@@ -204,6 +206,10 @@ mod tests {
         );
         assert_eq!(AsyncEvent::RESERVATION_LOG.result().to_dword(), 0x0080_0006);
         assert_eq!(AsyncEvent::ANA_CHANGED.result().to_dword(), 0x000C_0302);
+        assert_eq!(
+            AsyncEvent::TELEMETRY_CHANGED.result().to_dword(),
+            0x0008_0202
+        );
         assert_eq!(
             AsyncEvent::DISCOVERY_CHANGED.result().to_dword(),
             0x0070_F002

@@ -46,10 +46,13 @@ pub enum Kind {
     Error,
     /// A command took longer than the limit for slow ones; `value` is microseconds.
     SlowIo,
+    /// The peer has broken the protocol of an NVMe/TCP connection, which ends with it: `value` is the
+    /// Fatal Error Status (TCP 3.6.2.4), 0 when the peer is not told.
+    ProtocolError,
 }
 
 impl Kind {
-    const ALL: [(Self, &'static str); 13] = [
+    const ALL: [(Self, &'static str); 14] = [
         (Self::Connect, "connect"),
         (Self::ConnectQueue, "connect-queue"),
         (Self::ConnectRefused, "connect-refused"),
@@ -63,6 +66,7 @@ impl Kind {
         (Self::Abort, "abort"),
         (Self::Error, "error"),
         (Self::SlowIo, "slow-io"),
+        (Self::ProtocolError, "protocol-error"),
     ];
 
     fn from_raw(raw: u8) -> Option<Self> {
@@ -78,17 +82,25 @@ impl Kind {
         found.map_or("", |(_, name)| name)
     }
 
-    /// Is it of a single command? There are many of these, and they must not push the others out.
-    fn is_of_command(self) -> bool {
-        matches!(self, Self::Abort | Self::Error | Self::SlowIo)
+    /// Is it of a single command, or of whoever only connects? There may be many of these, and they must
+    /// not push the others out.
+    fn is_frequent(self) -> bool {
+        matches!(
+            self,
+            Self::Abort | Self::Error | Self::SlowIo | Self::ProtocolError
+        )
     }
 
-    /// Has a host lost its controller without having asked for it?
+    /// Has a host lost its controller or a connection without having asked for it?
     #[must_use]
     pub fn is_loss(self) -> bool {
         matches!(
             self,
-            Self::KeepAliveExpired | Self::Idle | Self::Silence | Self::NotAllowed
+            Self::KeepAliveExpired
+                | Self::Idle
+                | Self::Silence
+                | Self::NotAllowed
+                | Self::ProtocolError
         )
     }
 }
@@ -237,25 +249,25 @@ impl Ring {
     }
 }
 
-/// The rings of a thread: one for what happens to controllers, one for commands.
+/// The rings of a thread: one for what happens to controllers, one for what is frequent.
 #[derive(Debug, Default)]
 pub struct Recorder {
     controllers: Ring,
-    commands: Ring,
+    frequent: Ring,
 }
 
 impl Recorder {
     /// Notes an event. Only the thread whose recorder it is may.
     pub fn record(&self, event: Event) {
-        match event.kind.is_of_command() {
-            true => self.commands.write(event),
+        match event.kind.is_frequent() {
+            true => self.frequent.write(event),
             false => self.controllers.write(event),
         }
     }
 
     /// What is in the rings.
     pub fn read(&self) -> impl Iterator<Item = Event> {
-        self.controllers.read().chain(self.commands.read())
+        self.controllers.read().chain(self.frequent.read())
     }
 }
 
@@ -291,7 +303,7 @@ mod tests {
     proptest! {
         #[test]
         fn words_say_it_all(
-            (at_us, value, host) in any::<(u64, u64, u64)>(), kind in 1..=12_u8,
+            (at_us, value, host) in any::<(u64, u64, u64)>(), kind in 1..=Kind::ALL.len() as u8,
             (opcode, qid, cntlid, status, cid) in any::<(u8, u16, u16, u16, u16)>(),
             nsid in any::<u32>(), (ip, port) in any::<(u32, u16)>(),
         ) {

@@ -12,6 +12,8 @@ pub const MAX_REQUESTS: usize = 4;
 pub(super) enum Event {
     /// Notice 00h: the namespace list or a namespace's attributes changed; log page 04h.
     NamespaceChanged,
+    /// Notice 02h: there is something of the controller's own accord to tell; log page 08h.
+    TelemetryChanged,
     /// Notice 03h: the ANA log page changed; log page 0Ch.
     AnaChanged,
     /// I/O command specific 00h: the Reservation Notification log page has an entry; log page 80h.
@@ -21,8 +23,9 @@ pub(super) enum Event {
 }
 
 impl Event {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::NamespaceChanged,
+        Self::TelemetryChanged,
         Self::AnaChanged,
         Self::ReservationLog,
         Self::DiscoveryChanged,
@@ -33,6 +36,7 @@ impl Event {
     const fn enable_bit(self) -> u32 {
         match self {
             Self::NamespaceChanged => 1 << 8,
+            Self::TelemetryChanged => 1 << 10,
             Self::AnaChanged => 1 << 11,
             Self::ReservationLog => 0,
             Self::DiscoveryChanged => 1 << 31,
@@ -50,6 +54,7 @@ impl Event {
             Self::DiscoveryChanged => 2,
             Self::AnaChanged => 4,
             Self::ReservationLog => 8,
+            Self::TelemetryChanged => 16,
         }
     }
 }

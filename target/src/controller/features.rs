@@ -92,6 +92,7 @@ impl ReservationMasks {
 const IO_EVENTS: AsyncEventConfig = AsyncEventConfig::new()
     .with_critical_warnings(0xFF)
     .with_namespace_attribute(true)
+    .with_telemetry(true)
     .with_ana_change(true);
 const DISCOVERY_EVENTS: AsyncEventConfig = AsyncEventConfig::new().with_discovery_log(true);
 
@@ -150,9 +151,13 @@ impl Controller {
                     Kind::Io => IO_EVENTS,
                     Kind::Discovery => DISCOVERY_EVENTS,
                 };
+                let had_telemetry = AsyncEventConfig::from_bits(self.events.config()).telemetry();
                 // Hosts ask for what OAES does not list only by mistake; such bits stay 0.
                 self.events
                     .set_config(value.into_bits() & known.into_bits());
+                if value.telemetry() && !had_telemetry && self.has_lost(environment.recorders) {
+                    self.note_loss();
+                }
             }
             FeatureValue::KeepAlive(value) => {
                 // RDMA and TCP require Keep Alive: once it is on, the timer can be changed and not be

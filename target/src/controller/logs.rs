@@ -69,6 +69,7 @@ impl Controller {
                     self.events.clear(Event::NamespaceChanged);
                 }
                 LogPageId::Ana => self.events.clear(Event::AnaChanged),
+                LogPageId::TelemetryController => self.events.clear(Event::TelemetryChanged),
                 LogPageId::Reservation => {
                     // Base 5.1.12.1.32: what was read is gone; the next one is an event of its own.
                     self.reservations.log.pop_front();

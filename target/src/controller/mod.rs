@@ -353,6 +353,14 @@ impl Controller {
         self.events.raise(Event::ReservationLog);
     }
 
+    /// The host has lost a connection without having asked for it, which the controller-initiated
+    /// telemetry log tells.
+    pub fn note_loss(&mut self) {
+        if self.kind == Kind::Io {
+            self.events.raise(Event::TelemetryChanged);
+        }
+    }
+
     /// The discovery log changed.
     pub fn note_discovery_changed(&mut self) {
         if self.kind == Kind::Discovery {
@@ -391,6 +399,7 @@ impl Controller {
         let event = match event {
             Event::NamespaceChanged => AsyncEvent::NAMESPACE_CHANGED,
             Event::DiscoveryChanged => AsyncEvent::DISCOVERY_CHANGED,
+            Event::TelemetryChanged => AsyncEvent::TELEMETRY_CHANGED,
             Event::AnaChanged => AsyncEvent::ANA_CHANGED,
             Event::ReservationLog => AsyncEvent::RESERVATION_LOG,
         };

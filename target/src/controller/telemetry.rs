@@ -60,6 +60,13 @@ impl Controller {
         Ok(())
     }
 
+    /// Has the host lost a connection without having asked for it, as far as is still known?
+    pub(super) fn has_lost(&self, recorders: &[Recorder]) -> bool {
+        let own = self.association.host_tag;
+        let is_own_loss = |event: &Event| event.host == own && event.kind.is_loss();
+        !collect(recorders, is_own_loss).is_empty()
+    }
+
     /// The page of that identifier.
     pub(super) fn telemetry_page(&self, lid: LogPageId) -> Vec<u8> {
         let telemetry = &self.telemetry;
@@ -69,7 +76,8 @@ impl Controller {
         };
         let mut header = TelemetryHeader::new(lid.raw(), data.len());
         header.host_generation = telemetry.host_generation;
-        // There is something of the controller's own accord when it ended without having been asked.
+        // There is something of the controller's own accord when it, or one of its connections, ended
+        // without having been asked.
         header.controller_available = u8::from(telemetry.losses != 0);
         header.controller_generation = telemetry.losses;
         let mut page = header.bytes().to_vec();

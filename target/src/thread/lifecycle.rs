@@ -334,8 +334,10 @@ impl Core {
         let Some(queue) = self.queues.get_mut(key) else {
             return;
         };
+        let mut host = None;
         if let Role::Admin(admin) = &queue.role {
             let association = admin.controller.association();
+            host = Some(association.host_tag);
             self.parts
                 .record_controller(kind_of(reason), association, queue.peer);
             let reason = match reason {
@@ -351,6 +353,9 @@ impl Core {
             tracing::warn!(cntlid = %association.cntlid, host = association.hostnqn.as_str(), peer = %queue.peer, reason, "controller closed");
         }
         self.parts.to_close.push_back(key);
+        if let Some(host) = host {
+            self.tell_of_loss(host);
+        }
     }
 
     /// Closes every queue, and takes no more.

@@ -76,6 +76,8 @@ pub(crate) enum Mail {
         /// Whom what.
         notices: Arc<[(HostId, Notice)]>,
     },
+    /// The host with that tag in the flight recorder has lost a connection.
+    Loss(u64),
     /// Abort the commands of preempted hosts.
     Purge(Purge),
     /// Answer to [`Mail::Purge`].

@@ -443,6 +443,7 @@ impl Core {
                 nsid,
                 notices,
             } => self.tell_hosts(subsystem, nsid, &notices),
+            Mail::Loss(host) => self.note_loss(host),
             Mail::Purge(purge) => self.begin_purge(engine, purge),
             Mail::Purged(id) => self.purged(engine, id),
             // The loop's own.
@@ -544,6 +545,29 @@ impl Core {
                 }
             }
             self.parts.after_admin(queue);
+        }
+    }
+
+    /// A host has lost a connection without having asked for it: its controllers, of all threads, are
+    /// told.
+    pub(super) fn tell_of_loss(&mut self, host: u64) {
+        for thread in 0..self.parts.shared.recorders.len() {
+            if thread != self.parts.id {
+                self.outbox.push_back((thread, Mail::Loss(host)));
+            }
+        }
+        self.note_loss(host);
+    }
+
+    fn note_loss(&mut self, host: u64) {
+        for queue in self.queues.iter_mut() {
+            if let Role::Admin(admin) = &mut queue.role
+                && admin.controller.association().host_tag == host
+                && admin.controller.association().is_ready()
+            {
+                admin.controller.note_loss();
+                self.parts.after_admin(queue);
+            }
         }
     }
 

@@ -157,3 +157,38 @@ fn telemetry() {
     let next = header(&data(get(&mut controller, host, CREATE, 0, 512)));
     assert_eq!((next.host_generation, next.controller_available), (2, 1));
 }
+
+/// Base 5.1.2.1, Telemetry Log Changed: a host that asks for it is told that there is controller-initiated
+/// data, also when that is older than its controller; reading the page makes room for the next event.
+#[test]
+fn telemetry_is_announced() {
+    let world = World::new();
+    let mut controller = world.ready();
+    let own = controller.association().host_tag;
+    let peer = ([192, 0, 2, 7], 1234).into();
+    let config = |on: bool| {
+        let value = AsyncEventConfig::new().with_telemetry(on);
+        SetFeatures::new(FeatureValue::AsyncEventConfig(value)).emit(Cid::new(1), &Sgl::NONE)
+    };
+    for cid in [7, 8] {
+        let request = AsyncEventRequest.emit(Cid::new(cid), &Sgl::NONE);
+        assert_eq!(world.send(&mut controller, request), Reply::Later);
+    }
+    assert_eq!(world.send(&mut controller, config(true)), done(0));
+    assert_eq!(controller.poll_event(), None, "nothing was lost");
+    controller.note_loss();
+    let event = AsyncEvent::TELEMETRY_CHANGED.result().to_dword();
+    assert_eq!(controller.poll_event(), Some((Cid::new(7), event)));
+    controller.note_loss();
+    assert_eq!(controller.poll_event(), None, "not read yet");
+    let page = LogPageId::TelemetryController;
+    data(world.log(&mut controller, page, 0, 512));
+
+    world.recorders[0].record(recorder::Event {
+        host: own,
+        ..recorder::Event::new(recorder::Kind::ProtocolError, peer)
+    });
+    assert_eq!(world.send(&mut controller, config(false)), done(0));
+    assert_eq!(world.send(&mut controller, config(true)), done(0));
+    assert_eq!(controller.poll_event(), Some((Cid::new(8), event)));
+}

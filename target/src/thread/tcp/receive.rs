@@ -16,8 +16,10 @@ use super::table::{ConnKey, Expect, Operation, Receiver, State};
 use super::{IN_CAPSULE_BYTES, MAX_H2C_DATA_BYTES};
 use crate::directory::Announced;
 use crate::queue::ADMIN_ENTRIES;
+use crate::recorder::{self, Kind};
 use crate::thread::parts::Parts;
-use crate::thread::queue::{Fabric, Place, Queue, Slot, Stage, What, queue_bytes, slots_for};
+use crate::thread::queue::{Fabric, Place, Queue, Role, Slot, Stage, What, queue_bytes, slots_for};
+use crate::thread::record::event_of;
 use crate::thread::{CONNECT_TIMEOUT, Core};
 
 /// Payload still to come from which on it is received straight to where it belongs: below, a copy
@@ -277,13 +279,7 @@ impl Core {
             let event = match receiver.stream.next(&mut input) {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
-                Err(error) => {
-                    let now = self.parts.now;
-                    self.parts
-                        .tcp
-                        .protocol_error(index, &receiver.stream, error, now);
-                    return Err(Stop::Ended);
-                }
+                Err(error) => return self.fail(index, receiver, error),
             };
             let done = match event {
                 Event::Pdu(pdu) => self.pdu(engine, index, receiver, pdu),
@@ -372,8 +368,27 @@ impl Core {
         }
     }
 
+    /// The peer has broken the protocol: that is written down, and the connection ends.
+    #[cold]
     fn fail(&mut self, index: u32, receiver: &Receiver, error: Error) -> Result<(), Stop> {
         let now = self.parts.now;
+        if let Some(connection) = self.parts.tcp.at(index) {
+            let (peer, queue) = (connection.peer, connection.queue);
+            let queue = queue.and_then(|queue| self.queues.get_mut(queue));
+            let mut event = match queue.as_ref().map(|queue| &queue.role) {
+                Some(Role::Io(io)) => event_of(Kind::ProtocolError, &io.association, io.qid, peer),
+                Some(Role::Admin(admin)) => {
+                    let association = admin.controller.association();
+                    event_of(Kind::ProtocolError, association, Qid::ADMIN, peer)
+                }
+                _ => recorder::Event::new(Kind::ProtocolError, peer),
+            };
+            event.value = error.status().map_or(0, |(fes, _)| fes.raw().into());
+            self.parts.record(event);
+            if event.host != 0 {
+                self.tell_of_loss(event.host);
+            }
+        }
         self.parts
             .tcp
             .protocol_error(index, &receiver.stream, error, now);
