@@ -185,7 +185,25 @@ fn administrators_see_what_is() -> Result<()> {
         (&id["nn"], &id["fuses"], &id["ocfs"]),
         (&1024.into(), &1.into(), &5.into())
     );
+    // Everything that nvme-cli has.
+    for key in [
+        "rtd3r", "fguid", "wctemp", "sanicap", "domainid", "maxdna", "icsvscc",
+    ] {
+        assert!(id.get(key).is_some(), "{key} in {id:#}");
+    }
+    let states = id["psds"].as_array().context("power states")?;
+    assert_eq!(
+        Some(states.len() as u64),
+        id["npss"].as_u64().map(|npss| npss + 1)
+    );
+    let text = setup.flexblk_at(&target, "id-ctrl", &[])?.success()?.stdout;
+    let version = id["ver"].as_u64().context("ver")?;
+    assert!(
+        text.contains(&format!("\nver       : {version:#x}\n")),
+        "{text}"
+    );
     let id = json("id-ns", &[])?;
+    assert_eq!(id["nulbaf"], 0);
     assert_eq!(
         (&id["nsze"], &id["lbafs"][0]["ds"]),
         (&4096.into(), &12.into())

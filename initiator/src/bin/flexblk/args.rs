@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{attach, export, nvme_args, size};
+use crate::{attach, export, nvme_args, size, top};
 
 /// Remote block devices over FlexiNS and NVMe/TCP.
 #[derive(Parser, Debug)]
@@ -93,6 +93,13 @@ Examples:
     SmartLog(nvme_args::Inspect),
     /// Error Information log.
     ErrorLog(nvme_args::ErrorLog),
+    /// Telemetry log: what a target of ours has recorded about this host.
+    #[command(after_help = "\
+Examples:
+  flexblk telemetry-log URI
+  flexblk telemetry-log URI --controller-init -o json
+  flexblk telemetry-log URI --output-file telemetry.bin --data-area 3")]
+    TelemetryLog(nvme_args::TelemetryLog),
     /// Asymmetric Namespace Access log.
     AnaLog(nvme_args::Inspect),
     /// Register, replace or remove this host's reservation key.
@@ -125,6 +132,13 @@ Example, two ranges of 256 blocks:
     WriteUncor(nvme_args::Blocks),
     /// Copy blocks within the controller (`nvme copy`).
     NvmeCopy(nvme_args::NvmeCopy),
+    /// Show what hosts do on a target of this machine, as it happens.
+    #[command(after_help = "\
+Examples:
+  flexblk top
+  flexblk top --once --json | jq '.io[0]'
+  flexblk top --rpc-socket /run/flexblk-target/rpc.sock --interval 500ms --sort latency")]
+    Top(top::Top),
     /// systemd.generator(7) for the configuration file of `attach`.
     #[command(hide = true)]
     SystemdGenerator(attach::Generator),

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use flexblk_initiator::{Error, IoError, LostReason};
+use flexblk_rpc::RpcError;
 
 /// Shown by `flexblk --help`.
 pub(crate) const HELP: &str = "\
@@ -82,6 +83,12 @@ pub(crate) fn number_of(error: &anyhow::Error) -> u8 {
         }
         if let Some(error) = cause.downcast_ref::<IoError>() {
             return of_io(error);
+        }
+        if let Some(error) = cause.downcast_ref::<RpcError>() {
+            return match error {
+                RpcError::Refused { .. } => 1,
+                _ => 3,
+            };
         }
     }
     1

@@ -1,9 +1,7 @@
-//! `flexblk list`, `id-ctrl`, `id-ns` and the log pages.
+//! `flexblk list` and the log pages.
 
 use anyhow::{Context, Result, anyhow};
 use flexblk_initiator::{Controller, LogPageId, Nsid, SubsystemType, TrType, TransportType};
-use flexblk_nvme::command::admin::Cns;
-use flexblk_nvme::identify;
 use flexblk_nvme::log::{ErrorEntry, Smart, ana};
 use flexblk_nvme::text::trim_ascii;
 use serde_json::{Map, Value, json};
@@ -15,7 +13,8 @@ use crate::size::human;
 /// Longest ANA log page: 128 groups and 1024 namespaces, and then some.
 const ANA_BYTES: u32 = 16 << 10;
 
-fn controller(args: &Inspect) -> Result<Controller> {
+/// The controller that an administrator asks about.
+pub(crate) fn controller(args: &Inspect) -> Result<Controller> {
     let options = connect::options(&args.address, &args.connection, false)?;
     Ok(Controller::connect(&options)?)
 }
@@ -50,131 +49,11 @@ fn print(value: &Value, format: OutputFormat) {
 }
 
 /// A 128-bit number: JSON has no room for it beyond 64 bits.
-fn wide(value: u128) -> Value {
+pub(crate) fn wide(value: u128) -> Value {
     match u64::try_from(value) {
         Ok(value) => value.into(),
         Err(_) => value.to_string().into(),
     }
-}
-
-pub(crate) fn id_ctrl(args: &Inspect) -> Result<()> {
-    let controller = controller(args)?;
-    let bytes = controller.identify_structure(Cns::Controller, Nsid::NONE)?;
-    let id = identify::Controller::view(&bytes).context("Identify Controller is cut off")?;
-    let fields: Vec<(&str, Value)> = vec![
-        ("vid", json!(id.vid.get())),
-        ("ssvid", json!(id.ssvid.get())),
-        ("sn", json!(trim_ascii(&id.sn))),
-        ("mn", json!(trim_ascii(&id.mn))),
-        ("fr", json!(trim_ascii(&id.fr))),
-        ("rab", json!(id.rab)),
-        ("cmic", json!(id.cmic)),
-        ("mdts", json!(id.mdts)),
-        ("cntlid", json!(id.cntlid.get())),
-        ("ver", json!(id.ver.get())),
-        ("oaes", json!(id.oaes.get())),
-        ("ctratt", json!(id.ctratt.get())),
-        ("cntrltype", json!(id.cntrltype)),
-        ("crdt1", json!(id.crdt1.get())),
-        ("crdt2", json!(id.crdt2.get())),
-        ("crdt3", json!(id.crdt3.get())),
-        ("oacs", json!(id.oacs.get())),
-        ("acl", json!(id.acl)),
-        ("aerl", json!(id.aerl)),
-        ("frmw", json!(id.frmw)),
-        ("lpa", json!(id.lpa)),
-        ("elpe", json!(id.elpe)),
-        ("npss", json!(id.npss)),
-        ("tnvmcap", json!(wide(id.tnvmcap.get()))),
-        ("unvmcap", json!(wide(id.unvmcap.get()))),
-        ("kas", json!(id.kas.get())),
-        ("anatt", json!(id.anatt)),
-        ("anacap", json!(id.anacap)),
-        ("anagrpmax", json!(id.anagrpmax.get())),
-        ("nanagrpid", json!(id.nanagrpid.get())),
-        ("sqes", json!(id.sqes)),
-        ("cqes", json!(id.cqes)),
-        ("maxcmd", json!(id.maxcmd.get())),
-        ("nn", json!(id.nn.get())),
-        ("oncs", json!(id.oncs.get())),
-        ("fuses", json!(id.fuses.get())),
-        ("fna", json!(id.fna)),
-        ("vwc", json!(id.vwc)),
-        ("awun", json!(id.awun.get())),
-        ("awupf", json!(id.awupf.get())),
-        ("nwpc", json!(id.nwpc)),
-        ("acwu", json!(id.acwu.get())),
-        ("ocfs", json!(id.cdfs.get())),
-        ("sgls", json!(id.sgls.get())),
-        ("mnan", json!(id.mnan.get())),
-        ("subnqn", json!(trim_ascii(&id.subnqn))),
-        ("ioccsz", json!(id.ioccsz.get())),
-        ("iorcsz", json!(id.iorcsz.get())),
-        ("icdoff", json!(id.icdoff.get())),
-        ("fcatt", json!(id.fcatt)),
-        ("msdbd", json!(id.msdbd)),
-        ("ofcs", json!(id.ofcs.get())),
-    ];
-    let value = Value::Object(
-        fields
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect(),
-    );
-    print(&value, args.output_format);
-    Ok(())
-}
-
-pub(crate) fn id_ns(args: &Inspect) -> Result<()> {
-    let controller = controller(args)?;
-    let nsid = controller.options().target.nsid.unwrap_or(Nsid::new(1));
-    controller.namespace(nsid)?;
-    let bytes = controller.identify_structure(Cns::Namespace, nsid)?;
-    let id = identify::Namespace::view(&bytes).context("Identify Namespace is cut off")?;
-    let formats = id.lbaf.iter().take(usize::from(id.nlbaf) + 1);
-    let formats: Vec<Value> = formats
-        .map(|format| {
-            let format = format.get();
-            json!({ "ms": format & 0xFFFF, "ds": format >> 16 & 0xFF, "rp": format >> 24 & 3 })
-        })
-        .collect();
-    let value = json!({
-        "nsze": id.nsze.get(),
-        "ncap": id.ncap.get(),
-        "nuse": id.nuse.get(),
-        "nsfeat": id.nsfeat,
-        "nlbaf": id.nlbaf,
-        "flbas": id.flbas,
-        "mc": id.mc,
-        "dpc": id.dpc,
-        "dps": id.dps,
-        "nmic": id.nmic,
-        "rescap": id.rescap,
-        "fpi": id.fpi,
-        "dlfeat": id.dlfeat,
-        "nawun": id.nawun.get(),
-        "nawupf": id.nawupf.get(),
-        "nacwu": id.nacwu.get(),
-        "noiob": id.noiob.get(),
-        "nvmcap": wide(id.nvmcap.get()),
-        "npwg": id.npwg.get(),
-        "npwa": id.npwa.get(),
-        "npdg": id.npdg.get(),
-        "npda": id.npda.get(),
-        "nows": id.nows.get(),
-        "mssrl": id.mssrl.get(),
-        "mcl": id.mcl.get(),
-        "msrc": id.msrc,
-        "anagrpid": id.anagrpid.get(),
-        "nsattr": id.nsattr,
-        "nvmsetid": id.nvmsetid.get(),
-        "endgid": id.endgid.get(),
-        "nguid": hex(&id.nguid),
-        "eui64": hex(&id.eui64),
-        "lbafs": formats,
-    });
-    print(&value, args.output_format);
-    Ok(())
 }
 
 pub(crate) fn smart_log(args: &Inspect) -> Result<()> {
@@ -352,8 +231,4 @@ pub(crate) fn list(args: &List) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -10,6 +10,7 @@ mod counters;
 mod discover;
 mod exit;
 mod export;
+mod identify;
 mod info;
 mod inspect;
 mod nvme_args;
@@ -18,6 +19,8 @@ mod pipeline;
 mod registers;
 mod reserve;
 mod size;
+mod telemetry;
+mod top;
 mod ublk;
 mod version;
 mod vhost_user;
@@ -61,10 +64,11 @@ fn run(command: &Action) -> anyhow::Result<()> {
         Action::Export(args) => export::export(args),
         Action::List(args) if args.address.is_empty() => attach::list(args.output_format),
         Action::List(args) => inspect::list(args),
-        Action::IdCtrl(args) => inspect::id_ctrl(args),
-        Action::IdNs(args) => inspect::id_ns(args),
+        Action::IdCtrl(args) => identify::id_ctrl(args),
+        Action::IdNs(args) => identify::id_ns(args),
         Action::SmartLog(args) => inspect::smart_log(args),
         Action::ErrorLog(args) => inspect::error_log(args),
+        Action::TelemetryLog(args) => telemetry::telemetry_log(args),
         Action::AnaLog(args) => inspect::ana_log(args),
         Action::ResvRegister(args) => reserve::register(args),
         Action::ResvAcquire(args) => reserve::acquire(args),
@@ -78,6 +82,7 @@ fn run(command: &Action) -> anyhow::Result<()> {
         Action::Verify(args) => blocks::verify(args),
         Action::WriteUncor(args) => blocks::write_uncor(args),
         Action::NvmeCopy(args) => blocks::nvme_copy(args),
+        Action::Top(args) => top::top(args),
         Action::Completions { shell } => {
             clap_complete::generate(
                 *shell,

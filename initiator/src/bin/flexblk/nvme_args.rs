@@ -49,6 +49,31 @@ pub(crate) struct ErrorLog {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct TelemetryLog {
+    #[command(flatten)]
+    pub(crate) inspect: Inspect,
+    /// Write the log page here as it is, and print nothing.
+    #[arg(short = 'O', long, value_name = "FILE")]
+    pub(crate) output_file: Option<PathBuf>,
+    /// Host-initiated: 1 has the controller capture its state anew, 0 reads what was captured before.
+    #[arg(long, value_name = "0|1", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    pub(crate) host_generate: u8,
+    /// Controller-initiated: what the controller has captured of its own accord.
+    #[arg(short = 'c', long)]
+    pub(crate) controller_init: bool,
+    /// Read up to the end of this data area.
+    #[arg(short = 'd', long, value_name = "AREA", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=4))]
+    pub(crate) data_area: u8,
+}
+
+impl TelemetryLog {
+    /// Is the controller to capture its state?
+    pub(crate) fn creates(&self) -> bool {
+        self.host_generate == 1 && !self.controller_init
+    }
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct ResvRegister {
     #[command(flatten)]
     pub(crate) address: Address,
