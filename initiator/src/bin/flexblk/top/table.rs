@@ -56,7 +56,9 @@ pub(super) fn screen(
     if lines.len() > room {
         let hidden = lines.len() - room + 1;
         lines.truncate(room.saturating_sub(1));
-        lines.push(format!("... and {hidden} more lines"));
+        if room > 0 {
+            lines.push(format!("... and {hidden} more lines"));
+        }
     }
     lines.push(match note.is_empty() {
         true => keys.to_owned(),
