@@ -111,19 +111,23 @@ fn top_on_a_terminal() -> Result<()> {
         target.rpc_socket().display()
     );
     // Keys after a second, in which it has drawn several times.
-    let typed = |keys: &str, term: &str| -> Result<String> {
-        let line = format!("(sleep 1; printf {keys}; sleep 2) | \"$0\" -qec \"$1\" /dev/null");
+    let typed = |keys: &[&str], term: &str| -> Result<String> {
+        let keys: Vec<String> = keys
+            .iter()
+            .map(|key| format!("sleep 1; printf '{key}'"))
+            .collect();
+        let line = format!(
+            "({}; sleep 2) | \"$0\" -qec \"$1\" /dev/null",
+            keys.join(";")
+        );
         let mut shell = Command::new("sh");
-        shell
-            .args(["-c", &line])
-            .arg(&script)
-            .arg(&command)
-            .env("TERM", term);
-        Ok(run(&mut shell, Duration::from_secs(30))?.success()?.stdout)
+        shell.args(["-c", &line]).arg(&script).arg(&command);
+        shell.env("TERM", term);
+        Ok(run(&mut shell, Duration::from_secs(30))?.stdout)
     };
     const ENTER: &str = "\u{1b}[?1049h";
     const LEAVE: &str = "\u{1b}[?1049l";
-    let screen = typed("bq", "xterm")?;
+    let screen = typed(&["b", "q"], "xterm")?;
     let (_, drawn) = screen.split_once(ENTER).context("a screen of its own")?;
     let (drawn, after) = drawn.split_once(LEAVE).context("and back")?;
     assert!(
@@ -135,7 +139,7 @@ fn top_on_a_terminal() -> Result<()> {
         "{after}"
     );
 
-    let dumb = typed("'\\003'", "dumb")?;
+    let dumb = typed(&["\\003"], "dumb")?;
     assert!(!dumb.contains('\u{1b}'), "{dumb}");
     assert!(dumb.matches("data-0").count() >= 2, "{dumb}");
     Ok(())

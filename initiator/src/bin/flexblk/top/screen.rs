@@ -99,14 +99,37 @@ impl Drop for Screen {
     }
 }
 
-/// Raw mode gives Ctrl-C as a byte; no byte at all is the end of the terminal.
+/// Raw mode gives Ctrl-C as a byte; no byte at all is the end of the terminal. Several keys may have
+/// come at once, and the last order holds.
 fn meaning(typed: &[u8]) -> Key {
     const CTRL_C: u8 = 3;
-    match typed {
-        [] | [b'q' | b'Q' | CTRL_C, ..] => Key::Quit,
-        [b'i', ..] => Key::Sort(Sort::Iops),
-        [b'b', ..] => Key::Sort(Sort::Bandwidth),
-        [b'l', ..] => Key::Sort(Sort::Latency),
+    const ESCAPE: u8 = 27;
+    let key = |byte: &u8| match byte {
+        b'q' | b'Q' | &CTRL_C => Key::Quit,
+        b'i' => Key::Sort(Sort::Iops),
+        b'b' => Key::Sort(Sort::Bandwidth),
+        b'l' => Key::Sort(Sort::Latency),
         _ => Key::Other,
+    };
+    match typed {
+        [] => Key::Quit,
+        // An arrow or a function key.
+        [ESCAPE, ..] => Key::Other,
+        typed if typed.iter().any(|byte| key(byte) == Key::Quit) => Key::Quit,
+        [.., last] => key(last),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_may_come_together() {
+        assert_eq!(meaning(b""), Key::Quit);
+        assert_eq!(meaning(b"bq"), Key::Quit);
+        assert_eq!(meaning(b"ib"), Key::Sort(Sort::Bandwidth));
+        assert_eq!(meaning(&[3]), Key::Quit);
+        assert_eq!(meaning(b"\x1b[B"), Key::Other);
     }
 }
