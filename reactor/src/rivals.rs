@@ -2,16 +2,17 @@
 //!
 //! To the scheduler a thread that spins is a thread with work, and it keeps those that have some from running: the very
 //! program whose I/O it serves, when both share a core. So a spinning thread offers its core now and then
-//! (`sched_yield`). When somebody took it, spinning does harm: the thread sleeps for some time wherever it would have
-//! spun, and then tries again.
+//! (`sched_yield`). When somebody takes it twice in a row (once may be the kernel, for a moment), spinning does harm: the
+//! thread sleeps for some time wherever it would have spun, and then tries again.
+#![allow(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
-/// Between two offers, and before the first. An offer that nobody takes costs some 0.2 us.
+/// Between two offers, and before the first. An offer that nobody takes costs some 0.3 us.
 const OFFER_EVERY: Duration = Duration::from_micros(20);
-/// An offer that takes longer was taken: two switches of context do, a system call does not.
-const TAKEN_FROM: Duration = Duration::from_micros(2);
-/// How long nothing is offered after one that was taken; doubled each time that the next is taken, too.
+/// So many offers in a row are taken before we believe it.
+const TAKEN_OFFERS: u32 = 2;
+/// How long nothing is offered then; doubled each time that it turns out to be so again.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 
@@ -19,6 +20,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 #[derive(Debug)]
 pub(crate) struct Rivals {
     last_offer: Instant,
+    /// Offers in a row that were taken.
+    taken: u32,
     here_until: Instant,
     pause: Duration,
 }
@@ -27,6 +30,7 @@ impl Rivals {
     pub(crate) fn new(now: Instant) -> Rivals {
         Rivals {
             last_offer: now,
+            taken: 0,
             here_until: now,
             pause: SHORTEST_PAUSE,
         }
@@ -44,44 +48,56 @@ impl Rivals {
         now >= since.max(self.last_offer) + OFFER_EVERY
     }
 
-    /// Offers the core; true when somebody took it.
+    /// Offers the core; true when others are there who want it.
     pub(crate) fn offer(&mut self) -> bool {
-        let before = Instant::now();
+        let before = switches();
         std::thread::yield_now();
-        let now = Instant::now();
-        self.note(before, now)
+        let taken = switches() != before;
+        self.note(taken, Instant::now())
     }
 
-    /// An offer was made at `before` and is over at `now`.
-    fn note(&mut self, before: Instant, now: Instant) -> bool {
+    /// An offer is over at `now`.
+    fn note(&mut self, taken: bool, now: Instant) -> bool {
         self.last_offer = now;
-        let taken = now.saturating_duration_since(before) >= TAKEN_FROM;
-        if taken {
-            self.here_until = now + self.pause;
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        } else {
+        if !taken {
+            self.taken = 0;
             self.pause = SHORTEST_PAUSE;
+            return false;
         }
-        taken
+        self.taken += 1;
+        if self.taken < TAKEN_OFFERS {
+            return false;
+        }
+        self.taken = 0;
+        self.here_until = now + self.pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        true
     }
+}
+
+/// How often another thread has got the core from this one, which did not sleep (getrusage(2), `ru_nivcsw`).
+fn switches() -> i64 {
+    // SAFETY: all zeroes is valid for this C structure, which the kernel fills.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure lives across the call. It fails for no valid arguments.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    usage.ru_nivcsw
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LONG: Duration = Duration::from_micros(100);
-    const SHORT: Duration = Duration::from_nanos(300);
-
     #[test]
-    fn an_offer_that_is_taken_stops_spinning_for_longer_each_time() {
+    fn offers_that_are_taken_stop_spinning_for_longer_each_time() {
         let mut now = Instant::now();
         let mut rivals = Rivals::new(now);
         assert!(!rivals.are_here(now));
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            assert!(rivals.note(now, now + LONG));
-            now += LONG;
+            assert!(!rivals.note(true, now), "once is nothing");
+            assert!(!rivals.are_here(now));
+            assert!(rivals.note(true, now));
             assert!(rivals.are_here(now));
             pauses.push(rivals.here_until - now);
             now = rivals.here_until;
@@ -93,12 +109,17 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_that_nobody_takes_changes_nothing() {
+    fn offers_that_nobody_takes_change_nothing() {
         let now = Instant::now();
         let mut rivals = Rivals::new(now);
-        assert!(!rivals.note(now, now + SHORT));
-        assert!(!rivals.are_here(now + SHORT));
-        assert!(!rivals.offer_is_due(now, now + SHORT + OFFER_EVERY / 2));
-        assert!(rivals.offer_is_due(now, now + SHORT + OFFER_EVERY));
+        assert!(!rivals.note(false, now));
+        assert!(!rivals.are_here(now));
+        assert!(!rivals.offer_is_due(now, now + OFFER_EVERY / 2));
+        assert!(rivals.offer_is_due(now, now + OFFER_EVERY));
+        for _ in 0..10 {
+            assert!(!rivals.note(true, now), "not in a row");
+            assert!(!rivals.note(false, now));
+        }
+        assert!(!rivals.are_here(now));
     }
 }
