@@ -1,6 +1,7 @@
 //! The daemon `flexblk-target`: flags, signals, exit codes. Everything else is in the library.
 
 mod cli;
+mod log;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -13,7 +14,7 @@ use clap::Parser;
 use flexblk_target::Target;
 use flexblk_target::config::RpcSocket;
 use flexblk_target::manage::{
-    DEFAULT_RPC_SOCKET, LogControl, LogLevel, Management, ManagementError, Options,
+    DEFAULT_RPC_SOCKET, LogControl, Management, ManagementError, Options,
 };
 use flexblk_target::stats::TargetStats;
 use sd_notify::NotifyState;
@@ -27,7 +28,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let log = init_log(&args);
+    let log = log::init(&args);
     let result = match &args.command {
         Some(Command::Apply(apply)) => apply.run(),
         Some(Command::Manuals { directory }) => cli::write_manuals(directory),
@@ -40,27 +41,6 @@ fn main() -> ExitCode {
             ExitCode::from(failure.kind as u8)
         }
     }
-}
-
-fn init_log(args: &Args) -> Arc<LogControl> {
-    use tracing_subscriber::EnvFilter;
-    let (level, fallback) = match args.verbose {
-        true => (LogLevel::Debug, "debug"),
-        false => (LogLevel::Info, "info"),
-    };
-    let filter =
-        EnvFilter::try_from_env("FLEXBLK_LOG").unwrap_or_else(|_| EnvFilter::new(fallback));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_filter_reloading();
-    let handle = builder.reload_handle();
-    builder.init();
-    Arc::new(LogControl::new(level, move |filter| {
-        let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
-        handle.reload(filter).map_err(|error| error.to_string())
-    }))
 }
 
 fn serve(args: &Args, log: Arc<LogControl>) -> Result<(), Failure> {

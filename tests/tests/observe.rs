@@ -1,13 +1,16 @@
-//! Looking at a target that works: `flexblk top`, `flexblk telemetry-log`.
+//! Looking at a target that works: `flexblk top`, `flexblk telemetry-log`, the journal.
 
+use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use flexblk_tests::process::{Finished, Process, find_program, run};
+use flexblk_tests::ports::free_udp_port;
+use flexblk_tests::process::{Finished, Process, eventually, find_program, is_root, run};
 use flexblk_tests::setup::Setup;
 use flexblk_tests::skip;
 use flexblk_tests::target::{SUBNQN, Target};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const HOST: &str = "nqn.2026-11.dev.flexblk:busy-host";
@@ -204,5 +207,52 @@ fn a_host_reads_its_part_of_the_flight_recorder() -> Result<()> {
         (&8.into(), &0.into())
     );
     assert_eq!(log(&["--data-area", "5"])?.code, Some(2));
+    Ok(())
+}
+
+/// With systemd's journal behind standard error, what is logged goes there with priorities and fields, and is not
+/// printed, too.
+#[test]
+fn the_journal_gets_fields() -> Result<()> {
+    if !is_root() || find_program("unshare").is_err() {
+        skip::note(
+            "the_journal_gets_fields",
+            "a mount namespace needs root and unshare",
+        );
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let journal = UnixDatagram::bind(setup.path().join("socket"))?;
+    journal.set_read_timeout(Some(Duration::from_secs(20)))?;
+    // A /run of its own, where our socket is the journal's.
+    let script = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
+                  mount --bind \"$1\" /run/systemd/journal && exec 2>\"$1/stderr\" && \
+                  JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) && export JOURNAL_STREAM && \
+                  exec \"$2\" --rpc-socket off --bdev ram:1M --udp-port \"$3\"";
+    let mut shell = Command::new(find_program("unshare")?);
+    shell.args(["--mount", "sh", "-c", script, "sh"]);
+    shell.arg(setup.path()).arg(&setup.binaries().target);
+    shell.arg(free_udp_port()?.to_string());
+    let mut target = Process::spawn(&mut shell, "journal", setup.path())?;
+    let printed = || std::fs::read_to_string(setup.path().join("stderr")).unwrap_or_default();
+    eventually("it serves", Duration::from_secs(20), || {
+        target.stdout().contains("ready: ")
+    })
+    .with_context(printed)?;
+    // What it logs at its end has a field.
+    target.signal(Signal::TERM)?;
+    let mut bytes = vec![0; 64 << 10];
+    let entry = loop {
+        let len = journal.recv(&mut bytes).with_context(printed)?;
+        let entry = String::from_utf8_lossy(bytes.get(..len).unwrap_or_default());
+        if entry.contains("closing") {
+            break entry.into_owned();
+        }
+    };
+    assert!(target.wait(Duration::from_secs(20))?.success());
+    assert!(entry.contains("PRIORITY"), "{entry}");
+    assert!(entry.contains("SYSLOG_IDENTIFIER"), "{entry}");
+    assert!(entry.contains("FLEXBLK_SIGNAL"), "{entry}");
+    assert!(!printed().contains("closing"), "{}", printed());
     Ok(())
 }
