@@ -25,6 +25,7 @@
 pub mod association;
 pub mod bdevs;
 pub mod budget;
+pub mod captures;
 pub mod config;
 mod control;
 pub mod controller;

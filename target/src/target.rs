@@ -1,6 +1,7 @@
 //! The target as a library: start, change what is exported, look at numbers, stop.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::JoinHandle;
@@ -14,6 +15,7 @@ use flexblk_reactor::mailbox;
 use crate::association::{Association, lock};
 use crate::bdevs::Bdev;
 use crate::budget::Budget;
+use crate::captures::{CaptureError, CaptureReport, CaptureRequest, Captures};
 use crate::config::{self, AllowedHosts, Config, ListenAddress, Transport};
 use crate::control::{Asker, Control, Desk, Order, What};
 use crate::controller::Addresses;
@@ -49,6 +51,7 @@ const STOP_TIME: Duration = Duration::from_secs(5);
 pub struct Target {
     shared: Arc<Shared>,
     config: Arc<Config>,
+    captures: Captures,
     threads: Mutex<Vec<JoinHandle<Result<(), flexblk_reactor::Error>>>>,
     bdevs: Mutex<Vec<Bdev>>,
     state: Arc<State>,
@@ -106,6 +109,7 @@ impl Target {
         });
         let target = Self {
             shared,
+            captures: Captures::new(config.listener.capture.as_deref(), threads),
             config: Arc::new(config),
             threads: Mutex::default(),
             bdevs: Mutex::default(),
@@ -512,7 +516,7 @@ impl Target {
 
     /// Asks every thread something; gives the answers that come in time.
     fn ask<T>(&self, question: impl Fn(mpsc::SyncSender<T>) -> Mail) -> Vec<T> {
-        let mailboxes = self.shared.mail.get().map_or(&[][..], |all| all);
+        let mailboxes = self.mailboxes();
         let (reply, reports) = mpsc::sync_channel(mailboxes.len().max(1));
         for mailbox in mailboxes {
             send(mailbox, || question(reply.clone()));
@@ -521,6 +525,26 @@ impl Target {
         let deadline = Instant::now() + STATS_TIME;
         let left = || deadline.saturating_duration_since(Instant::now());
         std::iter::from_fn(|| reports.recv_timeout(left()).ok()).collect()
+    }
+
+    /// Writes the packets of FlexiNS to files from now on; says to which.
+    ///
+    /// # Errors
+    /// [`CaptureError`]: one is running, or a file cannot be made.
+    pub fn start_capture(&self, request: &CaptureRequest) -> Result<Vec<PathBuf>, CaptureError> {
+        self.captures.start(request, self.mailboxes())
+    }
+
+    /// Ends the capture of [`Target::start_capture`] or of the configuration.
+    ///
+    /// # Errors
+    /// [`CaptureError::NotRunning`].
+    pub fn stop_capture(&self) -> Result<CaptureReport, CaptureError> {
+        self.captures.stop(self.mailboxes())
+    }
+
+    fn mailboxes(&self) -> &[mailbox::Sender<Mail>] {
+        self.shared.mail.get().map_or(&[][..], |all| all)
     }
 
     /// What hosts do.

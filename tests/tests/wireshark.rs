@@ -7,9 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use flexblk_rpc::RpcClient;
 use flexblk_tests::process::{find_program, run};
 use flexblk_tests::setup::Setup;
 use flexblk_tests::skip;
+use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -151,5 +153,68 @@ fn our_packets_mean_to_wireshark_what_they_mean_to_us() -> Result<()> {
                 .all(|packet| packet[1].parse::<u32>().is_ok_and(|len| len > 0))
         );
     }
+    Ok(())
+}
+
+#[test]
+fn a_running_target_captures_from_here_to_there() -> Result<()> {
+    const TEST: &str = "a_running_target_captures_from_here_to_there";
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let mut rpc = RpcClient::connect(&target.rpc_socket())?;
+    let read = || {
+        let arguments = ["--length", "64K", "--output", "out.bin"];
+        setup.flexblk_at(&target, "read", &arguments)?.success()
+    };
+    let file = setup.path().join("live.pcapng");
+    // Before, nothing is captured; afterwards nothing more.
+    read()?;
+    let refused = rpc.call("flexblk_stop_capture", json!({})).unwrap_err();
+    assert!(
+        refused.to_string().contains("no capture is running"),
+        "{refused}"
+    );
+    let start = |peer: &str| json!({ "file": file, "peer": peer });
+    let started = rpc.call("flexblk_start_capture", start("127.0.0.1"))?;
+    assert_eq!(started["files"], json!([file]));
+    let refused = rpc
+        .call("flexblk_start_capture", start("127.0.0.1"))
+        .unwrap_err();
+    assert!(refused.to_string().contains("stop it first"), "{refused}");
+    read()?;
+    let report = rpc.call("flexblk_stop_capture", json!({}))?;
+    let recorded = report["recorded"].as_u64().context("a number")?;
+    assert!(recorded > 10, "{report}");
+    assert_eq!(report["not_recorded"], 0);
+    read()?;
+    if find_program("tshark").is_err() {
+        skip::note_part(TEST, "tshark is not installed");
+    } else {
+        let packets = dissect(
+            &file,
+            target.udp_port(),
+            "infiniband.bth",
+            &["frame.number"],
+        )?;
+        assert_eq!(packets.len() as u64, recorded, "all of them are RoCEv2");
+    }
+    // Somebody else's packets.
+    rpc.call("flexblk_start_capture", start("127.0.0.2"))?;
+    read()?;
+    let report = rpc.call("flexblk_stop_capture", json!({}))?;
+    assert_eq!(report["recorded"], 0, "{report}");
+    // Full at once.
+    let small = json!({ "file": file, "limit_bytes": 500 });
+    rpc.call("flexblk_start_capture", small)?;
+    read()?;
+    let report = rpc.call("flexblk_stop_capture", json!({}))?;
+    assert!(report["not_recorded"].as_u64() > Some(10), "{report}");
+    assert!(std::fs::metadata(&file)?.len() <= 500);
+    let nowhere = json!({ "file": setup.path().join("no/where") });
+    let refused = rpc.call("flexblk_start_capture", nowhere).unwrap_err();
+    assert!(refused.to_string().contains("no/where"), "{refused}");
+    let wrong = json!({ "file": file, "peer": "somebody" });
+    let refused = rpc.call("flexblk_start_capture", wrong).unwrap_err();
+    assert!(refused.to_string().contains("peer"), "{refused}");
     Ok(())
 }

@@ -203,6 +203,11 @@ impl Endpoint {
         &mut self.engine
     }
 
+    /// Captures packets from now on, or no more; gives the capture that ends.
+    pub fn set_capture(&mut self, capture: Option<Capture>) -> Option<Capture> {
+        std::mem::replace(&mut self.path.capture, capture)
+    }
+
     /// Address that peers answer to.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {

@@ -9,6 +9,7 @@ use super::fused::Claim;
 use super::preempt::Purge;
 use super::queue::QueueKey;
 use crate::association::Association;
+use crate::captures::CaptureOrder;
 use crate::control::From;
 use crate::reservation::Notice;
 use crate::snapshot::Snapshot;
@@ -82,6 +83,8 @@ pub(crate) enum Mail {
     Purge(Purge),
     /// Answer to [`Mail::Purge`].
     Purged(u64),
+    /// Capture packets, or no more.
+    Capture(Arc<CaptureOrder>),
     /// Report counters.
     Stats(SyncSender<ThreadStats>),
     /// Report queue pairs.

@@ -447,7 +447,7 @@ impl Core {
             Mail::Purge(purge) => self.begin_purge(engine, purge),
             Mail::Purged(id) => self.purged(engine, id),
             // The loop's own.
-            Mail::Stats(_) | Mail::Shutdown => {}
+            Mail::Capture(_) | Mail::Stats(_) | Mail::Shutdown => {}
         }
     }
 

@@ -15,6 +15,7 @@ use super::mail::{self, Mail};
 use super::parts::Shared;
 use super::tcp::{TCP_OWNER, TcpConfig};
 use super::{BDEV_OWNER, Core, PORT_OWNER};
+use crate::captures::file_of_thread;
 use crate::config::{Config, Digest, Listener, Rx, Tx};
 use crate::error::StartError;
 use crate::stats::{self, ThreadStats};
@@ -191,6 +192,12 @@ impl Thread {
                     // Whoever asked may have stopped waiting.
                     let _ = reply.try_send(self.stats());
                 }
+                Mail::Capture(order) => {
+                    let Some(endpoint) = &mut self.endpoint else {
+                        return;
+                    };
+                    order.carry_out(|capture| endpoint.set_capture(capture));
+                }
                 Mail::Shutdown => {
                     let Some(endpoint) = &mut self.endpoint else {
                         return;
@@ -283,15 +290,10 @@ fn endpoint_config(start: &Start) -> EndpointConfig {
         Rx::Ring => RxMode::Ring { bytes: RING_BYTES },
     };
     config.fault = listener.fault;
-    // One file for each thread: the first gets the name, the others a number behind it.
-    config.capture = listener.capture.as_ref().map(|path| match start.id {
-        0 => path.clone(),
-        id => {
-            let mut name = path.clone().into_os_string();
-            name.push(format!(".{id}"));
-            name.into()
-        }
-    });
+    config.capture = listener
+        .capture
+        .as_ref()
+        .map(|file| file_of_thread(file, start.id));
     configure_engine(&mut config.engine, listener);
     config
 }

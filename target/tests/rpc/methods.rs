@@ -240,6 +240,19 @@ fn every_method() {
     assert_eq!(world.target.metrics().slow_us(), None);
     let trace = json!({ "host": "nqn.2026-11.test:host", "enable": true });
     assert_eq!(rpc.ok("flexblk_trace_host", trace), true);
+    let capture =
+        json!({ "file": world.directory.path().join("live.pcapng"), "limit_bytes": 4096 });
+    let started = rpc.ok("flexblk_start_capture", capture.clone());
+    assert_eq!(started["files"][0], capture["file"]);
+    rpc.refused("flexblk_start_capture", capture, -114, "stop it first");
+    let stopped = rpc.ok("flexblk_stop_capture", json!({}));
+    assert_eq!(stopped["recorded"], 0);
+    rpc.refused(
+        "flexblk_stop_capture",
+        json!({}),
+        -2,
+        "no capture is running",
+    );
 
     let recorded = rpc.ok("flexblk_get_flight_recorder", json!({ "events": 5 }));
     assert_eq!(recorded["events"], json!([]), "no host was here");

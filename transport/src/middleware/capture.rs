@@ -47,6 +47,8 @@ pub struct Capture<W: Write = File> {
     /// Where monotonic time is on the calendar.
     epoch: (Instant, Duration),
     limit_bytes: u64,
+    /// Packets to and from this address, and this port of it, only.
+    peer: Option<(IpAddr, Option<u16>)>,
     written_bytes: u64,
     recorded: u64,
     not_recorded: u64,
@@ -72,6 +74,7 @@ impl<W: Write> Capture<W> {
             writer: BufWriter::with_capacity(BUFFER_BYTES, writer),
             epoch: (now, since_1970),
             limit_bytes: u64::MAX,
+            peer: None,
             written_bytes: 0,
             recorded: 0,
             not_recorded: 0,
@@ -93,6 +96,13 @@ impl<W: Write> Capture<W> {
         self
     }
 
+    /// Records only what goes to and comes from an address, and this port of it.
+    #[must_use]
+    pub fn with_peer(mut self, ip: IpAddr, port: Option<u16>) -> Self {
+        self.peer = Some((ip, port));
+        self
+    }
+
     /// Records one packet, given as the pieces of which it consists.
     pub fn record(
         &mut self,
@@ -102,6 +112,15 @@ impl<W: Write> Capture<W> {
         destination: SocketAddr,
         pieces: &[&[u8]],
     ) {
+        let far = match direction {
+            Direction::Received => source,
+            Direction::Sent => destination,
+        };
+        if let Some((ip, port)) = self.peer
+            && (far.ip() != ip || port.is_some_and(|port| port != far.port()))
+        {
+            return;
+        }
         if self.failed.is_some() {
             self.not_recorded += 1;
             return;

@@ -3,6 +3,7 @@
 
 pub(crate) mod ana;
 mod bdev;
+mod capture;
 pub(crate) mod discovery;
 mod framework;
 mod io;
@@ -73,6 +74,7 @@ fn all() -> impl Iterator<Item = &'static Method> {
         masking::METHODS,
         discovery::METHODS,
         reports::METHODS,
+        capture::METHODS,
         io::METHODS,
         state::METHODS,
     ];
