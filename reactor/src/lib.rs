@@ -24,8 +24,8 @@
 //! ```
 //!
 //! While there is work the thread spins on shared memory (the completion queue's tail and one flag
-//! of the submission ring); when nothing has happened for [`Config::poll_budget`], or another thread
-//! wants the core, it sleeps in `io_uring_enter` until a completion, a [`Waker`] or the next timer.
+//! of the submission ring); when nothing has happened for [`Config::poll_budget`] it sleeps in
+//! `io_uring_enter` until a completion, a [`Waker`] or the next timer.
 //!
 //! No type of the `io-uring` crate appears in this API.
 
@@ -41,7 +41,6 @@ pub mod memory;
 mod op;
 mod reactor;
 mod received;
-mod rivals;
 mod stats;
 mod timer;
 mod waker;

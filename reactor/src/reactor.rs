@@ -11,7 +11,6 @@ use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, squeue};
 
 use crate::features::FIXED_BUFFER_SLOTS;
-use crate::rivals::Rivals;
 use crate::timer::Timers;
 use crate::{
     BufferRing, Completion, CompletionFlags, Error, Features, Keeper, Op, REACTOR_OWNER, Span,
@@ -24,7 +23,7 @@ pub struct Config {
     /// Size of the submission queue; the completion queue has four times as many. A power of two
     /// from 256 is sensible.
     pub entries: u32,
-    /// How long an idle thread spins before it sleeps, on a core that no other thread wants.
+    /// How long an idle thread spins before it sleeps.
     pub poll_budget: Duration,
     /// For logs.
     pub name: &'static str,
@@ -75,7 +74,6 @@ pub struct Reactor {
     now: Instant,
     last_activity: Instant,
     will_sleep: bool,
-    rivals: Rivals,
     config: Config,
     stats: Stats,
     keeper: Keeper,
@@ -129,7 +127,6 @@ impl Reactor {
             now,
             last_activity: now,
             will_sleep: false,
-            rivals: Rivals::new(now),
             config: *config,
             stats: Stats::default(),
             keeper: Keeper::new(),
@@ -432,10 +429,7 @@ impl Reactor {
             if last.is_some_and(|at| *now >= at) {
                 return Ok(());
             }
-            if *now < sleep_at && !self.rivals.are_here(*now) {
-                if self.rivals.offer_is_due(self.last_activity, *now) {
-                    self.stats.rivals += u64::from(self.rivals.offer());
-                }
+            if *now < sleep_at {
                 for _ in 0..SPINS_PER_CLOCK {
                     if self.has_news() {
                         break;

@@ -11,8 +11,6 @@ pub struct Stats {
     pub enters: u64,
     /// How many of them slept.
     pub sleeps: u64,
-    /// Times another thread took the core that was offered to it while spinning.
-    pub rivals: u64,
     /// Wake-ups by a `Waker` that were noticed.
     pub wakes: u64,
     /// How many of them had to write the eventfd because we slept.

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use flexblk_reactor::mailbox::{self, TrySendError};
-use flexblk_reactor::{Config, Features, Reactor, Token, Wait, affinity};
+use flexblk_reactor::{Config, Features, Reactor, Token, Wait};
 
 fn features() -> [Features; 2] {
     [Features::ALL, Features::NONE]
@@ -203,43 +203,4 @@ fn a_mailbox_is_bounded_and_knows_when_its_receiver_is_gone() {
     assert_eq!(receiver.try_recv(), Some(1));
     drop(receiver);
     assert_eq!(sender.try_send(4), Err(TrySendError::Closed(4)));
-}
-
-#[test]
-fn a_spinning_thread_leaves_its_core_to_others() {
-    let Some(core) = affinity::allowed_cores().unwrap().first().copied() else {
-        panic!("no core is allowed");
-    };
-    let stop = Arc::new(AtomicBool::new(false));
-    let (pinned, is_pinned) = std::sync::mpsc::channel();
-    let busy = {
-        let stop = Arc::clone(&stop);
-        thread::spawn(move || {
-            affinity::pin_current_thread(core).unwrap();
-            pinned.send(()).unwrap();
-            while !stop.load(Ordering::Relaxed) {
-                std::hint::spin_loop();
-            }
-        })
-    };
-    is_pinned.recv().unwrap();
-    let spinning = thread::spawn(move || {
-        affinity::pin_current_thread(core).unwrap();
-        let config = Config {
-            // Without the other thread it would spin to the end.
-            poll_budget: Duration::from_secs(60),
-            ..Config::default()
-        };
-        let mut reactor = Reactor::new(&config).unwrap();
-        let end = Instant::now() + Duration::from_millis(300);
-        while Instant::now() < end {
-            reactor.turn(Wait::Until(end), &mut Vec::new()).unwrap();
-        }
-        *reactor.stats()
-    });
-    let stats = spinning.join().unwrap();
-    stop.store(true, Ordering::Relaxed);
-    busy.join().unwrap();
-    assert!(stats.rivals > 0, "{stats:?}");
-    assert!(stats.sleeps > 0, "{stats:?}");
 }
