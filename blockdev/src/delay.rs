@@ -11,8 +11,8 @@ use std::{
 use flexblk_reactor::{Completion, Reactor};
 
 use crate::{
-    BlockDevice, Channel, DelayConfig, Error, Info, Io, IoDone, IoError, IoOp, Submitted, Tokens,
-    config, identity, random::Random,
+    BdevConfig, BlockDevice, Channel, DelayConfig, Error, Info, Io, IoDone, IoError, IoOp,
+    Submitted, Tokens, config, identity, random::Random,
 };
 
 /// See [`crate::BdevConfig::Delay`].
@@ -22,55 +22,74 @@ pub struct DelayDevice {
     seed: u64,
     depth: u32,
     opened: AtomicU64,
-    latencies: Latencies,
+    latencies: Arc<Latencies>,
 }
 
-#[derive(Clone, Copy)]
+/// What channels add; changed while they run.
+#[derive(Default)]
 struct Latencies {
     read: Latency,
     write: Latency,
     flush: Latency,
 }
 
-#[derive(Clone, Copy)]
+/// In microseconds.
+#[derive(Default)]
 struct Latency {
-    average: Duration,
-    p99: Duration,
+    average_us: AtomicU64,
+    p99_us: AtomicU64,
 }
 
 /// One in a hundred, as in SPDK's delay device.
 const SPIKE_MILLIONTHS: u32 = 10_000;
+/// An hour: no arithmetic on time overflows.
+const LIMIT_US: u64 = 3_600_000_000;
+
+impl Latency {
+    fn set(&self, average_us: u64, p99_us: Option<u64>) {
+        self.average_us.store(average_us, Ordering::Relaxed);
+        self.p99_us
+            .store(p99_us.unwrap_or(average_us), Ordering::Relaxed);
+    }
+}
+
+impl Latencies {
+    fn set(&self, config: &DelayConfig) -> Result<(), Error> {
+        let longest = [
+            Some(config.avg_read_latency),
+            config.p99_read_latency,
+            Some(config.avg_write_latency),
+            config.p99_write_latency,
+            Some(config.flush_latency),
+        ];
+        if longest.into_iter().flatten().any(|us| us > LIMIT_US) {
+            return Err(Error::Config {
+                what: config.name.clone(),
+                reason: format!("latencies are at most {LIMIT_US} us"),
+            });
+        }
+        self.read
+            .set(config.avg_read_latency, config.p99_read_latency);
+        self.write
+            .set(config.avg_write_latency, config.p99_write_latency);
+        self.flush.set(config.flush_latency, None);
+        Ok(())
+    }
+}
 
 impl DelayDevice {
     /// Wraps `base`.
     pub fn new(config: &DelayConfig, base: Arc<dyn BlockDevice>) -> Result<Self, Error> {
         config::check_depth(&config.name, config.depth)?;
-        let latency = |average_us: u64, p99_us: Option<u64>| {
-            let limit_us = 3_600_000_000; // an hour: no arithmetic on time overflows
-            let p99_us = p99_us.unwrap_or(average_us);
-            if average_us.max(p99_us) > limit_us {
-                let reason = format!("latencies are at most {limit_us} us");
-                return Err(Error::Config {
-                    what: config.name.clone(),
-                    reason,
-                });
-            }
-            Ok(Latency {
-                average: Duration::from_micros(average_us),
-                p99: Duration::from_micros(p99_us),
-            })
-        };
+        let latencies = Latencies::default();
+        latencies.set(config)?;
         Ok(Self {
             name: config.name.as_str().into(),
             base,
             seed: config.seed,
             depth: config.depth,
             opened: AtomicU64::new(0),
-            latencies: Latencies {
-                read: latency(config.avg_read_latency, config.p99_read_latency)?,
-                write: latency(config.avg_write_latency, config.p99_write_latency)?,
-                flush: latency(config.flush_latency, None)?,
-            },
+            latencies: latencies.into(),
         })
     }
 
@@ -98,7 +117,7 @@ impl BlockDevice for DelayDevice {
         Ok(Box::new(DelayChannel {
             inner,
             tokens,
-            latencies: self.latencies,
+            latencies: Arc::clone(&self.latencies),
             random: Random::new(
                 self.seed
                     .wrapping_add(nth.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
@@ -117,6 +136,14 @@ impl BlockDevice for DelayDevice {
         self.base.rescan().map(|info| self.named(info))
     }
 
+    /// Latencies change for I/Os that begin from now on.
+    fn reconfigure(&self, config: &BdevConfig) -> Result<(), Error> {
+        match config {
+            BdevConfig::Delay(delay) => self.latencies.set(delay),
+            _ => Err(Error::fixed(&self.name)),
+        }
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.base.counters()
     }
@@ -125,7 +152,7 @@ impl BlockDevice for DelayDevice {
 struct DelayChannel {
     inner: Box<dyn Channel>,
     tokens: Tokens,
-    latencies: Latencies,
+    latencies: Arc<Latencies>,
     random: Random,
     slots: Box<[Slot]>,
     free: Vec<u32>,
@@ -159,15 +186,15 @@ impl DelayChannel {
 
     fn delay(&mut self, op: IoOp) -> Duration {
         let latency = match op {
-            IoOp::Read | IoOp::Compare | IoOp::Verify => self.latencies.read,
-            IoOp::Write { .. } | IoOp::WriteZeroes { .. } | IoOp::Discard => self.latencies.write,
-            IoOp::Flush => self.latencies.flush,
+            IoOp::Read | IoOp::Compare | IoOp::Verify => &self.latencies.read,
+            IoOp::Write { .. } | IoOp::WriteZeroes { .. } | IoOp::Discard => &self.latencies.write,
+            IoOp::Flush => &self.latencies.flush,
         };
-        if self.random.chance(SPIKE_MILLIONTHS) {
-            latency.p99
-        } else {
-            latency.average
-        }
+        let us = match self.random.chance(SPIKE_MILLIONTHS) {
+            true => &latency.p99_us,
+            false => &latency.average_us,
+        };
+        Duration::from_micros(us.load(Ordering::Relaxed))
     }
 }
 

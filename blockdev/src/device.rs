@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flexblk_reactor::{Completion, Reactor, SharedMemory, Span};
 use uuid::Uuid;
 
-use crate::{Error, Io, IoDone, Submitted, Tokens};
+use crate::{BdevConfig, Error, Io, IoDone, Submitted, Tokens};
 
 bitflags::bitflags! {
     /// What a device can do beyond read, write, flush, compare and verify.
@@ -84,6 +84,15 @@ pub trait BlockDevice: Send + Sync {
     /// Looks again at how long the file or device below is, for one that was resized from outside.
     fn rescan(&self) -> Result<Info, Error> {
         Ok(self.info())
+    }
+
+    /// Takes over those values of its configuration that can change under running I/O (the latencies
+    /// of a delay device); the others stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: a value is impossible, or the device has none that can change.
+    fn reconfigure(&self, config: &BdevConfig) -> Result<(), Error> {
+        Err(Error::fixed(config.name()))
     }
 
     /// Events worth a metric, summed over all channels; names are stable.

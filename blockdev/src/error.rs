@@ -139,3 +139,14 @@ pub enum Error {
         source: std::io::Error,
     },
 }
+
+impl Error {
+    /// For a device of which nothing can change under I/O.
+    pub(crate) fn fixed(name: &str) -> Self {
+        Self::Config {
+            what: name.to_owned(),
+            reason: "nothing of it can be changed while it is in use; delete it and create another"
+                .to_owned(),
+        }
+    }
+}

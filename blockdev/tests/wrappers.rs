@@ -189,6 +189,38 @@ fn latencies_are_added_per_class() {
     assert_eq!(rig.channel.in_flight(), 0);
 }
 
+/// What is with the device keeps its latency; a channel that is open has the new one for what follows.
+#[test]
+fn latencies_change_under_io() {
+    let config = |us| DelayConfig {
+        avg_read_latency: us,
+        ..delay_config()
+    };
+    let delay = DelayDevice::new(&config(40_000), device("ram:1M")).unwrap();
+    let mut rig = Rig::new(&delay);
+    let began = Instant::now();
+    let before = rig.start(IoOp::Verify, 0, 1, IoBuffers::none());
+    delay.reconfigure(&BdevConfig::Delay(config(0))).unwrap();
+    assert_eq!(rig.plain(IoOp::Verify, 0, 1), Ok(()));
+    assert!(rig.channel.in_flight() == 1, "the first is still there");
+    assert_eq!(rig.wait(before), Ok(()));
+    assert!(began.elapsed() >= Duration::from_millis(40));
+    let far = BdevConfig::Delay(config(u64::MAX));
+    let refused = delay.reconfigure(&far).unwrap_err().to_string();
+    assert!(refused.contains("at most"), "{refused}");
+    let ram = "ram:1M".parse::<BdevConfig>().unwrap();
+    for (device, config) in [
+        (&delay as &dyn BlockDevice, &ram),
+        (&*device("ram:1M"), &ram),
+    ] {
+        let refused = device.reconfigure(config).unwrap_err().to_string();
+        assert!(
+            refused.contains("nothing of it can be changed"),
+            "{refused}"
+        );
+    }
+}
+
 #[test]
 fn one_in_a_hundred_is_slow() {
     let config = DelayConfig {

@@ -429,6 +429,16 @@ impl Draft {
         Ok(())
     }
 
+    /// Changes what can change of a device under I/O; see [`BlockDevice::reconfigure`].
+    pub(crate) fn reconfigure_bdev(&mut self, config: BdevConfig) -> Result<(), NamespaceError> {
+        let name = config.name();
+        let bdev = self.bdevs.iter_mut().find(|bdev| bdev.name() == name);
+        let bdev = bdev.ok_or_else(|| NamespaceError::NoBdev(name.to_owned()))?;
+        bdev.device.reconfigure(&config)?;
+        bdev.config = config;
+        Ok(())
+    }
+
     /// Takes a device's size over into every namespace on it.
     pub(crate) fn refresh(&mut self, device_id: u64) {
         for place in self.snapshot.subsystems.iter_mut().flatten() {

@@ -395,6 +395,12 @@ impl Target {
         self.refresh(bdev.id)
     }
 
+    /// Changes of a block device what can change under I/O, such as a delay device's latencies; see
+    /// [`flexblk_blockdev::BlockDevice::reconfigure`].
+    pub fn reconfigure_bdev(&self, config: BdevConfig) -> Result<(), NamespaceError> {
+        self.change(|draft| draft.reconfigure_bdev(config))
+    }
+
     /// Looks again at how long the file or device behind a block device is.
     pub fn rescan_bdev(&self, name: &str) -> Result<(), NamespaceError> {
         let bdev = self.bdev(name)?;

@@ -295,6 +295,20 @@ pub struct DelayConfig {
     pub depth: u32,
 }
 
+impl DelayConfig {
+    /// The device with another one's latencies.
+    #[must_use]
+    pub fn with_latencies_of(&self, other: &Self) -> Self {
+        Self {
+            name: self.name.clone(),
+            base_bdev_name: self.base_bdev_name.clone(),
+            seed: self.seed,
+            depth: self.depth,
+            ..other.clone()
+        }
+    }
+}
+
 /// I/Os in flight per thread and device unless configured.
 pub(crate) const DEFAULT_DEPTH: u32 = 1024;
 

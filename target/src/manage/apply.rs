@@ -13,7 +13,7 @@ use crate::config::{self, AllowedHosts, Config, Discovery, ListenAddress};
 use crate::draft::Draft;
 use crate::error::NamespaceError;
 use crate::snapshot::{Namespace, Snapshot, Subsystem};
-use words::{States, hosts, listeners, referral};
+use words::{States, hosts, latencies, listeners, referral};
 
 /// One difference.
 #[derive(Clone, Debug)]
@@ -40,6 +40,8 @@ enum Step {
         from_bytes: u64,
         to_bytes: u64,
     },
+    /// What of a device can change under I/O.
+    Reconfigure(Box<BdevConfig>, Box<BdevConfig>),
 }
 
 /// What has to be done, and what cannot be while the target runs.
@@ -76,6 +78,7 @@ impl Plan {
             Step::SetAnaState { .. } => 10,
             Step::SetDiscovery(..) => 11,
             Step::Resize { .. } => 12,
+            Step::Reconfigure(..) => 13,
         });
         plan
     }
@@ -88,25 +91,20 @@ impl Plan {
             .collect()
     }
 
-    /// Makes the changes on the draft. Sizes come last; when one cannot be changed, those before it
-    /// are as they were.
+    /// Makes the changes on the draft. What reaches the devices themselves comes last; when one of
+    /// these fails, those before it are taken back.
     pub(crate) fn carry_out(&self, draft: &mut Draft) -> Result<(), NamespaceError> {
-        let mut resized: Vec<(String, u64)> = Vec::new();
+        let mut back: Vec<Step> = Vec::new();
         for step in &self.steps {
             if let Err(error) = step.carry_out(draft) {
-                for (name, bytes) in resized.into_iter().rev() {
-                    if let Err(error) = resize(draft, &name, bytes) {
-                        tracing::error!(%error, name, "a size could not be taken back");
+                for step in back.into_iter().rev() {
+                    if let Err(error) = step.carry_out(draft) {
+                        tracing::error!(%error, "not taken back: {}", step.line());
                     }
                 }
                 return Err(error);
             }
-            if let Step::Resize {
-                name, from_bytes, ..
-            } = step
-            {
-                resized.push((name.clone(), *from_bytes));
-            }
+            back.extend(step.back());
         }
         Ok(())
     }
@@ -127,6 +125,10 @@ impl Plan {
                 Some(bdev) => match compare(bdev, config) {
                     Same::Yes => {}
                     Same::Size(to_bytes) => self.resize(bdev, to_bytes),
+                    Same::Latencies => self.steps.push(Step::Reconfigure(
+                        Box::new(bdev.config.clone()),
+                        Box::new(config.clone()),
+                    )),
                     Same::No => self.impossible.push(format!(
                         "block device {name} cannot be changed into another; give the new one \
                          another name"
@@ -378,6 +380,27 @@ impl Step {
                 let (from, to) = (ByteSize(*from_bytes), ByteSize(*to_bytes));
                 format!("~ size of block device {name}: {from} -> {to}")
             }
+            Self::Reconfigure(from, to) => {
+                let (name, from, to) = (to.name(), latencies(from), latencies(to));
+                format!("~ block device {name}: {from} -> {to}")
+            }
+        }
+    }
+
+    /// What takes a step back that reached a device itself.
+    fn back(&self) -> Option<Self> {
+        match self {
+            Self::Resize {
+                name,
+                from_bytes,
+                to_bytes,
+            } => Some(Self::Resize {
+                name: name.clone(),
+                from_bytes: *to_bytes,
+                to_bytes: *from_bytes,
+            }),
+            Self::Reconfigure(from, to) => Some(Self::Reconfigure(to.clone(), from.clone())),
+            _ => None,
         }
     }
 
@@ -393,6 +416,7 @@ impl Step {
             Self::SetHosts(nqn, _, to) => draft.set_allowed_hosts(nqn, to.clone()),
             Self::AddNamespace(nqn, namespace) => draft.add_namespace(nqn, namespace).map(|_| ()),
             Self::Resize { name, to_bytes, .. } => resize(draft, name, *to_bytes),
+            Self::Reconfigure(_, to) => draft.reconfigure_bdev(BdevConfig::clone(to)),
             Self::SetNamespaceHosts(nqn, nsid, _, to) => {
                 draft.set_namespace_hosts(nqn, *nsid, to.clone())
             }
@@ -425,6 +449,8 @@ enum Same {
     Yes,
     /// It is, but for its size.
     Size(u64),
+    /// It is, but for its latencies.
+    Latencies,
     No,
 }
 
@@ -459,11 +485,14 @@ fn compare(bdev: &Bdev, wanted: &BdevConfig) -> Same {
         }
         (BdevConfig::Delay(is), BdevConfig::Delay(wanted)) => {
             // The call that made it may have said what the file leaves to its default.
-            for delay in [is, wanted] {
+            for delay in [&mut *is, &mut *wanted] {
                 delay.p99_read_latency.get_or_insert(delay.avg_read_latency);
                 delay
                     .p99_write_latency
                     .get_or_insert(delay.avg_write_latency);
+            }
+            if is != wanted && is.with_latencies_of(wanted) == *wanted {
+                return Same::Latencies;
             }
             None
         }

@@ -191,6 +191,53 @@ fn a_configuration_is_applied_whole() {
     );
 }
 
+/// Latencies of a delay device change under I/O: by a call, which `save_config` and the file see, and
+/// back by the file.
+#[test]
+fn latencies_change_in_place() {
+    let world = World::new();
+    let mut rpc = world.client();
+    let port = world.target.config().listener.udp_port;
+    let toml = format!(
+        r#"
+        [listener]
+        udp_port = {port}
+        [[bdev]]
+        type = "null"
+        name = "n"
+        size = "1G"
+        [[bdev]]
+        type = "delay"
+        name = "d"
+        base_bdev_name = "n"
+        avg_read_latency = 10
+        seed = 7
+        "#
+    );
+    rpc.ok("flexblk_apply", json!({ "toml": toml }));
+    let latency =
+        json!({ "delay_bdev_name": "d", "latency_type": "avg_write", "latency_us": 3000 });
+    rpc.ok("bdev_delay_update_latency", latency);
+    let saved = rpc.ok("framework_get_config", json!({ "name": "bdev" }));
+    assert_eq!(saved[1]["params"]["avg_write_latency"], 3000, "{saved:#}");
+    let back = json!([
+        "~ block device d: read 10 us (p99 10), write 3000 us (p99 3000), flush 0 us -> \
+         read 10 us (p99 10), write 0 us (p99 0), flush 0 us"
+    ]);
+    let done = rpc.ok("flexblk_apply", json!({ "toml": toml }));
+    assert_eq!(done["changes"], back);
+    let same = rpc.ok("flexblk_apply", json!({ "toml": toml, "dry_run": true }));
+    assert_eq!(same["changes"], json!([]));
+    // Nothing else of the device can change.
+    let other = toml.replace("seed = 7", "seed = 8");
+    rpc.refused(
+        "flexblk_apply",
+        json!({ "toml": other }),
+        -32602,
+        "block device d",
+    );
+}
+
 /// What ran is there again after a crash; a file that is damaged is not started from.
 #[test]
 fn the_state_file_brings_back_what_ran() {

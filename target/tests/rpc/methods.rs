@@ -73,6 +73,18 @@ fn every_method() {
         "avg_write_latency": 3, "p99_write_latency": 4,
     });
     assert_eq!(rpc.ok("bdev_delay_create", delay), "d");
+    let latency = |name: &str, which: &str, us: u64| json!({ "delay_bdev_name": name, "latency_type": which, "latency_us": us });
+    let update = "bdev_delay_update_latency";
+    assert_eq!(rpc.ok(update, latency("d", "avg_read", 0)), true);
+    rpc.refused(update, latency("m", "avg_read", 0), -19, "no delay device");
+    rpc.refused(update, latency("d", "p50_read", 0), -32602, "p99_write");
+    rpc.refused(update, latency("d", "p99_read", u64::MAX), -22, "at most");
+    let shown = rpc.ok("bdev_get_bdevs", json!({ "name": "d" }));
+    let delay = &shown[0]["driver_specific"]["delay"];
+    assert_eq!(
+        (&delay["avg_read_latency"], &delay["p99_read_latency"]),
+        (&json!(0), &json!(2))
+    );
     rpc.refused(
         "bdev_malloc_delete",
         json!({ "name": "m" }),

@@ -1,8 +1,9 @@
-//! Hosts, addresses and ANA states in the words of a difference.
+//! Hosts, addresses, ANA states and latencies in the words of a difference.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use flexblk_blockdev::BdevConfig;
 use flexblk_nvme::log::ana::AnaState;
 
 use crate::config::{self, AllowedHosts, ListenAddress, Referral, ana_state_word};
@@ -103,4 +104,20 @@ pub(super) fn hosts(hosts: &AllowedHosts) -> String {
             names.join(", ")
         }
     }
+}
+
+/// A delay device's latencies, in the file's words.
+pub(super) fn latencies(config: &BdevConfig) -> String {
+    let BdevConfig::Delay(delay) = config else {
+        return String::new();
+    };
+    let p99 = |average, p99: Option<u64>| p99.unwrap_or(average);
+    format!(
+        "read {} us (p99 {}), write {} us (p99 {}), flush {} us",
+        delay.avg_read_latency,
+        p99(delay.avg_read_latency, delay.p99_read_latency),
+        delay.avg_write_latency,
+        p99(delay.avg_write_latency, delay.p99_write_latency),
+        delay.flush_latency,
+    )
 }

@@ -56,6 +56,7 @@ pub(super) const METHODS: &[Method] = &[
             matches!(config, BdevConfig::Delay(_))
         })
     }),
+    change("bdev_delay_update_latency", update_latency),
     change("flexblk_bdev_create", any_create),
     change("flexblk_bdev_delete", |context, params| {
         delete(context, params, "block", |_| true)
@@ -224,6 +225,32 @@ fn delay(mut params: Params) -> Result<BdevConfig> {
         flush_latency: 0,
         depth: DEPTH,
     }))
+}
+
+/// One latency of a delay device, for I/O that begins from now on. A p99 latency that was never said
+/// follows its average.
+fn update_latency(context: &Context, mut params: Params) -> Result {
+    let name: String = params.required("delay_bdev_name")?;
+    let word: String = params.required("latency_type")?;
+    let us: u64 = params.required("latency_us")?;
+    let BdevConfig::Delay(mut delay) = named(context, &name)?.config else {
+        let what = format!("{name} is no delay device");
+        return Err(RpcError::errno(libc::ENODEV, what));
+    };
+    match word.as_str() {
+        "avg_read" => delay.avg_read_latency = us,
+        "p99_read" => delay.p99_read_latency = Some(us),
+        "avg_write" => delay.avg_write_latency = us,
+        "p99_write" => delay.p99_write_latency = Some(us),
+        _ => {
+            let what = "avg_read, p99_read, avg_write or p99_write";
+            return Err(params.wrong("latency_type", what, &word.into()));
+        }
+    }
+    params.end()?;
+    let changed = BdevConfig::Delay(delay);
+    context.target.reconfigure_bdev(changed).map_err(refused)?;
+    Ok(true.into())
 }
 
 /// Does the method with these parameters make the very device? Identity and size are in the
