@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use flexblk_blockdev::{BdevConfig, BlockDevice};
 
+use crate::histogram::LatencyHistogram;
+use crate::iostat::IoStats;
 use crate::media::Media;
 
 /// A block device that is open.
@@ -18,6 +20,10 @@ pub struct Bdev {
     pub device: Arc<dyn BlockDevice>,
     /// Blocks of it that must not be read.
     pub media: Arc<Media>,
+    /// What is done with it.
+    pub stats: Arc<IoStats>,
+    /// Its latencies, when they are counted.
+    pub histogram: Option<Arc<LatencyHistogram>>,
     /// It came with its namespace, from a short form such as `ram:1G`, and goes with the last
     /// namespace on it.
     pub implicit: bool,

@@ -46,7 +46,7 @@ pub struct IoTotals {
 
 /// There is one writer: a plain load and store, no locked instruction.
 #[inline]
-fn add(counter: &AtomicU64, value: u64) {
+pub(crate) fn add(counter: &AtomicU64, value: u64) {
     counter.store(
         counter.load(Ordering::Relaxed).wrapping_add(value),
         Ordering::Relaxed,

@@ -17,6 +17,8 @@ use crate::config::{
 };
 use crate::counters::IoCounters;
 use crate::error::NamespaceError;
+use crate::histogram::{HistogramConfig, LatencyHistogram};
+use crate::iostat::IoStats;
 use crate::port::{self, Port};
 use crate::ptpl::State;
 use crate::snapshot::{Namespace, Snapshot, Subsystem};
@@ -253,6 +255,8 @@ impl Draft {
             nsid,
             device_id: bdev.id,
             media: Arc::clone(&bdev.media),
+            stats: Arc::clone(&bdev.stats),
+            histogram: bdev.histogram.clone(),
             device: Arc::clone(&bdev.device),
             hosts: namespace.hosts.clone(),
             anagrpid: namespace.anagrpid,
@@ -396,6 +400,8 @@ impl Draft {
             config,
             device,
             media: Arc::default(),
+            stats: Arc::new(IoStats::new(self.threads)),
+            histogram: None,
             implicit,
         });
         self.bdevs.last().ok_or(NamespaceError::TooManyBdevs)
@@ -439,16 +445,45 @@ impl Draft {
         Ok(())
     }
 
+    /// Counts a device's latencies so, or no more. A histogram of the same kind goes on.
+    pub(crate) fn set_histogram(
+        &mut self,
+        name: &str,
+        config: Option<HistogramConfig>,
+    ) -> Result<(), NamespaceError> {
+        let threads = self.threads;
+        let bdev = self.bdevs.iter_mut().find(|bdev| bdev.name() == name);
+        let bdev = bdev.ok_or_else(|| NamespaceError::NoBdev(name.to_owned()))?;
+        if bdev.histogram.as_ref().map(|is| *is.config()) == config {
+            return Ok(());
+        }
+        bdev.histogram = match config {
+            Some(config) => Some(Arc::new(LatencyHistogram::new(config, threads)?)),
+            None => None,
+        };
+        let (id, histogram) = (bdev.id, bdev.histogram.clone());
+        self.renew(id, |namespace| Namespace {
+            histogram: histogram.clone(),
+            ..Namespace::clone(namespace)
+        });
+        Ok(())
+    }
+
     /// Takes a device's size over into every namespace on it.
     pub(crate) fn refresh(&mut self, device_id: u64) {
+        self.renew(device_id, |namespace| Namespace {
+            info: namespace.device.info(),
+            ..Namespace::clone(namespace)
+        });
+    }
+
+    /// Puts other values in the place of the namespaces on a device.
+    fn renew(&mut self, device_id: u64, renewed: impl Fn(&Namespace) -> Namespace) {
         for place in self.snapshot.subsystems.iter_mut().flatten() {
             let stale: Vec<Namespace> = place
                 .active()
                 .filter(|namespace| namespace.device_id == device_id)
-                .map(|namespace| Namespace {
-                    info: namespace.device.info(),
-                    ..Namespace::clone(namespace)
-                })
+                .map(|namespace| renewed(namespace))
                 .collect();
             if !stale.is_empty() {
                 let mut changed = Subsystem::clone(place);

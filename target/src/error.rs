@@ -88,6 +88,9 @@ pub enum StartError {
 /// Why a namespace cannot be added, removed or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
+    /// A histogram of latencies.
+    #[error(transparent)]
+    Histogram(#[from] crate::histogram::HistogramError),
     /// No such ANA group can be.
     #[error("ANA group {0}: groups are numbered from 1 to {max}", max = crate::config::MAX_ANA_GROUPS)]
     AnaGroup(u32),

@@ -33,6 +33,8 @@ pub mod counters;
 pub mod directory;
 mod draft;
 pub mod error;
+pub mod histogram;
+pub mod iostat;
 pub mod manage;
 pub mod media;
 pub mod metrics;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use flexblk_nvme::{Nqn, Nsid};
 
 use crate::association::lock;
+use crate::counters::add;
 
 /// Upper bounds of the histograms' buckets in microseconds; one more bucket takes the rest.
 pub const BOUNDS_US: [u32; BOUNDS] = {
@@ -104,13 +105,15 @@ impl Spent {
         }
     }
 
-    /// The time since the last call was spent there.
+    /// The time since the last call, which is returned, was spent there.
     #[inline]
-    pub fn spend(&mut self, stage: Stage, now_us: u32) {
+    pub fn spend(&mut self, stage: Stage, now_us: u32) -> u32 {
+        let passed_us = now_us.wrapping_sub(self.mark_us);
         if let Some(spent) = self.stages_us.get_mut(stage as usize) {
-            *spent = spent.wrapping_add(now_us.wrapping_sub(self.mark_us));
+            *spent = spent.wrapping_add(passed_us);
         }
         self.mark_us = now_us;
+        passed_us
     }
 
     /// The whole time, and that of each stage.
@@ -120,13 +123,6 @@ impl Spent {
         self.stages_us[0] = now_us.wrapping_sub(self.began_us);
         self.stages_us
     }
-}
-
-/// There is one writer: a plain load and store, no locked instruction.
-#[inline]
-fn add(counter: &AtomicU64, value: u64) {
-    let sum = counter.load(Ordering::Relaxed).wrapping_add(value);
-    counter.store(sum, Ordering::Relaxed);
 }
 
 #[derive(Debug, Default)]
@@ -405,7 +401,7 @@ mod tests {
         let mut spent = Spent::begin(u32::MAX - 4);
         spent.spend(Stage::Wait, 5);
         spent.spend(Stage::Backend, 25);
-        spent.spend(Stage::Backend, 30);
+        assert_eq!(spent.spend(Stage::Backend, 30), 5);
         assert_eq!(spent.end(40), [45, 10, 0, 25]);
     }
 }

@@ -12,6 +12,8 @@ use uuid::Uuid;
 
 use crate::config::{AllowedHosts, Discovery, ListenAddress};
 use crate::counters::IoCounters;
+use crate::histogram::LatencyHistogram;
+use crate::iostat::IoStats;
 use crate::media::Media;
 use crate::port::Port;
 use crate::reservation::Reservations;
@@ -133,6 +135,10 @@ pub struct Namespace {
     pub info: Info,
     /// Blocks of the device that must not be read.
     pub media: Arc<Media>,
+    /// What is done with the device.
+    pub stats: Arc<IoStats>,
+    /// The device's latencies, when they are counted.
+    pub histogram: Option<Arc<LatencyHistogram>>,
     /// Its UUID.
     pub uuid: Uuid,
     /// Hosts that see it.

@@ -23,6 +23,7 @@ use crate::counters;
 use crate::directory::Directory;
 use crate::draft::{self, Draft};
 use crate::error::{NamespaceError, StartError};
+use crate::histogram::HistogramConfig;
 use crate::metrics::{Metrics, Series};
 use crate::port::{self, Port};
 use crate::ptpl::State;
@@ -399,6 +400,16 @@ impl Target {
     /// [`flexblk_blockdev::BlockDevice::reconfigure`].
     pub fn reconfigure_bdev(&self, config: BdevConfig) -> Result<(), NamespaceError> {
         self.change(|draft| draft.reconfigure_bdev(config))
+    }
+
+    /// Counts a block device's latencies so, or no more (`None`). A histogram of the same kind that is
+    /// counted already goes on.
+    pub fn set_histogram(
+        &self,
+        name: &str,
+        config: Option<HistogramConfig>,
+    ) -> Result<(), NamespaceError> {
+        self.change(|draft| draft.set_histogram(name, config))
     }
 
     /// Looks again at how long the file or device behind a block device is.

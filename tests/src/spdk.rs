@@ -54,6 +54,12 @@ impl Spdk {
         Ok(Some(spdk))
     }
 
+    /// A script of its source.
+    #[must_use]
+    pub fn script(&self, name: &str) -> PathBuf {
+        self.directory.join("scripts").join(name)
+    }
+
     /// A program of the build.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let places = [

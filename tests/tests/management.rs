@@ -10,6 +10,7 @@ use flexblk_rpc::RpcClient;
 use flexblk_tests::process::{Finished, Process, eventually, run};
 use flexblk_tests::setup::Setup;
 use flexblk_tests::skip;
+use flexblk_tests::spdk::Spdk;
 use flexblk_tests::target::{SUBNQN, Target, TargetOptions};
 use serde_json::{Value, json};
 
@@ -179,22 +180,7 @@ fn io_is_counted_by_host_and_namespace() -> Result<()> {
     };
     let target = setup.target_with(options)?;
     let mut rpc = RpcClient::connect(&target.rpc_socket())?;
-    let memory = json!({ "name": "m", "block_size": 512, "num_blocks": 32768 });
-    rpc.call("bdev_malloc_create", memory)?;
-    let slow = json!({
-        "name": "slow", "base_bdev_name": "m", "avg_read_latency": 5000, "p99_read_latency": 5000,
-        "avg_write_latency": 0, "p99_write_latency": 0,
-    });
-    rpc.call("bdev_delay_create", slow)?;
-    rpc.call(
-        "nvmf_create_subsystem",
-        json!({ "nqn": SUBNQN, "allow_any_host": true }),
-    )?;
-    let namespace = json!({ "bdev_name": "slow" });
-    rpc.call(
-        "nvmf_subsystem_add_ns",
-        json!({ "nqn": SUBNQN, "namespace": namespace }),
-    )?;
+    slow_reads(&mut rpc)?;
     setup.file("in.bin", 64 << 10, 1)?;
     setup
         .flexblk_at(&target, "write", &["-i", "in.bin", "--offset", "0"])?
@@ -271,6 +257,174 @@ fn io_is_counted_by_host_and_namespace() -> Result<()> {
         .flexblk_at(&target, "write", &["-i", "in.bin", "--offset", "0"])?
         .success()?;
     assert!(target.output().contains("what=\"traced\""));
+    Ok(())
+}
+
+/// A namespace on a delay device whose reads take 5 ms and more, over memory.
+fn slow_reads(rpc: &mut RpcClient) -> Result<()> {
+    for (method, params) in [
+        (
+            "bdev_malloc_create",
+            json!({ "name": "m", "block_size": 512, "num_blocks": 32768 }),
+        ),
+        (
+            "bdev_delay_create",
+            json!({
+                "name": "slow", "base_bdev_name": "m", "avg_read_latency": 5000,
+                "p99_read_latency": 5000, "avg_write_latency": 0, "p99_write_latency": 0,
+            }),
+        ),
+        (
+            "nvmf_create_subsystem",
+            json!({ "nqn": SUBNQN, "allow_any_host": true }),
+        ),
+        (
+            "nvmf_subsystem_add_ns",
+            json!({ "nqn": SUBNQN, "namespace": { "bdev_name": "slow" } }),
+        ),
+    ] {
+        rpc.call(method, params)?;
+    }
+    Ok(())
+}
+
+/// What a device takes is counted by device and kind of I/O, with the shortest and longest time and,
+/// when that is turned on, as a histogram; latencies that are changed show at once.
+#[test]
+fn a_devices_latencies_are_counted() -> Result<()> {
+    let setup = Setup::new()?;
+    let options = TargetOptions {
+        no_subsystem: true,
+        ..TargetOptions::default()
+    };
+    let target = setup.target_with(options)?;
+    let mut rpc = RpcClient::connect(&target.rpc_socket())?;
+    slow_reads(&mut rpc)?;
+    let reads = json!({ "name": "slow", "enable": true, "opc": "read" });
+    rpc.call("bdev_enable_histogram", reads)?;
+    setup.file("in.bin", 64 << 10, 1)?;
+    let zero = ["-i", "in.bin", "--offset", "0"];
+    let read = ["--length", "64k", "--offset", "0", "-o", "out.bin"];
+    setup.flexblk_at(&target, "write", &zero)?.success()?;
+    setup.flexblk_at(&target, "read", &read)?.success()?;
+    let ranges = ["--slbs", "8,64", "--blocks", "8,24", "--ad"];
+    setup.flexblk_at(&target, "dsm", &ranges)?.success()?;
+    // What was written is no more in blocks 8 to 15.
+    let compare = [
+        "--start-block",
+        "8",
+        "--block-count",
+        "7",
+        "--data",
+        "in.bin",
+    ];
+    let differs = setup.flexblk_at(&target, "compare", &compare)?;
+    assert_eq!(differs.code, Some(7), "{}", differs.stderr);
+
+    let mut iostat = |mode: &str| -> Result<Value> {
+        let params = json!({ "names": ["slow"], "reset_mode": mode });
+        let answer = rpc.call("bdev_get_iostat", params)?;
+        assert_eq!(answer["tick_rate"], 1_000_000);
+        Ok(answer["bdevs"][0].clone())
+    };
+    let first = iostat("maxmin")?;
+    let number = |of: &Value, key: &str| of[key].as_u64().with_context(|| format!("{key}: {of:#}"));
+    let operations = number(&first, "num_read_ops")?;
+    assert_eq!(first["bytes_read"], 64 << 10);
+    assert_eq!(first["bytes_written"], 64 << 10);
+    assert_eq!(
+        (&first["num_unmap_ops"], &first["bytes_unmapped"]),
+        (&json!(2), &json!(32 * 512)),
+        "each range is an I/O"
+    );
+    assert_eq!(first["io_error"], json!({ "miscompare": 1 }));
+    let (shortest, longest) = (
+        number(&first, "min_read_latency_ticks")?,
+        number(&first, "max_read_latency_ticks")?,
+    );
+    // The thread's clock is read once in a turn.
+    assert!(shortest >= 4900 && longest >= shortest, "{first:#}");
+    let sum = number(&first, "read_latency_ticks")?;
+    assert!((shortest * operations..=longest * operations).contains(&sum));
+    let second = iostat("none")?;
+    assert_eq!(second["max_read_latency_ticks"], 0);
+    assert_eq!(second["num_read_ops"], operations);
+
+    let params = json!({ "names": ["slow"], "per_channel": true });
+    let channels = rpc.call("bdev_get_iostat", params)?;
+    let channels = channels["channels"].as_array().context("channels")?;
+    let all: u64 = channels
+        .iter()
+        .filter_map(|channel| channel["bytes_read"].as_u64())
+        .sum();
+    assert_eq!(all, 64 << 10);
+
+    let borders = json!({ "name": "slow", "borders": [4000, 60_000_000] });
+    let counted = rpc.call("bdev_get_histogram_borders", borders.clone())?;
+    let wanted = [0, operations, operations];
+    assert_eq!(counted["borders_count"], json!(wanted));
+
+    // The same connection's reads are as fast as the memory below, from one I/O to the next.
+    for latency_type in ["avg_read", "p99_read"] {
+        let fast = json!({
+            "delay_bdev_name": "slow", "latency_type": latency_type, "latency_us": 0,
+        });
+        rpc.call("bdev_delay_update_latency", fast)?;
+    }
+    eventually("a read is fast", Duration::from_secs(20), || {
+        let ran = setup.flexblk_at(&target, "read", &read);
+        let counted = rpc.call("bdev_get_histogram_borders", borders.clone());
+        ran.is_ok_and(|ran| ran.success().is_ok())
+            && counted.is_ok_and(|counted| counted["borders_count"][0] != 0)
+    })?;
+    Ok(())
+}
+
+/// SPDK's client asks for a histogram, and its script reads it.
+#[test]
+fn spdk_reads_our_histograms() -> Result<()> {
+    let test = "spdk_reads_our_histograms";
+    let (Some(words), Some(spdk)) = (spdk_client(test), Spdk::or_skip(test)) else {
+        return Ok(());
+    };
+    let setup = Setup::new()?;
+    let options = TargetOptions {
+        no_subsystem: true,
+        ..TargetOptions::default()
+    };
+    let target = setup.target_with(options)?;
+    slow_reads(&mut RpcClient::connect(&target.rpc_socket())?)?;
+    let rpc = client(&target, &words);
+    let enable = ["bdev_enable_histogram", "--histogram", "slow"];
+    rpc.ok(&[&enable[..], &["--opc", "read", "--granularity", "8"]].concat())?;
+    let read = ["--length", "64k", "--offset", "0", "-o", "out.bin"];
+    setup.flexblk_at(&target, "read", &read)?.success()?;
+    let iostat = rpc.json(&["bdev_get_iostat", "--names", "slow", "--reset-mode", "all"])?;
+    let reads = iostat["bdevs"][0]["num_read_ops"]
+        .as_u64()
+        .context("reads")?;
+    fs::write(
+        setup.path().join("histogram"),
+        rpc.ok(&["bdev_get_histogram", "slow"])?,
+    )?;
+    let line = "exec python3 \"$0\" < histogram";
+    let mut script = Command::new("sh");
+    script.args(["-c", line]).arg(spdk.script("histogram.py"));
+    script.current_dir(setup.path());
+    let printed = run(&mut script, Duration::from_secs(30))?.success()?.stdout;
+    // Lines such as `5024.000 -  5040.000:  50.0000%  (        1)`.
+    let mut counted = 0;
+    for row in printed.lines().filter(|line| line.contains('%')) {
+        let (range, rest) = row.split_once(':').context("a range")?;
+        let (begin, _) = range.split_once('-').context("two ends")?;
+        let begin: f64 = begin.trim().parse()?;
+        assert!(begin >= 4800.0, "{printed}");
+        let (_, count) = rest.split_once('(').context("a count")?;
+        counted += count.trim_end_matches(')').trim().parse::<u64>()?;
+    }
+    assert_eq!(counted, reads, "{printed}");
+    rpc.ok(&["bdev_enable_histogram", "--no-histogram", "slow"])?;
+    assert!(rpc.ok(&["bdev_get_histogram", "slow"]).is_err());
     Ok(())
 }
 

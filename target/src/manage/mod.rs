@@ -6,6 +6,7 @@
 //! other than for its counters.
 
 mod apply;
+mod base64;
 mod framing;
 mod http;
 mod jsonrpc;
@@ -22,7 +23,7 @@ mod state_file;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use flexblk_rpc::DEFAULT_SOCKET as DEFAULT_RPC_SOCKET;
@@ -120,7 +121,6 @@ impl Management {
             log: options.log,
             signal: options.signal,
             state_file: options.state_file,
-            iostat_baseline: Mutex::default(),
         };
         if let Some(path) = &context.state_file
             && path.exists()

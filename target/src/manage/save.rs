@@ -4,7 +4,7 @@
 use flexblk_blockdev::BdevConfig;
 use serde_json::{Value, json};
 
-use super::methods::{ana, discovery, listeners, masking};
+use super::methods::{ana, discovery, iostat, listeners, masking};
 use crate::bdevs::Bdev;
 use crate::config::AllowedHosts;
 use crate::snapshot::Protection;
@@ -14,9 +14,15 @@ fn call(method: &str, params: Value) -> Value {
     json!({ "method": method, "params": params })
 }
 
-/// The block devices, a wrapper after its base.
+/// The block devices, a wrapper after its base, and their histograms.
 pub(crate) fn bdevs(target: &Target) -> Vec<Value> {
-    target.bdevs().iter().map(bdev).collect()
+    let bdevs = target.bdevs();
+    let histograms = bdevs.iter().filter_map(|bdev| {
+        let config = bdev.histogram.as_ref()?.config();
+        let params = iostat::histogram_params(bdev.name(), config);
+        Some(call("bdev_enable_histogram", params))
+    });
+    bdevs.iter().map(bdev).chain(histograms).collect()
 }
 
 /// SPDK's method when it can say everything about the device, ours when not. The device's identity

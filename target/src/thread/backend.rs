@@ -194,7 +194,7 @@ impl Parts {
         index: u16,
         result: Result<(), IoError>,
     ) {
-        queue.spend(index, TimeOf::Backend, self.now_us);
+        let took_us = queue.spend(index, TimeOf::Backend, self.now_us);
         let Some(slot) = queue.slot(index) else {
             return;
         };
@@ -222,6 +222,10 @@ impl Parts {
             (What::Copy { .. }, Ok(())) => self.copied(engine, queue, index),
             // Giving space back is advice: what the device cannot do is done.
             (What::Deallocate { .. }, Ok(()) | Err(IoError::Unsupported)) => {
+                if result.is_ok() {
+                    let range = slot.range;
+                    self.count_range(&range, took_us);
+                }
                 self.next_range(engine, queue, index);
             }
             (_, Ok(())) => self.finish(engine, queue, index, Status::SUCCESS),

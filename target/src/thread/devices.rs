@@ -11,6 +11,8 @@ use flexins::engine::Engine;
 use flexins::verbs::{Access, Mr, Pd, Sge};
 
 use super::queue::QueueKey;
+use crate::histogram::LatencyHistogram;
+use crate::iostat::{Failure, IoStats, IoType};
 use crate::media::Media;
 use crate::queue::request::Range;
 use crate::snapshot::Namespace;
@@ -27,6 +29,10 @@ pub(crate) struct Device {
     memory: Option<(Arc<SharedMemory>, Mr)>,
     /// Blocks that must not be read.
     pub(crate) media: Arc<Media>,
+    /// What is done with it.
+    stats: Arc<IoStats>,
+    /// Its latencies, when they are counted.
+    histogram: Option<Arc<LatencyHistogram>>,
     /// A flush does something.
     pub(crate) flushes: bool,
     /// It can be written.
@@ -50,6 +56,28 @@ pub(crate) struct Fence {
     /// Its thread, and whether it knows that the device has left the blocks.
     pub(crate) from: usize,
     pub(crate) drained: bool,
+}
+
+impl Device {
+    /// Counts an I/O of this thread that has succeeded.
+    #[inline]
+    pub(super) fn count(&self, thread: usize, io_type: IoType, bytes: u64, took_us: u32) {
+        if let Some(class) = io_type.class()
+            && let Some(shard) = self.stats.shard(thread)
+        {
+            shard.count(class, bytes, took_us);
+        }
+        if let Some(histogram) = &self.histogram {
+            histogram.count(thread, io_type, took_us);
+        }
+    }
+
+    /// Counts an I/O of this thread that has failed.
+    pub(super) fn count_failure(&self, thread: usize, failure: Failure) {
+        if let Some(shard) = self.stats.shard(thread) {
+            shard.fail(failure);
+        }
+    }
 }
 
 /// The devices of a thread.
@@ -103,6 +131,8 @@ impl Devices {
             channel,
             memory,
             media: Arc::clone(&namespace.media),
+            stats: Arc::clone(&namespace.stats),
+            histogram: namespace.histogram.clone(),
             flushes: namespace.info.caps.contains(Caps::FLUSH),
             writable: !namespace.read_only(),
             users: 1,
@@ -120,6 +150,18 @@ impl Devices {
         if let Some(device) = self.get_mut(index) {
             device.users = device.users.saturating_sub(1);
             self.reap(index, engine, now);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, index: u32) -> Option<&Device> {
+        self.slots.get(index as usize)?.as_ref()
+    }
+
+    /// Counts a device's latencies as the namespace says.
+    pub(crate) fn set_histogram(&mut self, index: u32, namespace: &Namespace) {
+        if let Some(device) = self.get_mut(index) {
+            device.histogram.clone_from(&namespace.histogram);
         }
     }
 

@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use flexblk_nvme::{Nsid, Status};
+use flexblk_nvme::{Nsid, Status, StatusCode};
 
 use super::parts::Parts;
 use super::queue::{Io, Queue, Role, Slot, What};
 use super::record::event_of;
+use crate::iostat::{Failure, IoType};
 use crate::metrics::{Operation, Stage};
+use crate::queue::request::Range;
 use crate::recorder::Kind;
 
 impl Parts {
@@ -66,6 +68,7 @@ impl Parts {
             };
             shard.count(operation, bytes, success, spent_us);
         }
+        self.count_io(slot, status, spent_us);
         let is_slow = self.shared.metrics.is_slow(spent_us[0]);
         if is_slow {
             let event = event_of(Kind::SlowIo, &io.association, io.qid, peer);
@@ -73,6 +76,30 @@ impl Parts {
         }
         if is_slow || io.association.is_traced() {
             self.log(io, slot, status, spent_us);
+        }
+    }
+
+    /// A command counts as an I/O of its device, too, with the time that the device took.
+    #[inline]
+    fn count_io(&self, slot: &Slot, status: Status, spent_us: &[u32; 4]) {
+        let Some(io_type) = io_type(slot.what) else {
+            return;
+        };
+        let Some(device) = self.devices.get(slot.range.device) else {
+            return;
+        };
+        if !status.is_success() {
+            device.count_failure(self.id, failure(status));
+        } else if io_type != IoType::Unmap {
+            let took_us = spent_us.get(Stage::Backend as usize).copied().unwrap_or(0);
+            device.count(self.id, io_type, slot.range.len_bytes(), took_us);
+        }
+    }
+
+    /// Each range of Dataset Management is an I/O of its own.
+    pub(super) fn count_range(&self, range: &Range, took_us: u32) {
+        if let Some(device) = self.devices.get(range.device) {
+            device.count(self.id, IoType::Unmap, range.len_bytes(), took_us);
         }
     }
 
@@ -102,6 +129,40 @@ impl Parts {
             backend_us = us(Stage::Backend),
             "command"
         );
+    }
+}
+
+/// What a command does with its device; `None` when it has none.
+#[inline]
+fn io_type(what: What) -> Option<IoType> {
+    Some(match what {
+        What::Read => IoType::Read,
+        What::Write { .. } => IoType::Write,
+        What::Compare => IoType::Compare,
+        What::Flush => IoType::Flush,
+        What::WriteZeroes { .. } => IoType::WriteZeroes,
+        What::Verify => IoType::Verify,
+        What::Deallocate { .. } => IoType::Unmap,
+        What::Copy { .. } => IoType::Copy,
+        What::Reserve(_) | What::AdminOut | What::AdminIn | What::Shutdown | What::Respond => {
+            return None;
+        }
+    })
+}
+
+fn failure(status: Status) -> Failure {
+    if status.is(StatusCode::CompareFailure) {
+        return Failure::Miscompare;
+    }
+    let aborted = [
+        StatusCode::AbortRequested,
+        StatusCode::AbortedSqDeletion,
+        StatusCode::AbortedPreemptAndAbort,
+        StatusCode::AbortedFailedFused,
+    ];
+    match aborted.into_iter().any(|code| status.is(code)) {
+        true => Failure::Aborted,
+        false => Failure::Failed,
     }
 }
 

@@ -242,6 +242,7 @@ impl Parts {
                         before: Some(Arc::clone(before)),
                         after: Some(Arc::clone(after)),
                     });
+                    self.devices.set_histogram(view.device, after);
                     new.map(|new| view_of(new, after, view.device))
                 }
                 (before, after, old_view) => {

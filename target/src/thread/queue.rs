@@ -394,11 +394,10 @@ impl Queue {
         }
     }
 
-    /// The time since the last call, or since the beginning, was spent there.
-    pub(crate) fn spend(&mut self, index: u16, stage: TimeOf, now_us: u32) {
-        if let Some(spent) = self.spent.get_mut(usize::from(index)) {
-            spent.spend(stage, now_us);
-        }
+    /// The time since the last call, or since the beginning, was spent there; says how long it was.
+    pub(crate) fn spend(&mut self, index: u16, stage: TimeOf, now_us: u32) -> u32 {
+        let spent = self.spent.get_mut(usize::from(index));
+        spent.map_or(0, |spent| spent.spend(stage, now_us))
     }
 
     /// The time that a slot's command has taken, whole and by stage.

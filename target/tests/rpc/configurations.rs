@@ -30,6 +30,12 @@ fn a_saved_configuration_makes_the_same() {
     rpc.ok("flexblk_bdev_create", fault);
     let roomy = json!({ "type": "ram", "name": "r", "size": "1M", "max_size": "64M" });
     rpc.ok("flexblk_bdev_create", roomy);
+    for histogram in [
+        json!({ "name": "n", "enable": true }),
+        json!({ "name": "e", "enable": true, "opc": "read", "granularity": 5 }),
+    ] {
+        rpc.ok("bdev_enable_histogram", histogram);
+    }
     rpc.ok(
         "nvmf_create_subsystem",
         json!({ "nqn": NQN, "model_number": "M" }),
@@ -55,7 +61,7 @@ fn a_saved_configuration_makes_the_same() {
             .collect()
     };
     let saved = save(&mut rpc);
-    assert!(saved.len() >= 9, "{saved:#?}");
+    assert!(saved.len() >= 11, "{saved:#?}");
 
     let other = World::new();
     let mut again = other.client();

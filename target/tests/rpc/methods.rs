@@ -221,6 +221,24 @@ fn every_method() {
         json!({ "names": ["m"], "per_channel": false }),
     );
     assert_eq!(iostat["bdevs"][0]["num_read_ops"], 0);
+    let channels = json!({ "names": ["m"], "per_channel": true, "reset_mode": "maxmin" });
+    let channels = rpc.ok("bdev_get_iostat", channels);
+    assert_eq!(channels["name"], "m");
+    assert_eq!(channels["channels"][0]["thread_id"], 1);
+    assert_eq!(channels["channels"][0]["max_write_latency_ticks"], 0);
+    rpc.refused(
+        "bdev_get_iostat",
+        json!({ "per_channel": true }),
+        -32602,
+        "for one device",
+    );
+    rpc.refused(
+        "bdev_get_iostat",
+        json!({ "reset_mode": "some" }),
+        -32602,
+        "`reset_mode` must be all, maxmin, error or none",
+    );
+    histograms(&mut rpc);
     assert_eq!(
         rpc.ok("bdev_get_iostat", json!({}))["bdevs"]
             .as_array()
@@ -339,6 +357,57 @@ fn every_method() {
         .collect();
     let untested: Vec<&String> = listed.difference(&rpc.called).collect();
     assert!(untested.is_empty(), "{untested:?}");
+}
+
+/// Off, on, of another kind, off again.
+fn histograms(rpc: &mut Client) {
+    let (enable, get) = ("bdev_enable_histogram", "bdev_get_histogram");
+    rpc.refused(get, json!({ "name": "m" }), -61, "bdev_enable_histogram");
+    rpc.refused(get, json!({ "name": "x" }), -19, "x");
+    assert_eq!(rpc.ok(enable, json!({ "name": "m", "enable": true })), true);
+    let histogram = rpc.ok(get, json!({ "name": "m" }));
+    // 21 ranges of 128 buckets of 8 bytes: 1 us to 120 s.
+    let text = histogram["histogram"].as_str().unwrap();
+    assert_eq!(text.len(), (21 * 128 * 8_usize).div_ceil(3) * 4);
+    for (key, value) in [
+        ("granularity", 7),
+        ("min_range", 0),
+        ("max_range", 20),
+        ("tsc_rate", 1_000_000),
+    ] {
+        assert_eq!(histogram[key], value, "{key}");
+    }
+    let borders = json!({ "name": "m", "borders": [10, 100] });
+    let borders = rpc.ok("bdev_get_histogram_borders", borders);
+    assert_eq!(borders, json!({ "borders_count": [0, 0, 0] }));
+    rpc.refused(
+        "bdev_get_histogram_borders",
+        json!({ "name": "m", "borders": [10, 5] }),
+        -32602,
+        "ascending",
+    );
+    let finer = json!({
+        "name": "m", "enable": true, "opc": "unmap", "granularity": 9, "min_nsec": 1_000_000,
+        "max_nsec": 1_000_000_000,
+    });
+    assert_eq!(rpc.ok(enable, finer), true);
+    assert_eq!(rpc.ok(get, json!({ "name": "m" }))["min_range"], 1);
+    for (key, value, wanted) in [
+        ("opc", json!("reset"), "`opc` must be one of read, write"),
+        ("granularity", json!(11), "at most 10"),
+        ("granularity", json!(256), "8 bits"),
+        ("max_nsec", json!(1000), "below max_nsec"),
+        ("min_usec", json!(1), "unknown parameter `min_usec`"),
+    ] {
+        let mut params = json!({ "name": "m", "enable": true });
+        params[key] = value;
+        rpc.refused(enable, params, -32602, wanted);
+    }
+    assert_eq!(
+        rpc.ok(enable, json!({ "name": "m", "enable": false })),
+        true
+    );
+    rpc.refused(get, json!({ "name": "m" }), -61, "m has no histogram");
 }
 
 /// Addresses come and go with those who use them.

@@ -32,6 +32,7 @@ use crate::association::Association;
 use crate::budget::Budget;
 use crate::config::{AllowedHosts, Discovery, Limits, Referral, Transport};
 use crate::counters::IoCounters;
+use crate::iostat::IoStats;
 use crate::port::Port;
 use crate::recorder::{self, Recorder};
 use crate::snapshot::Namespace;
@@ -56,6 +57,8 @@ fn namespace(nsid: u32, bdev: &str) -> Namespace {
         nsid: Nsid::new(nsid),
         device_id: nsid.into(),
         media: Arc::default(),
+        stats: Arc::new(IoStats::new(1)),
+        histogram: None,
         hosts: AllowedHosts::Any,
         anagrpid: 1,
         reservations: Arc::default(),

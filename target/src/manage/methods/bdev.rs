@@ -94,7 +94,8 @@ fn delete(
     Ok(true.into())
 }
 
-fn named(context: &Context, name: &str) -> Result<Bdev> {
+/// The device of that name.
+pub(super) fn named(context: &Context, name: &str) -> Result<Bdev> {
     let all = context.target.bdevs();
     let found = all.into_iter().find(|bdev| bdev.name() == name);
     found.ok_or_else(|| RpcError::errno(libc::ENODEV, format!("no block device is named {name}")))
@@ -402,6 +403,7 @@ fn show(bdev: &Bdev, claimed: bool) -> Value {
             "reset": false,
             "write_zeroes": writable,
             "compare": true,
+            "copy": writable,
         },
         "driver_specific": {},
     });

@@ -7,6 +7,7 @@ mod capture;
 pub(crate) mod discovery;
 mod framework;
 mod io;
+pub(crate) mod iostat;
 pub(crate) mod listeners;
 mod log;
 pub(crate) mod masking;
@@ -15,7 +16,7 @@ mod reports;
 mod state;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -34,8 +35,6 @@ pub(crate) struct Context {
     pub(crate) signal: Option<Box<dyn Fn(i32) + Send + Sync>>,
     /// Where to keep what runs.
     pub(crate) state_file: Option<PathBuf>,
-    /// What `bdev_get_iostat` counts from.
-    pub(crate) iostat_baseline: Mutex<io::Baseline>,
 }
 
 type Result<T = Value> = core::result::Result<T, RpcError>;
@@ -76,6 +75,7 @@ fn all() -> impl Iterator<Item = &'static Method> {
         reports::METHODS,
         capture::METHODS,
         io::METHODS,
+        iostat::METHODS,
         state::METHODS,
     ];
     groups.into_iter().flatten()
