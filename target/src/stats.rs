@@ -45,6 +45,8 @@ pub struct ThreadStats {
     pub port: BTreeMap<&'static str, u64>,
     /// Counters of NVMe/TCP, by name; empty when it is not listened on.
     pub tcp: BTreeMap<&'static str, u64>,
+    /// Turns of the thread's loop in which each thing that it looks after had something to do, by name.
+    pub busy_turns: BTreeMap<&'static str, u64>,
     /// Counters of the reactor, by name.
     pub reactor: BTreeMap<&'static str, u64>,
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use flexblk_initiator::{ConnectOptions, Controller, Host};
 use flexblk_rpc::RpcClient;
-use flexblk_tests::process::{Finished, Process, eventually, run};
+use flexblk_tests::process::{Finished, Process, eventually, find_program, run};
 use flexblk_tests::setup::Setup;
 use flexblk_tests::skip;
 use flexblk_tests::spdk::Spdk;
@@ -133,6 +133,13 @@ fn spdk_rpc_drives_the_target() -> Result<()> {
     assert_eq!(queues[0]["peer_address"]["traddr"], "127.0.0.1");
     let stats = rpc.json(&["nvmf_get_stats"])?;
     assert_eq!(stats["poll_groups"][0]["current_admin_qpairs"], 1);
+
+    rpc.ok(&["bdev_delay_update_latency", "d0", "p99_read", "7"])?;
+    let pollers = rpc.json(&["thread_get_pollers"])?;
+    assert_eq!(pollers["threads"][0]["name"], "data-0");
+    let scheduler = rpc.json(&["framework_get_scheduler"])?;
+    assert_eq!(scheduler["scheduler_name"], "static");
+    rpc.ok(&["bdev_enable_histogram", "--histogram", "d0"])?;
 
     let wrong = rpc.run(&["nvmf_subsystem_add_ns", nqn, "nothing"])?;
     assert!(wrong.success().is_err(), "a wrong name is refused");
@@ -425,6 +432,47 @@ fn spdk_reads_our_histograms() -> Result<()> {
     assert_eq!(counted, reads, "{printed}");
     rpc.ok(&["bdev_enable_histogram", "--no-histogram", "slow"])?;
     assert!(rpc.ok(&["bdev_get_histogram", "slow"]).is_err());
+    Ok(())
+}
+
+/// SPDK's view of threads, pollers and cores has ours.
+#[test]
+fn spdk_top_shows_the_data_threads() -> Result<()> {
+    let test = "spdk_top_shows_the_data_threads";
+    let Some(spdk) = Spdk::or_skip(test) else {
+        return Ok(());
+    };
+    if find_program("script").is_err() {
+        skip::note(
+            test,
+            "no terminal for spdk_top: script (util-linux) is not in PATH",
+        );
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    // Each key is pressed when what the one before has led to is on the screen.
+    let line = r#"
+        until_shown() { for i in $(seq 200); do grep -q "$1" screen && return; sleep 0.1; done; }
+        touch screen
+        (until_shown data-0; printf 2; until_shown block_devices; printf 3; sleep 1; printf q) |
+            TERM=xterm script -qefc "stty rows 40 cols 160; exec $0 -r $1" screen
+    "#;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", line]).arg(spdk.program("spdk_top")?);
+    shell.arg(target.rpc_socket()).current_dir(setup.path());
+    run(&mut shell, Duration::from_secs(60))?.success()?;
+    let screen = fs::read_to_string(setup.path().join("screen"))?;
+    for wanted in [
+        "data-0",
+        "block_devices",
+        "flexins",
+        "mailbox",
+        "tcp",
+        "timers",
+    ] {
+        assert!(screen.contains(wanted), "{wanted}: {screen}");
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 
 mod apply;
 mod base64;
+mod cores;
 mod framing;
 mod http;
 mod jsonrpc;
@@ -121,6 +122,7 @@ impl Management {
             log: options.log,
             signal: options.signal,
             state_file: options.state_file,
+            core_times: cores::times(),
         };
         if let Some(path) = &context.state_file
             && path.exists()

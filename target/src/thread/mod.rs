@@ -4,6 +4,7 @@
 //! requests to a FlexiNS engine, whatever port that engine has. [`run`] puts it on a reactor.
 
 mod abort;
+mod activities;
 mod admin;
 mod backend;
 mod buffers;

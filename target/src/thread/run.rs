@@ -11,6 +11,7 @@ use flexins::engine::{EngineConfig, TxMode};
 use flexins::port::udp::UdpError;
 use flexins::verbs;
 
+use super::activities::{Activities, Activity};
 use super::mail::{self, Mail};
 use super::parts::Shared;
 use super::tcp::{TCP_OWNER, TcpConfig};
@@ -72,6 +73,7 @@ struct Thread {
     core: Core,
     mail: mailbox::Receiver<Mail>,
     drain_until: Option<Instant>,
+    activities: Activities,
 }
 
 impl Thread {
@@ -105,6 +107,7 @@ impl Thread {
             core,
             mail: receiver,
             drain_until: None,
+            activities: Activities::default(),
         };
         Ok((thread, sender))
     }
@@ -120,6 +123,7 @@ impl Thread {
                 reactor,
                 endpoint,
                 core,
+                activities,
                 ..
             } = self;
             let Some(endpoint) = endpoint else {
@@ -128,15 +132,24 @@ impl Thread {
             core.set_now(now);
             for completion in &completions {
                 match completion.token.owner() {
-                    PORT_OWNER => endpoint.on_completion(
-                        reactor,
-                        completion,
-                        &mut |engine, delivery, packet| {
-                            core.delivery(engine, &delivery, packet);
-                        },
-                    ),
-                    BDEV_OWNER => core.device_completion(endpoint.engine(), reactor, completion),
-                    TCP_OWNER => core.tcp_completion(endpoint.engine(), reactor, completion),
+                    PORT_OWNER => {
+                        activities.note(Activity::Flexins);
+                        endpoint.on_completion(
+                            reactor,
+                            completion,
+                            &mut |engine, delivery, packet| {
+                                core.delivery(engine, &delivery, packet);
+                            },
+                        );
+                    }
+                    BDEV_OWNER => {
+                        activities.note(Activity::BlockDevices);
+                        core.device_completion(endpoint.engine(), reactor, completion);
+                    }
+                    TCP_OWNER => {
+                        activities.note(Activity::Tcp);
+                        core.tcp_completion(endpoint.engine(), reactor, completion);
+                    }
                     owner => tracing::warn!(owner, "a completion that belongs to nobody"),
                 }
             }
@@ -145,12 +158,17 @@ impl Thread {
                 reactor,
                 endpoint,
                 core,
+                activities,
                 ..
             } = self;
             let Some(endpoint) = endpoint else {
                 return Ok(());
             };
+            if core.next_timeout().is_some_and(|at| at <= now) {
+                activities.note(Activity::Timers);
+            }
             if endpoint.next_timeout().is_some_and(|at| at <= now) {
+                activities.note(Activity::Timers);
                 endpoint.handle_timeout(now, &mut |engine, delivery, packet| {
                     core.delivery(engine, &delivery, packet);
                 });
@@ -162,6 +180,7 @@ impl Thread {
             }
             endpoint.flush(reactor, now);
             core.flush_tcp(reactor);
+            activities.end_turn();
             if let Some(until) = self.drain_until
                 && (self.core.is_drained() || now >= until)
             {
@@ -187,6 +206,7 @@ impl Thread {
             let Some(mail) = self.mail.try_recv() else {
                 return;
             };
+            self.activities.note(Activity::Mailbox);
             match mail {
                 Mail::Stats(reply) => {
                     // Whoever asked may have stopped waiting.
@@ -256,6 +276,7 @@ impl Thread {
                 ("rx_dropped_by_kernel", port.rx_dropped_by_kernel),
             ]),
             tcp: figures.tcp,
+            busy_turns: self.activities.busy_turns(),
             reactor: BTreeMap::from([
                 ("turns", reactor.turns),
                 ("enters", reactor.enters),

@@ -211,8 +211,27 @@ fn every_method() {
     let reactors = rpc.ok("framework_get_reactors", json!({}));
     assert_eq!(reactors["pid"], std::process::id());
     assert_eq!(reactors["reactors"][0]["lw_threads"][0]["name"], "data-0");
+    for key in ["irq", "sys", "usr", "numa_id", "tid"] {
+        assert!(reactors["reactors"][0][key].is_i64(), "{key}: {reactors}");
+    }
+    let scheduler = rpc.ok("framework_get_scheduler", json!({}));
+    assert_eq!(scheduler["scheduler_name"], "static");
     let threads = rpc.ok("thread_get_stats", json!({}));
     assert_eq!(threads["threads"][0]["id"], 1);
+    let pollers = rpc.ok("thread_get_pollers", json!({}));
+    let pollers = pollers["threads"][0]["active_pollers"].as_array().unwrap();
+    assert_eq!(threads["threads"][0]["active_pollers_count"], pollers.len());
+    let mailbox = pollers.iter().find(|poller| poller["name"] == "mailbox");
+    let busy = |poller: &Value| poller["busy_count"].as_u64().unwrap();
+    // It has had the question before this one, and each of the changes.
+    let mailbox = mailbox.unwrap();
+    assert!(busy(mailbox) > 1, "{mailbox}");
+    for poller in pollers {
+        assert!(
+            busy(poller) <= poller["run_count"].as_u64().unwrap(),
+            "{poller}"
+        );
+    }
     let stats = rpc.ok("flexblk_get_stats", json!({}));
     assert!(stats["uptime_s"].as_f64().unwrap() > 0.0);
 

@@ -15,11 +15,13 @@ mod nvmf;
 mod reports;
 mod state;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::cores::CoreTimes;
 use super::jsonrpc::RpcError;
 use super::log::LogControl;
 use super::params::Params;
@@ -35,6 +37,8 @@ pub(crate) struct Context {
     pub(crate) signal: Option<Box<dyn Fn(i32) + Send + Sync>>,
     /// Where to keep what runs.
     pub(crate) state_file: Option<PathBuf>,
+    /// Where the processors' time had gone when management was started.
+    pub(crate) core_times: BTreeMap<usize, CoreTimes>,
 }
 
 type Result<T = Value> = core::result::Result<T, RpcError>;

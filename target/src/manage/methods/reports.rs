@@ -1,21 +1,24 @@
 //! Numbers: threads, reactors, transports. Times are in ticks of a microsecond.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
+use super::super::cores::{self, CoreTimes};
 use super::super::params::Params;
 use super::{Context, Method, Result, query};
+use crate::histogram::TICK_RATE;
 use crate::stats::ThreadStats;
 
 pub(super) const METHODS: &[Method] = &[
     query("flexblk_get_flight_recorder", flight_recorder),
     query("framework_get_reactors", get_reactors),
+    query("framework_get_scheduler", get_scheduler),
     query("thread_get_stats", thread_stats),
+    query("thread_get_pollers", thread_pollers),
     query("nvmf_get_stats", nvmf_stats),
     query("flexblk_get_stats", all_stats),
 ];
-
-/// Ticks of a second.
-const TICK_RATE: u64 = 1_000_000;
 
 fn counter(thread: &ThreadStats, name: &str) -> u64 {
     thread.reactor.get(name).copied().unwrap_or(0)
@@ -48,9 +51,19 @@ fn cpumask(context: &Context, thread: &ThreadStats) -> String {
 fn get_reactors(context: &Context, params: Params) -> Result {
     params.end()?;
     let stats = context.target.stats();
+    let times = cores::times();
     let reactors = stats.threads.iter().map(|thread| {
+        let of = |times: &BTreeMap<usize, CoreTimes>| times.get(&thread.core).copied();
+        let then = of(&context.core_times).unwrap_or_default();
+        let spent = of(&times).unwrap_or_default().since(then);
         json!({
             "lcore": thread.core,
+            // -1 is SPDK's word for none.
+            "numa_id": cores::numa_node(thread.core).map_or(-1, i64::from),
+            // Of the core, in the kernel's clock ticks.
+            "irq": spent.irq,
+            "sys": spent.system,
+            "usr": spent.user,
             "tid": thread.tid,
             "busy": busy(thread),
             "idle": idle(thread),
@@ -71,6 +84,35 @@ fn get_reactors(context: &Context, params: Params) -> Result {
     }))
 }
 
+/// Threads stay on their cores, and so do their queues: that is what SPDK calls static.
+fn get_scheduler(_: &Context, params: Params) -> Result {
+    params.end()?;
+    Ok(json!({ "scheduler_name": "static", "scheduler_period": 0 }))
+}
+
+/// What each thread's loop looks after: all of it in every turn, and nothing at fixed intervals.
+fn thread_pollers(context: &Context, params: Params) -> Result {
+    params.end()?;
+    let stats = context.target.stats();
+    let threads = stats.threads.iter().map(|thread| {
+        let turns = counter(thread, "turns");
+        let pollers = (1..).zip(&thread.busy_turns).map(|(id, (name, busy))| {
+            json!({
+                "name": name, "id": id, "state": "waiting", "run_count": turns,
+                "busy_count": busy,
+            })
+        });
+        json!({
+            "name": name(thread),
+            "id": thread.thread + 1,
+            "active_pollers": pollers.collect::<Vec<_>>(),
+            "timed_pollers": [],
+            "paused_pollers": [],
+        })
+    });
+    Ok(json!({ "tick_rate": TICK_RATE, "threads": threads.collect::<Vec<_>>() }))
+}
+
 fn thread_stats(context: &Context, params: Params) -> Result {
     params.end()?;
     let stats = context.target.stats();
@@ -81,8 +123,7 @@ fn thread_stats(context: &Context, params: Params) -> Result {
             "cpumask": cpumask(context, thread),
             "busy": busy(thread),
             "idle": idle(thread),
-            // One loop drives everything.
-            "active_pollers_count": 1,
+            "active_pollers_count": thread.busy_turns.len(),
             "timed_pollers_count": 0,
             "paused_pollers_count": 0,
         })
