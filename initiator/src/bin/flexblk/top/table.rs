@@ -73,7 +73,8 @@ pub(super) fn screen(
 }
 
 fn summary(load: &Load, sort: Sort) -> String {
-    let total = |of: fn(&IoLoad) -> f64| load.io.iter().map(of).sum::<f64>();
+    // `sum` of nothing is -0.0, and would be shown so.
+    let total = |of: fn(&IoLoad) -> f64| load.io.iter().map(of).fold(0.0, |sum, one| sum + one);
     let by = match sort {
         Sort::Iops => "IOPS",
         Sort::Bandwidth => "bandwidth",
@@ -158,6 +159,16 @@ fn end_of(name: &str, width: usize) -> String {
 mod tests {
     use super::*;
     use crate::top::load::tests::load;
+
+    #[test]
+    fn no_load_is_zero() {
+        let idle = Load {
+            io: Vec::new(),
+            ..load()
+        };
+        let shown = text(&idle, Sort::Iops, None);
+        assert!(shown.starts_with("0 IOPS, 0.0 MB/s"), "{shown}");
+    }
 
     #[test]
     fn a_screen_is_never_exceeded() {
