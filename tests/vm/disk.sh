@@ -49,6 +49,18 @@ start_load() {
     sleep 2
 }
 
+# end_load_unharmed: the load has not noticed what was done meanwhile, and what file_system has left is there.
+end_load_unharmed() {
+    end_load
+    grep -q 'err= 0' /tmp/load
+    sync
+    same 'sum of the file' "$(cat /mnt/sum)" "$(sha256sum /mnt/a | cut -d' ' -f1)"
+    umount /mnt
+    e2fsck -fn $DISK
+    dmesg | grep -i 'i/o error' && return 1
+    return 0
+}
+
 # What file_system has left is there.
 file_is_the_same() {
     mount -t ext4 $DISK /mnt
