@@ -50,7 +50,7 @@ pub use discovery::{
 };
 pub use error::{Error, LostReason, NamespaceList};
 pub use host::{Host, HostError};
-pub use namespace::Namespace;
+pub use namespace::{MaxBlocks, Namespace};
 pub use options::{
     ConnectOptions, Digest, EngineMode, FaultConfig, QueuePairOptions, RxMode, TxMode,
 };

@@ -453,6 +453,8 @@ impl QueuePair {
             Op::Discard => {
                 return if command.buffer.is_some() {
                     Err(InvalidCommand::Buffer)
+                } else if command.blocks > namespace.max_blocks.discard {
+                    Err(InvalidCommand::Blocks)
                 } else {
                     Ok(())
                 };
@@ -461,7 +463,7 @@ impl QueuePair {
                 return Err(InvalidCommand::Unsupported);
             }
         };
-        if command.blocks == 0 || command.blocks > nvm::MAX_BLOCKS {
+        if command.blocks == 0 || command.blocks > namespace.max_blocks.for_op(command.op) {
             return Err(InvalidCommand::Blocks);
         }
         if carries_data {

@@ -16,6 +16,8 @@ use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const READ: u16 = 0;
+const CACHE: u16 = 5;
+const WRITE_ZEROES: u16 = 6;
 const WRITE: u16 = 1;
 const DISC: u16 = 2;
 const FLUSH: u16 = 3;
@@ -504,6 +506,29 @@ fn requests_wait_for_a_target_that_comes_back() -> Result<()> {
         "{}",
         server.tail()
     );
+    Ok(())
+}
+
+/// What carries no data may be longer than one command of the controller (Identify: WZSL, VSL).
+#[test]
+fn zeroes_and_caching_of_the_whole_namespace() -> Result<()> {
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:64M"])?;
+    setup.file("in.img", 64 << 20, 5)?;
+    setup
+        .flexblk_at(&target, "write", &["-i", "in.img"])?
+        .success()?;
+    let server = NbdServer::start(&setup, &target, "server", &[])?;
+    let mut client = RawClient::open(server.socket())?;
+    for (kind, cookie) in [(CACHE, 1), (WRITE_ZEROES, 2)] {
+        client.request(kind, cookie, 0, 64 << 20)?;
+        assert_eq!(client.reply()?, (0, cookie), "{}", server.tail());
+    }
+    setup
+        .flexblk_at(&target, "read", &["--length", "64M", "-o", "back.img"])?
+        .success()?;
+    let back = fs::read(setup.path().join("back.img"))?;
+    assert!(back.iter().all(|byte| *byte == 0), "it is not zeroed");
     Ok(())
 }
 

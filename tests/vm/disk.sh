@@ -14,6 +14,11 @@ ranges() {
     dd if=$DISK bs=4k skip=3 count=1 iflag=direct 2>/dev/null | cmp -n 4096 - /tmp/fill
     dd if=$DISK bs=4k skip=8 count=8 iflag=direct 2>/dev/null | cmp -n 32768 - /tmp/fill
     dd if=$DISK bs=4k skip=32 count=1 iflag=direct 2>/dev/null | cmp -n 4096 - /tmp/fill
+    # Longer than any one command.
+    dd if=/tmp/fill of=$DISK bs=256k count=1 seek=120 oflag=direct
+    blkdiscard -z $DISK
+    reads_as_zero 0 16
+    reads_as_zero 7680 64
     blkdiscard $DISK
 }
 

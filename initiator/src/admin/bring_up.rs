@@ -17,7 +17,9 @@ use super::runner::{Payload, Reply, Runner};
 use super::{ADMIN_DEPTH, AdminQueue};
 use crate::link::Link;
 use crate::link::open::{OpenArgs, SharedEngine, open};
-use crate::{ConnectOptions, EngineMode, Error, Host, IdentifyController, LostReason, Namespace};
+use crate::{
+    ConnectOptions, EngineMode, Error, Host, IdentifyController, LostReason, MaxBlocks, Namespace,
+};
 
 /// Largest transfer of one command that we use, also when the controller has no limit.
 const MAX_TRANSFER_BYTES: u32 = 1 << 20;
@@ -43,6 +45,10 @@ pub(crate) struct Facts {
     pub(crate) in_capsule_bytes: u32,
     /// Entries of a queue at most.
     pub(crate) max_queue_entries: u32,
+    /// Limits of commands without data, in units of `page_bytes`; all zeroes when the controller names none.
+    pub(crate) nvm: identify::NvmController,
+    /// CAP.MPSMIN.
+    page_bytes: u64,
 }
 
 impl Facts {
@@ -115,6 +121,8 @@ pub(crate) fn bring_up_over(
             0
         },
         max_queue_entries: u32::from(cap.mqes()) + 1,
+        nvm: identify::NvmController::zeroed(),
+        page_bytes: 1 << (12 + u32::from(cap.mpsmin())),
         identify,
     };
     Ok(BroughtUp { queue, facts })
@@ -149,6 +157,7 @@ pub(crate) fn bring_up_io(
         Err(Error::Status { status, .. }) => tracing::info!(%status, "no asynchronous events"),
         Err(other) => return Err(other),
     }
+    up.facts.nvm = read_limits(&mut up.queue)?;
     let namespaces = read_namespaces(&mut up.queue, &up.facts)?;
     Ok((granted, namespaces))
 }
@@ -208,6 +217,20 @@ pub(super) fn io_link(runner: Runner, facts: &Facts) -> Result<Box<dyn Link>, Er
     Ok(link)
 }
 
+/// The limits of a controller's commands without data; none if it does not have this structure, which came with NVMe 2.0.
+fn read_limits(queue: &mut AdminQueue) -> Result<identify::NvmController, Error> {
+    match queue.identify(Cns::CommandSetController, Nsid::NONE) {
+        Ok(data) => identify::NvmController::view(&data)
+            .copied()
+            .ok_or(Error::Protocol("Identify Controller (NVM) is too short")),
+        Err(Error::Status { status, .. }) => {
+            tracing::debug!(%status, "the controller names no limits of commands without data");
+            Ok(identify::NvmController::zeroed())
+        }
+        Err(other) => Err(other),
+    }
+}
+
 /// Active namespaces of a controller, described.
 pub(crate) fn read_namespaces(
     queue: &mut AdminQueue,
@@ -265,6 +288,7 @@ fn read_namespace(
         deallocated_reads_zero: id.dlfeat & 7 == 1,
         optimal_io_bytes: optimal_io_bytes(id, block_size),
         max_transfer_bytes: facts.max_transfer_bytes - facts.max_transfer_bytes % block_size,
+        max_blocks: MaxBlocks::of(&facts.nvm, facts.page_bytes, block_size),
         write_zeroes: false,
         discard: false,
         compare: false,

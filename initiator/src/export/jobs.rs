@@ -9,10 +9,8 @@ use std::sync::Arc;
 use flexblk_reactor::{Buffer, HugePages, Order, Pool, SharedMemory, Span};
 
 use crate::volume::{Channel, Request};
-use crate::{Busy, Error, IoCompletion, IoError, Namespace, Op};
+use crate::{Busy, Error, IoCompletion, IoError, MaxBlocks, Namespace, Op};
 
-/// Most blocks of one command without data (NVM Command Set 1.1, 3.3.8: a 0's based word).
-const MAX_COMMAND_BLOCKS: u64 = 65536;
 /// Most bytes of one piece: a larger one would only make the first wait for the last.
 const MAX_PIECE_BYTES: u32 = 1 << 20;
 /// A run of memory that is shorter than this, and not the rest, is cheaper to copy than to send on its own.
@@ -43,6 +41,7 @@ pub(crate) struct Done {
 #[derive(Debug)]
 pub(crate) struct Jobs {
     block_size: u32,
+    max_blocks: MaxBlocks,
     piece_bytes: u32,
     bounce: Pool,
     jobs: Vec<Job>,
@@ -108,6 +107,7 @@ impl Jobs {
         };
         Ok(Jobs {
             block_size: namespace.block_size,
+            max_blocks: namespace.max_blocks,
             piece_bytes,
             bounce,
             jobs: (0..capacity).map(job).collect(),
@@ -244,12 +244,7 @@ impl Jobs {
             let left = job.len - job.next;
             let mut bounce = None;
             let (lba, blocks, len, buffer) = if job.spans.is_empty() {
-                let limit = if job.op == Op::Discard {
-                    u64::from(u32::MAX)
-                } else {
-                    MAX_COMMAND_BLOCKS
-                };
-                let blocks = left.min(limit);
+                let blocks = left.min(self.max_blocks.for_op(job.op).into());
                 (job.lba.saturating_add(job.next), blocks, blocks, None)
             } else {
                 let most = left.min(u64::from(self.piece_bytes)) as u32;

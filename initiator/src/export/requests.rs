@@ -6,7 +6,7 @@ use flexblk_nvme::command::nvm::MAX_BLOCKS;
 use flexblk_reactor::Span;
 
 use crate::volume::Request;
-use crate::{Busy, InvalidCommand, IoCompletion, IoError, Namespace, Op};
+use crate::{Busy, InvalidCommand, IoCompletion, IoError, MaxBlocks, Namespace, Op};
 
 /// Parts of one request without data that are under way at a time: a discard of a whole disk shall not fill the queue.
 const PARTS_WITHOUT_DATA: u32 = 4;
@@ -20,6 +20,8 @@ pub(crate) struct Geometry {
     pub(crate) len_bytes: u64,
     /// Longest transfer of one request, a multiple of the block size.
     pub(crate) max_transfer_bytes: u32,
+    /// Longest commands without data.
+    pub(crate) max_without_data: MaxBlocks,
 }
 
 /// Logical blocks.
@@ -52,6 +54,7 @@ impl Geometry {
             block_bytes,
             len_bytes: namespace.len_bytes(),
             max_transfer_bytes: max_blocks.checked_mul(block_bytes)?,
+            max_without_data: namespace.max_blocks,
         })
     }
 
@@ -103,6 +106,7 @@ pub(crate) struct Requests {
     waiting: VecDeque<u32>,
     block_bytes: u32,
     max_blocks: u32,
+    max_without_data: MaxBlocks,
 }
 
 #[derive(Debug)]
@@ -161,6 +165,7 @@ impl Requests {
             waiting: VecDeque::with_capacity(count as usize),
             block_bytes: geometry.block_bytes,
             max_blocks: geometry.max_transfer_bytes / geometry.block_bytes,
+            max_without_data: geometry.max_without_data,
         }
     }
 
@@ -215,7 +220,7 @@ impl Requests {
                 continue;
             };
             loop {
-                match slot.next(self.block_bytes, self.max_blocks) {
+                match slot.next(self.block_bytes, self.max_blocks, &self.max_without_data) {
                     Next::Part(part) => {
                         if submit(&part, u64::from(index)).is_err() {
                             return;
@@ -272,7 +277,7 @@ impl Requests {
 }
 
 impl Slot {
-    fn next(&mut self, block_bytes: u32, max_blocks: u32) -> Next {
+    fn next(&mut self, block_bytes: u32, max_blocks: u32, without_data: &MaxBlocks) -> Next {
         if self.left.blocks == 0 {
             if self.flushes == 0 && self.parts == 0 && self.wanted.then_flush && self.result.is_ok()
             {
@@ -296,11 +301,7 @@ impl Slot {
             if self.parts >= PARTS_WITHOUT_DATA {
                 return Next::Wait;
             }
-            let most = if op == Op::Discard {
-                u32::MAX
-            } else {
-                MAX_BLOCKS
-            };
+            let most = without_data.for_op(op);
             return Next::Part(Request {
                 op,
                 lba: self.left.lba,

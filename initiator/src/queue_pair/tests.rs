@@ -131,6 +131,7 @@ fn namespace(nsid: u32) -> Namespace {
         deallocated_reads_zero: true,
         optimal_io_bytes: 0,
         max_transfer_bytes: 65536,
+        max_blocks: crate::MaxBlocks::EXPRESSIBLE,
         write_zeroes: true,
         discard: true,
         compare: true,

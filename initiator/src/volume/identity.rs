@@ -50,6 +50,7 @@ pub(crate) fn common<'a>(
         all.read_only |= path.read_only;
         all.deallocated_reads_zero &= path.deallocated_reads_zero;
         all.max_transfer_bytes = all.max_transfer_bytes.min(path.max_transfer_bytes);
+        all.max_blocks = all.max_blocks.min(path.max_blocks);
         all.write_zeroes &= path.write_zeroes;
         all.discard &= path.discard;
         all.compare &= path.compare;
@@ -62,7 +63,7 @@ pub(crate) fn common<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Nsid;
+    use crate::{MaxBlocks, Nsid};
 
     fn namespace() -> Namespace {
         Namespace {
@@ -76,6 +77,7 @@ mod tests {
             deallocated_reads_zero: true,
             optimal_io_bytes: 0,
             max_transfer_bytes: 1 << 20,
+            max_blocks: MaxBlocks::EXPRESSIBLE,
             write_zeroes: true,
             discard: true,
             compare: true,
@@ -113,6 +115,10 @@ mod tests {
             discard: false,
             read_only: true,
             max_transfer_bytes: 4096,
+            max_blocks: MaxBlocks {
+                write_zeroes: 1024,
+                ..MaxBlocks::EXPRESSIBLE
+            },
             ..namespace()
         };
         let all = common(&namespace(), [&namespace(), &poor].into_iter());
@@ -120,6 +126,7 @@ mod tests {
             (all.discard, all.read_only, all.max_transfer_bytes),
             (false, true, 4096)
         );
+        assert_eq!(all.max_blocks, poor.max_blocks);
         assert!(all.compare);
     }
 }

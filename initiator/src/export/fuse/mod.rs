@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Counters, ExportCounters, Worker, WorkerConfig};
 use crate::volume::Volume;
-use crate::{Error, Namespace, Op};
+use crate::{Error, MaxBlocks, Namespace, Op};
 
 pub use mount::{abort_connection, unmount};
 
@@ -37,6 +37,7 @@ const LARGEST_TRANSFER: u32 = 1 << 20;
 struct Geometry {
     block_bytes: u32,
     max_transfer_bytes: u32,
+    max_without_data: MaxBlocks,
     read_only: bool,
     write_zeroes: bool,
     /// Discarding makes blocks read as zeroes.
@@ -50,6 +51,7 @@ impl Geometry {
         Some(Geometry {
             block_bytes: common.block_bytes,
             max_transfer_bytes: common.max_transfer_bytes,
+            max_without_data: common.max_without_data,
             read_only: namespace.read_only,
             write_zeroes: namespace.write_zeroes,
             discard_zeroes: namespace.discard && namespace.deallocated_reads_zero,
@@ -67,6 +69,7 @@ impl Geometry {
             block_bytes: self.block_bytes,
             len_bytes: self.len_bytes(),
             max_transfer_bytes: self.max_transfer_bytes,
+            max_without_data: self.max_without_data,
         }
     }
 

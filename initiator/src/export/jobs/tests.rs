@@ -166,7 +166,14 @@ fn an_error_ends_the_request_once_and_spares_the_rest() {
 #[test]
 fn without_data_only_the_number_of_blocks_counts() {
     let mut disk = Disk::new(0, 8);
-    let mut jobs = Jobs::new(&Namespace::example(), 8, 8, 0).unwrap();
+    let namespace = Namespace {
+        max_blocks: MaxBlocks {
+            write_zeroes: 60_000,
+            ..MaxBlocks::EXPRESSIBLE
+        },
+        ..Namespace::example()
+    };
+    let mut jobs = Jobs::new(&namespace, 8, 8, 0).unwrap();
     let zeroes = Op::WriteZeroes { deallocate: true };
     jobs.start(&mut disk, (zeroes, 10, 150_000), &[], 1)
         .unwrap();
@@ -176,7 +183,7 @@ fn without_data_only_the_number_of_blocks_counts() {
     let taken: Vec<(u64, u32)> = (disk.taken.iter())
         .map(|(it, _)| (it.lba, it.blocks))
         .collect();
-    let zeroed = [(10, 65536), (65546, 65536), (131_082, 18_928)];
+    let zeroed = [(10, 60_000), (60_010, 60_000), (120_010, 30_000)];
     assert_eq!(taken, [&zeroed[..], &[(10, 150_000), (0, 0)]].concat());
     let mut left = jobs.abandon();
     left.sort_unstable();

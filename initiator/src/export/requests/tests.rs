@@ -7,6 +7,7 @@ const GEOMETRY: Geometry = Geometry {
     block_bytes: 512,
     len_bytes: 1 << 40,
     max_transfer_bytes: 4096,
+    max_without_data: MaxBlocks::EXPRESSIBLE,
 };
 
 fn wanted(op: Op, lba: u64, blocks: u64) -> Wanted {
@@ -48,6 +49,7 @@ fn a_byte_range_becomes_blocks_or_is_refused() {
         block_bytes: 4096,
         len_bytes: 1 << 20,
         max_transfer_bytes: 4096,
+        ..GEOMETRY
     };
     let blocks = |offset, len| geometry.extent(offset, len);
     assert_eq!(blocks(8192, 4096), Ok(Extent { lba: 2, blocks: 1 }));
@@ -103,6 +105,34 @@ fn a_long_discard_is_cut_and_takes_only_a_share_of_the_queue() {
         }]
     );
     assert_eq!(requests.outstanding(), 0);
+}
+
+#[test]
+fn zeroes_are_cut_as_the_controller_wants_them() {
+    let geometry = Geometry {
+        max_without_data: MaxBlocks {
+            write_zeroes: 100,
+            verify: 7,
+            discard: 1000,
+        },
+        ..GEOMETRY
+    };
+    for (op, most) in [
+        (Op::WriteZeroes { deallocate: true }, 100),
+        (Op::Verify, 7),
+        (Op::Discard, 1000),
+    ] {
+        let mut requests = Requests::new(1, &geometry);
+        requests
+            .begin(&wanted(op, 5, 2 * u64::from(most) + 1), [], 1)
+            .unwrap();
+        let parts = submit(&mut requests, 8);
+        let parts: Vec<_> = (parts.iter())
+            .map(|(part, _)| (part.lba, part.blocks))
+            .collect();
+        let at = |n: u32| 5 + u64::from(n * most);
+        assert_eq!(parts, [(at(0), most), (at(1), most), (at(2), 1)], "{op:?}");
+    }
 }
 
 #[test]

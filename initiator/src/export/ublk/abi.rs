@@ -180,8 +180,6 @@ const _: () = assert!(size_of::<Parameters>() == 64);
 
 /// Longest discard: 2 GiB.
 const MAX_DISCARD_SECTORS: u32 = 1 << 22;
-/// Most blocks of one Write Zeroes (NVM Command Set 1.1, 3.3.8).
-const MAX_ZEROES_BLOCKS: u32 = 65536;
 
 impl Parameters {
     /// Of a device that is the namespace. Every request is then one command, since none is longer than one.
@@ -195,6 +193,11 @@ impl Parameters {
             namespace.discard && writable,
             namespace.write_zeroes && writable,
         );
+        // The kernel cuts what is longer.
+        let sectors = |op| {
+            let blocks = namespace.max_blocks.for_op(op);
+            blocks.saturating_mul(per_block).min(MAX_DISCARD_SECTORS)
+        };
         Parameters {
             len: size_of::<Parameters>() as u32,
             types: PARAM_BASIC | has(discard || zeroes, PARAM_DISCARD),
@@ -214,13 +217,8 @@ impl Parameters {
             max_sectors: max_io_bytes / SECTOR_BYTES,
             dev_sectors: namespace.len_bytes() / u64::from(SECTOR_BYTES),
             discard_granularity: has(discard || zeroes, namespace.block_size),
-            max_discard_sectors: has(discard, MAX_DISCARD_SECTORS),
-            max_write_zeroes_sectors: has(
-                zeroes,
-                MAX_ZEROES_BLOCKS
-                    .saturating_mul(per_block)
-                    .min(MAX_DISCARD_SECTORS),
-            ),
+            max_discard_sectors: has(discard, sectors(Op::Discard)),
+            max_write_zeroes_sectors: has(zeroes, sectors(Op::WriteZeroes { deallocate: true })),
             max_discard_segments: has(discard, 1) as u16,
             ..Parameters::default()
         }
@@ -277,6 +275,7 @@ impl IoDescriptor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MaxBlocks;
 
     /// Numbers as the kernel's header computes them.
     #[test]
@@ -339,6 +338,17 @@ mod tests {
             (read_only.types, read_only.max_discard_sectors),
             (PARAM_BASIC, 0)
         );
+        let limited = Namespace {
+            max_blocks: MaxBlocks {
+                write_zeroes: 1024,
+                discard: 100,
+                ..MaxBlocks::EXPRESSIBLE
+            },
+            ..namespace.clone()
+        };
+        let limited = Parameters::of(&limited, 128 << 10);
+        assert_eq!(limited.max_write_zeroes_sectors, 1024 * 8);
+        assert_eq!(limited.max_discard_sectors, 100 * 8);
         let no_zeroes = Namespace {
             write_zeroes: false,
             ..namespace

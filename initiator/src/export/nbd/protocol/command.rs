@@ -1,8 +1,8 @@
 //! What a request asks for (proto, "Request types", "Command flags").
 
 use super::{Broken, Errno, Export, MAX_PAYLOAD_BYTES, RequestHeader, Style};
-use crate::Op;
 use crate::export::{Extent, Geometry, Refusal, Wanted};
+use crate::{MaxBlocks, Op};
 
 const CMD_READ: u16 = 0;
 const CMD_WRITE: u16 = 1;
@@ -63,6 +63,7 @@ impl Session {
             block_bytes: export.block_bytes,
             len_bytes: export.len_bytes,
             max_transfer_bytes: MAX_PAYLOAD_BYTES,
+            max_without_data: MaxBlocks::EXPRESSIBLE,
         };
         Session {
             style,
