@@ -9,6 +9,7 @@ use std::{
 };
 
 use flexblk_reactor::{Completion, Reactor};
+use uuid::Uuid;
 
 use crate::{
     BdevConfig, BlockDevice, Channel, DelayConfig, Error, Info, Io, IoDone, IoError, IoOp,
@@ -19,6 +20,7 @@ use crate::{
 pub struct DelayDevice {
     name: Arc<str>,
     base: Arc<dyn BlockDevice>,
+    uuid: Option<Uuid>,
     seed: u64,
     depth: u32,
     opened: AtomicU64,
@@ -86,6 +88,7 @@ impl DelayDevice {
         Ok(Self {
             name: config.name.as_str().into(),
             base,
+            uuid: config.uuid,
             seed: config.seed,
             depth: config.depth,
             opened: AtomicU64::new(0),
@@ -97,7 +100,9 @@ impl DelayDevice {
         Info {
             name: Arc::clone(&self.name),
             kind: format!("delay over {}", info.kind).into(),
-            uuid: identity::derived(&[info.uuid.as_bytes(), self.name.as_bytes()]),
+            uuid: self.uuid.unwrap_or_else(|| {
+                identity::derived(&[info.uuid.as_bytes(), self.name.as_bytes()])
+            }),
             ..info
         }
     }

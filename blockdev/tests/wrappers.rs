@@ -33,6 +33,7 @@ fn delay_config() -> DelayConfig {
     DelayConfig {
         name: "d".to_owned(),
         base_bdev_name: "ram".to_owned(),
+        uuid: None,
         seed: 1,
         avg_read_latency: 0,
         p99_read_latency: None,

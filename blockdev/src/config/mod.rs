@@ -272,6 +272,9 @@ pub struct DelayConfig {
     pub name: String,
     /// The fast device.
     pub base_bdev_name: String,
+    /// Identity; derived from the base's and the name unless configured.
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
     /// Same seed, same spikes (per channel, in the order of its I/Os).
     #[serde(default)]
     pub seed: u64,
@@ -302,6 +305,7 @@ impl DelayConfig {
         Self {
             name: self.name.clone(),
             base_bdev_name: self.base_bdev_name.clone(),
+            uuid: self.uuid,
             seed: self.seed,
             depth: self.depth,
             ..other.clone()
@@ -561,6 +565,7 @@ mod tests {
         let delay = BdevConfig::Delay(DelayConfig {
             name: "d".to_owned(),
             base_bdev_name: "nowhere".to_owned(),
+            uuid: None,
             seed: 0,
             avg_read_latency: 0,
             p99_read_latency: None,

@@ -125,10 +125,10 @@ impl Plan {
                 Some(bdev) => match compare(bdev, config) {
                     Same::Yes => {}
                     Same::Size(to_bytes) => self.resize(bdev, to_bytes),
-                    Same::Latencies => self.steps.push(Step::Reconfigure(
-                        Box::new(bdev.config.clone()),
-                        Box::new(config.clone()),
-                    )),
+                    Same::Latencies(to) => {
+                        let from = Box::new(bdev.config.clone());
+                        self.steps.push(Step::Reconfigure(from, to));
+                    }
                     Same::No => self.impossible.push(format!(
                         "block device {name} cannot be changed into another; give the new one \
                          another name"
@@ -449,13 +449,17 @@ enum Same {
     Yes,
     /// It is, but for its size.
     Size(u64),
-    /// It is, but for its latencies.
-    Latencies,
+    /// It is, but for its latencies; with those that are wanted.
+    Latencies(Box<BdevConfig>),
     No,
 }
 
 fn compare(bdev: &Bdev, wanted: &BdevConfig) -> Same {
     let info = bdev.device.info();
+    let in_place = match (&bdev.config, wanted) {
+        (BdevConfig::Delay(is), BdevConfig::Delay(wanted)) => Some(is.with_latencies_of(wanted)),
+        _ => None,
+    };
     let mut is = bdev.config.clone();
     let mut wanted = wanted.clone();
     // A name that was made up may have got a number; an identity that is not asked for may be any.
@@ -491,8 +495,12 @@ fn compare(bdev: &Bdev, wanted: &BdevConfig) -> Same {
                     .p99_write_latency
                     .get_or_insert(delay.avg_write_latency);
             }
-            if is != wanted && is.with_latencies_of(wanted) == *wanted {
-                return Same::Latencies;
+            is.uuid = wanted.uuid.map(|_| info.uuid);
+            if let Some(to) = in_place
+                && is != wanted
+                && is.with_latencies_of(wanted) == *wanted
+            {
+                return Same::Latencies(Box::new(BdevConfig::Delay(to)));
             }
             None
         }

@@ -163,6 +163,17 @@ impl Params {
         Ok(())
     }
 
+    /// Parameters of SPDK's that nothing can be asked for with here. `why` says what is so instead.
+    pub(crate) fn none(&mut self, keys: &[&'static str], why: &str) -> Result<(), RpcError> {
+        for key in keys.iter().copied() {
+            if self.optional::<Value>(key)?.is_some() {
+                let what = format!("`{}{key}` cannot be set here: {why}", self.prefix);
+                return Err(RpcError::params(what));
+            }
+        }
+        Ok(())
+    }
+
     /// All of them, for a method that reads them itself.
     pub(crate) fn into_value(self) -> Value {
         Value::Object(self.members)
@@ -240,5 +251,9 @@ mod tests {
         params.only(&[("zcopy", json!(false))], "no").unwrap();
         let refused = message(params.only(&[("depth", json!(8))], "it is 8"));
         assert!(refused.contains("`depth` = 4 is not possible: it is 8"));
+        let mut params = Params::new(Some(json!({ "psk": "k", "label": null }))).unwrap();
+        params.none(&["label", "other"], "no").unwrap();
+        let refused = message(params.none(&["psk"], "there is no TLS"));
+        assert!(refused.contains("`psk` cannot be set here: there is no TLS"));
     }
 }

@@ -62,7 +62,7 @@ fn bdev(bdev: &Bdev) -> Value {
         BdevConfig::Delay(delay) => Some((
             "bdev_delay_create",
             json!({
-                "name": name, "base_bdev_name": delay.base_bdev_name,
+                "name": name, "base_bdev_name": delay.base_bdev_name, "uuid": delay.uuid,
                 "avg_read_latency": delay.avg_read_latency,
                 "p99_read_latency": delay.p99_read_latency.unwrap_or(delay.avg_read_latency),
                 "avg_write_latency": delay.avg_write_latency,

@@ -30,6 +30,14 @@ fn a_saved_configuration_makes_the_same() {
     rpc.ok("flexblk_bdev_create", fault);
     let roomy = json!({ "type": "ram", "name": "r", "size": "1M", "max_size": "64M" });
     rpc.ok("flexblk_bdev_create", roomy);
+    let delay = json!({
+        "name": "d", "base_bdev_name": "n", "avg_read_latency": 1, "p99_read_latency": 2,
+        "avg_write_latency": 3, "p99_write_latency": 4,
+        "uuid": "6d1c8b5e-5f3b-4b34-9f55-0d6a2a3f7f10",
+    });
+    rpc.ok("bdev_delay_create", delay.clone());
+    let made = rpc.ok("bdev_get_bdevs", json!({ "name": "d" }));
+    assert_eq!(made[0]["uuid"], delay["uuid"]);
     for histogram in [
         json!({ "name": "n", "enable": true }),
         json!({ "name": "e", "enable": true, "opc": "read", "granularity": 5 }),
@@ -61,7 +69,7 @@ fn a_saved_configuration_makes_the_same() {
             .collect()
     };
     let saved = save(&mut rpc);
-    assert!(saved.len() >= 11, "{saved:#?}");
+    assert!(saved.len() >= 12, "{saved:#?}");
 
     let other = World::new();
     let mut again = other.client();

@@ -121,6 +121,13 @@ fn every_method() {
         -32602,
         "FLEXINS",
     );
+    let units = json!({ "trtype": "TCP", "io_unit_size": 131_072 });
+    rpc.refused(
+        "nvmf_create_transport",
+        units,
+        -32602,
+        "`io_unit_size` cannot be set here: buffers come from `memory_budget`",
+    );
     let transports = rpc.ok("nvmf_get_transports", json!({ "trtype": "FLEXINS" }));
     assert_eq!(transports[0]["max_queue_depth"], 1024);
     let subsystem = json!({
@@ -147,6 +154,10 @@ fn every_method() {
     );
     let host = json!({ "nqn": NQN, "host": "nqn.2026-11.test:host" });
     assert_eq!(rpc.ok("nvmf_subsystem_add_host", host.clone()), true);
+    let mut secret = host.clone();
+    secret["dhchap_key"] = "key0".into();
+    let add_host = "nvmf_subsystem_add_host";
+    rpc.refused(add_host, secret, -32602, "no authentication");
     let any = |on: bool| json!({ "nqn": NQN, "allow_any_host": on });
     assert_eq!(rpc.ok("nvmf_subsystem_allow_any_host", any(true)), true);
     assert_eq!(rpc.ok("nvmf_subsystem_allow_any_host", any(false)), true);

@@ -214,10 +214,12 @@ fn delay(mut params: Params) -> Result<BdevConfig> {
     let p99_read_latency = Some(params.required("p99_read_latency")?);
     let avg_write_latency = params.required("avg_write_latency")?;
     let p99_write_latency = Some(params.required("p99_write_latency")?);
+    let uuid = params.optional("uuid")?;
     params.end()?;
     Ok(BdevConfig::Delay(DelayConfig {
         name,
         base_bdev_name,
+        uuid,
         seed: 0,
         avg_read_latency,
         p99_read_latency,

@@ -107,6 +107,7 @@ pub(crate) fn transports(target: &Target) -> Vec<Value> {
                 "max_queue_depth": limits.queue_entries,
                 "max_io_qpairs_per_ctrlr": limits.io_queues,
                 "in_capsule_data_size": crate::thread::MAX_IN_CAPSULE_BYTES,
+                "max_io_size": crate::queue::request::MAX_TRANSFER_BYTES,
                 "max_aq_depth": crate::queue::ADMIN_ENTRIES,
             })
         });
@@ -171,6 +172,7 @@ fn create_transport(context: &Context, mut params: Params) -> Result {
         "max_queue_depth",
         "max_io_qpairs_per_ctrlr",
         "in_capsule_data_size",
+        "max_io_size",
         "max_aq_depth",
     ] {
         let ours = transport.get(key).cloned().unwrap_or_default();
@@ -192,6 +194,38 @@ fn create_transport(context: &Context, mut params: Params) -> Result {
         ],
         "this target has no such thing",
     )?;
+    for (keys, why) in [
+        (
+            &[
+                "io_unit_size",
+                "num_shared_buffers",
+                "buf_cache_size",
+                "iobuf_small_cache_size",
+                "iobuf_large_cache_size",
+                "data_wr_pool_size",
+                "control_msg_num",
+            ][..],
+            "buffers come from `memory_budget` in the file that the target is started with",
+        ),
+        (
+            &["num_cqe", "max_srq_depth"],
+            "there is no RDMA hardware whose queues it sizes",
+        ),
+        (
+            &["sock_priority", "acceptor_backlog", "acceptor_poll_rate"],
+            "sockets are as the kernel makes them, and wake the thread",
+        ),
+        (
+            &["ack_timeout", "abort_timeout_sec"],
+            "how long is waited for a host is settled in the target",
+        ),
+        (
+            &["kas", "min_kato", "masked_oncs", "masked_fuses"],
+            "what controllers say of themselves is settled in the target",
+        ),
+    ] {
+        params.none(keys, why)?;
+    }
     params.end()?;
     Ok(true.into())
 }

@@ -66,6 +66,7 @@ fn create_subsystem(context: &Context, mut params: Params) -> Result {
         ],
         "this target does not have it",
     )?;
+    params.none(&["admin_label"], "subsystems have no such label")?;
     params.end()?;
     let added = context.target.add_subsystem(&subsystem);
     added.map_err(|error| RpcError::nvmf(&error))?;
@@ -179,6 +180,11 @@ fn add_ns(context: &Context, mut params: Params) -> Result {
         &[("hide_metadata", false.into())],
         "this target does not have it",
     )?;
+    inner.none(&["nguid", "eui64"], "the identity is the UUID")?;
+    inner.none(
+        &["ptpl_file"],
+        "all reservations are kept in `ptpl_file` of the file that the target is started with",
+    )?;
     inner.end()?;
     params.end()?;
     // SPDK opens no device here: neither do we, so that a misspelt name is not taken for a new one.
@@ -225,6 +231,10 @@ fn edit_hosts(
 fn add_host(context: &Context, mut params: Params) -> Result {
     let nqn = subsystem_name(&mut params)?;
     let host: Nqn = params.required("host")?;
+    params.none(
+        &["psk", "dhchap_key", "dhchap_ctrlr_key"],
+        "there is no TLS and no authentication",
+    )?;
     params.end()?;
     edit_hosts(context, &nqn, |_, names| {
         if names.contains(&host) {
