@@ -238,15 +238,26 @@ pub(crate) struct Connection {
     /// Largest payload per packet.
     #[arg(long, value_name = "BYTES", value_parser = size::parse_io, help_heading = "Connection")]
     pub(crate) mtu: Option<u32>,
-    /// Spin this long before sleeping [default: 100us].
-    #[arg(long, value_name = "TIME", value_parser = size::parse_duration, help_heading = "Connection")]
-    pub(crate) poll_budget: Option<Duration>,
+    /// Poll for so many microseconds after the last activity, then sleep [default: 100].
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(..=10_000_000), help_heading = "Connection")]
+    poll_budget_us: Option<u64>,
+    /// Its former name.
+    #[arg(long, hide = true, value_parser = size::parse_duration, conflicts_with = "poll_budget_us")]
+    poll_budget: Option<Duration>,
     /// Deliberate faults on our own packets, for tests: `loss=0.01,reorder=0.01,corrupt=0.001`.
     #[arg(long, value_name = "SPEC", help_heading = "Connection")]
     pub(crate) fault: Option<String>,
     /// Write every packet to this pcapng file (one file per queue).
     #[arg(long, value_name = "FILE", help_heading = "Connection")]
     pub(crate) capture: Option<PathBuf>,
+}
+
+impl Connection {
+    /// How long to poll, if it was said.
+    pub(crate) fn poll_budget(&self) -> Option<Duration> {
+        let micros = self.poll_budget_us.map(Duration::from_micros);
+        micros.or(self.poll_budget)
+    }
 }
 
 #[derive(Args, Debug)]
@@ -407,4 +418,28 @@ pub(crate) struct Bench {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) connection: Connection,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Parser, Debug)]
+    struct Words {
+        #[command(flatten)]
+        connection: Connection,
+    }
+
+    #[test]
+    fn the_polling_budget_has_two_names() {
+        let budget = |words: &[&str]| {
+            let words = std::iter::once(&"flexblk").chain(words);
+            Words::try_parse_from(words).map(|words| words.connection.poll_budget())
+        };
+        let expected = Some(Duration::from_micros(250));
+        assert_eq!(budget(&["--poll-budget-us", "250"]).unwrap(), expected);
+        assert_eq!(budget(&["--poll-budget", "250us"]).unwrap(), expected);
+        assert_eq!(budget(&[]).unwrap(), None);
+        assert!(budget(&["--poll-budget", "1ms", "--poll-budget-us", "1"]).is_err());
+    }
 }

@@ -49,7 +49,7 @@ pub(crate) fn options(
     options.connect_timeout = connection
         .connect_timeout
         .unwrap_or(options.connect_timeout);
-    options.poll_budget = connection.poll_budget.unwrap_or(options.poll_budget);
+    options.poll_budget = connection.poll_budget().unwrap_or(options.poll_budget);
     options.mtu = connection.mtu.or(options.mtu);
     options.hdr_digest |= connection.hdr_digest;
     options.data_digest |= connection.data_digest;
