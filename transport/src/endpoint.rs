@@ -18,7 +18,7 @@ use crate::middleware::fault::FaultCounters;
 use crate::middleware::{Capture, Direction, FaultConfig, FaultInjector};
 pub use crate::port::udp::RxMode;
 use crate::port::udp::{UdpConfig, UdpError, UdpPort};
-use crate::port::{Port, PortCounters};
+use crate::port::{Packet, Port, PortCounters};
 
 /// What surrounds the payload of the largest packet: IPv4 (20) and UDP (8) headers, BTH, RETH,
 /// ImmDt and trailer (40), and 8 to spare. IPv6 takes 20 more.
@@ -130,7 +130,7 @@ pub enum EndpointError {
 
 /// Takes messages that arrived in place: the engine (to post answers), the message, and the packet
 /// that it may lie in.
-pub type Handler<'a> = dyn FnMut(&mut Engine, Delivery, &[u8]) + 'a;
+pub type Handler<'a> = dyn FnMut(&mut Engine, Delivery, Packet<'_>) + 'a;
 
 /// An engine with a UDP port.
 pub struct Endpoint {
@@ -229,12 +229,14 @@ impl Endpoint {
             fault,
             capture,
         } = path;
-        let mut take = |from: SocketAddr, packet: &[u8]| {
+        let mut take = |from: SocketAddr, packet: Packet<'_>| {
             take_packet(engine, capture, *local, now, from, packet, handler);
         };
         port.on_completion(reactor, completion, &mut |from, packet| match fault {
             None => take(from, packet),
-            Some(fault) => fault.apply(now, from, packet, &mut take),
+            Some(fault) => fault.apply(now, from, packet.bytes, &mut |from, bytes| {
+                take(from, Packet::alone(bytes));
+            }),
         });
     }
 
@@ -290,7 +292,8 @@ impl Endpoint {
             ..
         } = self;
         if let Some(fault) = fault {
-            fault.poll(now, &mut |from, packet| {
+            fault.poll(now, &mut |from, bytes| {
+                let packet = Packet::alone(bytes);
                 take_packet(engine, capture, *local, now, from, packet, handler);
             });
         }
@@ -355,13 +358,13 @@ fn take_packet(
     local: SocketAddr,
     now: Instant,
     from: SocketAddr,
-    packet: &[u8],
+    packet: Packet<'_>,
     handler: &mut Handler<'_>,
 ) {
     if let Some(capture) = capture {
-        capture.record(now, Direction::Received, from, local, &[packet]);
+        capture.record(now, Direction::Received, from, local, &[packet.bytes]);
     }
-    engine.handle_packet(now, from, packet);
+    engine.handle_packet(now, from, packet.bytes);
     while let Some(delivery) = engine.poll_delivery() {
         handler(engine, delivery, packet);
     }

@@ -115,7 +115,7 @@ impl Node {
         let messages = &mut self.messages;
         self.endpoint
             .on_completion(reactor, completion, &mut |engine, delivery, packet| {
-                messages.push((delivery.kind, delivery.payload.bytes(packet).to_vec()));
+                messages.push((delivery.kind, delivery.payload.bytes(packet.bytes).to_vec()));
                 engine.post_recv_in_place(delivery.qpn, 1).unwrap();
             });
     }
@@ -125,7 +125,7 @@ impl Node {
             let messages = &mut self.messages;
             self.endpoint
                 .handle_timeout(now, &mut |engine, delivery, packet| {
-                    messages.push((delivery.kind, delivery.payload.bytes(packet).to_vec()));
+                    messages.push((delivery.kind, delivery.payload.bytes(packet.bytes).to_vec()));
                     engine.post_recv_in_place(delivery.qpn, 1).unwrap();
                 });
         }

@@ -102,6 +102,37 @@ fn feed(
     sink.packets.into_iter().map(|(_, bytes)| bytes).collect()
 }
 
+#[test]
+fn only_a_send_of_one_packet_to_a_queue_pair_that_there_is_can_be_foreseen() {
+    for framing in FRAMINGS {
+        let mut bench = bench(framing, true);
+        let packets = packets(&mut bench);
+        let engine = bench.net.engine(bench.b.node);
+        let user = bench.b.init().user;
+        let mut foreseen = 0;
+        for packet in &packets {
+            let is_send = Opcode::from_u8(packet[0]) == Some(Opcode::SendOnly);
+            let seen = engine.foresee(packet);
+            assert_eq!(seen.is_some(), is_send, "{:?}", Opcode::from_u8(packet[0]));
+            if let Some((word, message)) = seen {
+                assert_eq!(word, user);
+                // Padded to a multiple of four: lengths are not looked at.
+                assert_eq!(message.len(), 80);
+                foreseen += 1;
+            }
+            for len in 0..packet.len().min(60) {
+                let cut = engine.foresee(&packet[..len]);
+                assert!(cut.is_none_or(|(_, message)| message.len() < len));
+            }
+            let mut stranger = packet.clone();
+            stranger[5] ^= 1;
+            assert!(engine.foresee(&stranger).is_none());
+        }
+        assert!(foreseen > 0);
+        assert_eq!(engine.counters().packets_rx, 0);
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Mutation {
     Flip { at: usize, bit: u8 },

@@ -233,6 +233,23 @@ pub struct CapsuleCmd {
     pub len_bytes: u32,
 }
 
+impl CapsuleCmd {
+    /// The entry of a command capsule with data that `bytes` seem to begin with, and the length of its
+    /// data. Neither digest nor state nor limits are checked: for loading ahead what the command names,
+    /// before [`Stream::next`](super::Stream::next) takes it.
+    #[inline]
+    #[must_use]
+    pub fn foresee(bytes: &[u8]) -> Option<(&Sqe, usize)> {
+        let header = CapsuleCmdHeader::view(bytes)?;
+        let common = &header.common;
+        if common.pdu_type != PduType::CapsuleCmd.raw() {
+            return None;
+        }
+        let data_len = common.plen.get().checked_sub(common.pdo.into())?;
+        (common.pdo != 0 && data_len != 0).then_some((&header.sqe, data_len as usize))
+    }
+}
+
 /// Host to Controller Data Transfer (TCP 3.6.2.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct H2cData {

@@ -156,6 +156,29 @@ fn capsule(cid: u16, data: Vec<u8>) -> Sent {
     }
 }
 
+#[test]
+fn a_capsule_with_data_can_be_foreseen_from_its_header() {
+    let framing = Framing {
+        digests: Digests::empty(),
+        alignment: Alignment::DWORD,
+    };
+    let bytes = capsule(7, vec![1; 4096]).emit(&framing);
+    let (sqe, data_len) = CapsuleCmd::foresee(&bytes).unwrap();
+    assert_eq!((sqe.cid(), data_len), (Cid::new(7), 4096));
+    let header = bytes.get(..72).unwrap();
+    assert!(CapsuleCmd::foresee(header).is_some());
+    for len in 0..72 {
+        assert!(CapsuleCmd::foresee(&header[..len]).is_none());
+    }
+    let without_data = capsule(7, Vec::new()).emit(&framing);
+    assert!(CapsuleCmd::foresee(&without_data).is_none());
+    let other = h2c(vec![1; 4096]).emit(&framing);
+    assert!(CapsuleCmd::foresee(&[other, vec![0; 72]].concat()).is_none());
+    let mut mad = bytes;
+    mad[3..8].copy_from_slice(&[200, 100, 0, 0, 0]);
+    assert!(CapsuleCmd::foresee(&mad).is_none());
+}
+
 fn h2c(data: Vec<u8>) -> Sent {
     Sent {
         pdu: Pdu::H2cData(H2cData {

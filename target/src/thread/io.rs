@@ -19,7 +19,7 @@ use crate::metrics::Stage as TimeOf;
 use crate::queue::data::Source;
 use crate::queue::request::{self, Range, Request};
 
-/// Bytes of a read that are loaded ahead: the hardware sees by itself where a longer one goes, and a
+/// Bytes of a read or write that are loaded ahead: the hardware sees by itself where a longer one goes, and a
 /// train of 4 KiB blocks stays in half of a second-level cache.
 const PREFETCH_MAX_BYTES: u32 = 8 << 10;
 
@@ -166,6 +166,25 @@ impl Parts {
                 slot.range.lba = first_block(sqe);
                 self.finish_new(engine, queue, slot, status);
             }
+        }
+    }
+
+    /// Loads the memory that a write is going to be copied to, for a command that may turn out to be
+    /// none: one write's time is enough for memory that no cache holds, and copying to such memory
+    /// took a quarter of the target's time.
+    #[inline]
+    pub(crate) fn load_ahead(&self, queue: &Queue, sqe: &Sqe, data_len: usize) {
+        let Role::Io(io) = &queue.role else { return };
+        if sqe.opcode != opcode::WRITE || data_len == 0 {
+            return;
+        }
+        let views = self.subsystems.get(io.subsystem).and_then(Option::as_ref);
+        let view = |nsid| views.and_then(|views| views.view(nsid));
+        let request = Request::parse(sqe, data_len, queue.fabric.addressing(), view);
+        if let Ok(Request::Write { range, .. }) = request
+            && let Some(memory) = self.devices.direct(&range)
+        {
+            memory.prefetch_for_write(PREFETCH_MAX_BYTES);
         }
     }
 

@@ -33,6 +33,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use flexblk_blockdev::{IoDone, Tokens};
+use flexblk_nvme::command::Sqe;
 use flexblk_nvme::{HostId, Nsid, StatusCode};
 use flexblk_reactor::mailbox::TrySendError;
 use flexblk_reactor::{Completion, Reactor};
@@ -170,6 +171,18 @@ impl Core {
         if is_short {
             // A train brings many commands, and with the first of them the acknowledgements.
             self.poll_completions(engine);
+        }
+    }
+
+    /// Loads the memory that the next packet's command is going to write to. The packet has not been
+    /// checked yet.
+    #[inline]
+    pub(crate) fn look_ahead(&self, engine: &Engine, packet: &[u8]) {
+        if let Some((user, capsule)) = engine.foresee(packet)
+            && let Some((sqe, data)) = Sqe::split(capsule)
+            && let Some(queue) = self.queues.get(QueueKey::from_word(user))
+        {
+            self.parts.load_ahead(queue, sqe, data.len());
         }
     }
 

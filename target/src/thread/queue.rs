@@ -549,6 +549,15 @@ impl QueueTable {
     }
 
     #[inline]
+    pub(crate) fn get(&self, key: QueueKey) -> Option<&Queue> {
+        let (generation, queue) = self.places.get(key.index as usize)?;
+        if *generation != key.generation {
+            return None;
+        }
+        queue.as_deref()
+    }
+
+    #[inline]
     pub(crate) fn get_mut(&mut self, key: QueueKey) -> Option<&mut Queue> {
         let (generation, queue) = self.places.get_mut(key.index as usize)?;
         if *generation != key.generation {

@@ -138,7 +138,8 @@ impl Thread {
                             reactor,
                             completion,
                             &mut |engine, delivery, packet| {
-                                core.delivery(engine, &delivery, packet);
+                                core.look_ahead(engine, packet.behind);
+                                core.delivery(engine, &delivery, packet.bytes);
                             },
                         );
                     }
@@ -170,7 +171,7 @@ impl Thread {
             if endpoint.next_timeout().is_some_and(|at| at <= now) {
                 activities.note(Activity::Timers);
                 endpoint.handle_timeout(now, &mut |engine, delivery, packet| {
-                    core.delivery(engine, &delivery, packet);
+                    core.delivery(engine, &delivery, packet.bytes);
                 });
             }
             core.handle_timeout(now);

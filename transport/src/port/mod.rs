@@ -12,6 +12,25 @@ use flexblk_reactor::{Completion, Reactor};
 use crate::engine::TrainSink;
 use crate::train::Train;
 
+/// A received packet where it lies, until the next one is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// The bytes of the packet that came behind it in the same train and will be given out next;
+    /// empty when there is none. Nobody has checked it: it is good for loading memory ahead that it
+    /// seems to name (see [`Engine::foresee`](crate::engine::Engine::foresee)), and for nothing else.
+    pub behind: &'a [u8],
+}
+
+impl<'a> Packet<'a> {
+    /// A packet with none behind it.
+    #[must_use]
+    pub const fn alone(bytes: &'a [u8]) -> Self {
+        Self { bytes, behind: &[] }
+    }
+}
+
 /// What an endpoint needs of a network device on a reactor.
 pub trait Port {
     /// Where the engine writes packets.
@@ -32,7 +51,7 @@ pub trait Port {
         &mut self,
         reactor: &mut Reactor,
         completion: &Completion,
-        packet: &mut dyn FnMut(SocketAddr, &[u8]),
+        packet: &mut dyn FnMut(SocketAddr, Packet<'_>),
     );
 
     /// Counters.

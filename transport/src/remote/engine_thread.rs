@@ -17,6 +17,7 @@ use super::{RemoteError, ThreadConfig};
 use crate::cm::{RejectReason, ServiceId};
 use crate::endpoint::{Endpoint, EndpointConfig};
 use crate::engine::{ConnEvent, Delivery, Engine};
+use crate::port::Packet;
 use crate::verbs::Qpn;
 
 const PORT: u8 = 1;
@@ -458,6 +459,6 @@ impl EngineLoop {
 }
 
 /// Clients' queue pairs have posted buffers only, so that nothing is ever delivered in place.
-fn no_delivery(_: &mut Engine, delivery: Delivery, _: &[u8]) {
+fn no_delivery(_: &mut Engine, delivery: Delivery, _: Packet<'_>) {
     tracing::error!(?delivery, "in-place delivery on an engine thread");
 }

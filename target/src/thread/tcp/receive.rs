@@ -305,6 +305,7 @@ impl Core {
                     match expect {
                         Expect::Capsule(sqe) if receiver.carry.is_empty() => {
                             let data = core::mem::take(&mut whole);
+                            self.look_ahead_tcp(index, input);
                             self.capsule(engine, index, &sqe, data, intact)
                         }
                         Expect::Capsule(sqe) => {
@@ -337,6 +338,17 @@ impl Core {
             receiver.carry.extend_from_slice(whole);
         }
         Ok(())
+    }
+
+    /// Loads the memory that the next command in the buffer is going to write to.
+    #[inline]
+    fn look_ahead_tcp(&mut self, index: u32, input: &[u8]) {
+        if let Some((sqe, data_len)) = CapsuleCmd::foresee(input)
+            && let Some(connection) = self.parts.tcp.at(index)
+            && let Some(queue) = connection.queue.and_then(|key| self.queues.get(key))
+        {
+            self.parts.load_ahead(queue, sqe, data_len);
+        }
     }
 
     fn pdu(

@@ -111,7 +111,7 @@ fn receive(
         reactor.turn(Wait::Poll, &mut completions)?;
         for completion in completions.drain(..) {
             port.on_completion(&mut reactor, &completion, &mut |_, packet| {
-                bytes += packet.len()
+                bytes += packet.bytes.len()
             });
         }
     }

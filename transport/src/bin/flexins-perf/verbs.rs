@@ -11,8 +11,8 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use flexblk_reactor::{Completion, Config, HugePages, Reactor, SharedMemory, Wait};
 use flexins::cm::ServiceId;
 use flexins::counters::Counters;
-use flexins::endpoint::{Endpoint, EndpointConfig};
-use flexins::engine::{ConnEvent, Delivery, Engine, EngineConfig};
+use flexins::endpoint::{Endpoint, EndpointConfig, Handler};
+use flexins::engine::{ConnEvent, Engine, EngineConfig};
 use flexins::port::PortCounters;
 use flexins::verbs::{
     Access, AckRequest, Cq, Mr, Pd, QpInit, Qpn, Rkey, SendFlags, SendOp, SendWr, WorkCompletion,
@@ -240,10 +240,7 @@ impl Node {
     }
 
     /// Once around the loop: sends, receives, timers.
-    fn turn(
-        &mut self,
-        handler: &mut dyn FnMut(&mut Engine, Delivery, &[u8]),
-    ) -> anyhow::Result<()> {
+    fn turn(&mut self, handler: &mut Handler<'_>) -> anyhow::Result<()> {
         let now = self.reactor.now();
         if self.reactor.will_sleep() {
             self.endpoint.prepare_sleep(now);
@@ -339,7 +336,7 @@ fn serve(
     while !stop.load(Ordering::Relaxed) {
         let mut refused = None;
         node.turn(&mut |engine, delivery, packet| {
-            std::hint::black_box(delivery.payload.bytes(packet).first());
+            std::hint::black_box(delivery.payload.bytes(packet.bytes).first());
             if let Err(error) = engine.post_recv_in_place(delivery.qpn, 1) {
                 refused = Some(error);
             }

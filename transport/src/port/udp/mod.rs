@@ -20,7 +20,7 @@ use flexblk_reactor::{Completion, Keeper, Op, Reactor, Token};
 use self::receive::Receiver;
 use self::send::Sender;
 use self::socket::Socket;
-use super::{Port, PortCounters};
+use super::{Packet, Port, PortCounters};
 use crate::engine::TxMode;
 use crate::train::{Train, TrainId, TrainQueue};
 
@@ -239,7 +239,7 @@ impl Port for UdpPort {
         &mut self,
         reactor: &mut Reactor,
         completion: &Completion,
-        packet: &mut dyn FnMut(SocketAddr, &[u8]),
+        packet: &mut dyn FnMut(SocketAddr, Packet<'_>),
     ) {
         let Inner {
             sender,

@@ -14,7 +14,7 @@ use flexblk_reactor::{
 
 use super::socket::{UDP_GRO, read_address};
 use super::{RxMode, UdpConfig, UdpError};
-use crate::port::PortCounters;
+use crate::port::{Packet, PortCounters};
 
 /// Room for the sender's address: the larger of the two families.
 const NAME_ROOM: usize = size_of::<libc::sockaddr_in6>();
@@ -110,7 +110,7 @@ impl Receiver {
         reactor: &mut Reactor,
         completion: &Completion,
         counters: &mut PortCounters,
-        packet: &mut dyn FnMut(SocketAddr, &[u8]),
+        packet: &mut dyn FnMut(SocketAddr, Packet<'_>),
     ) {
         if let Some(bid) = completion.flags.buffer_id() {
             if let (Ok(len), Some(buffer)) = (completion.bytes(), buffer(&self.memory, bid)) {
@@ -150,7 +150,7 @@ impl Receiver {
         buffer: Span,
         len: u32,
         counters: &mut PortCounters,
-        packet: &mut dyn FnMut(SocketAddr, &[u8]),
+        packet: &mut dyn FnMut(SocketAddr, Packet<'_>),
     ) {
         let Some(filled) = buffer.sub(0, len) else {
             return;
@@ -171,9 +171,11 @@ impl Receiver {
         counters.trains_rx += 1;
         counters.bytes_rx += message.payload.len() as u64;
         let segment_len = segment_len(message.control).unwrap_or(message.payload.len());
-        for segment in message.payload.chunks(segment_len.max(1)) {
+        let mut segments = message.payload.chunks(segment_len.max(1)).peekable();
+        while let Some(bytes) = segments.next() {
+            let behind = segments.peek().copied().unwrap_or_default();
             counters.segments_rx += 1;
-            packet(self.from, segment);
+            packet(self.from, Packet { bytes, behind });
         }
     }
 

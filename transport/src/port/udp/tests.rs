@@ -68,9 +68,16 @@ impl Pair {
                 OWNER_A => (&mut self.a, &mut self.got_a),
                 _ => (&mut self.b, &mut self.got_b),
             };
+            let mut behind = Vec::new();
             port.on_completion(&mut self.reactor, &completion, &mut |from, packet| {
-                got.push((from, packet.to_vec()));
+                assert!(behind.is_empty() || behind == packet.bytes);
+                behind = packet.behind.to_vec();
+                got.push((from, packet.bytes.to_vec()));
             });
+            assert!(
+                behind.is_empty(),
+                "the last packet of a train has none behind it"
+            );
         }
     }
 
