@@ -6,7 +6,6 @@
 //! other than for its counters.
 
 mod apply;
-mod base64;
 mod cores;
 mod framing;
 mod http;

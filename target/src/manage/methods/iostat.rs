@@ -1,8 +1,8 @@
 //! What is done with block devices: `bdev_get_iostat`, histograms of latencies. Ticks are microseconds.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Map, Value, json};
 
-use super::super::base64;
 use super::super::params::Params;
 use super::bdev::named;
 use super::{Context, Method, Result, RpcError, change, query};
@@ -194,7 +194,7 @@ fn get_histogram(context: &Context, mut params: Params) -> Result {
         .collect();
     let layout = histogram.layout();
     Ok(json!({
-        "histogram": base64::encode(&bytes),
+        "histogram": BASE64_STANDARD.encode(&bytes),
         "granularity": layout.granularity,
         "min_range": layout.min_range,
         "max_range": layout.max_range,
