@@ -175,10 +175,13 @@ pub struct RamConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HugePagesMode {
-    /// Ordinary pages, taken as they are written, given back by a discard.
+    /// Transparent hugepages where the kernel has them to give, else ordinary ones: taken as they are
+    /// written, up to 2 MiB at once, given back by a discard.
     #[default]
+    Transparent,
+    /// Ordinary pages only: nothing is taken but what is written.
     No,
-    /// Hugepages if there are enough.
+    /// Reserved hugepages if there are enough, else as `transparent`.
     Try,
 }
 

@@ -71,9 +71,14 @@ impl BdevConfig {
                 max_size: take(options, "max_size")?,
                 uuid: None,
                 hugepages: match options.remove("hugepages") {
-                    None | Some("no") => HugePagesMode::No,
+                    None | Some("transparent") => HugePagesMode::Transparent,
+                    Some("no") => HugePagesMode::No,
                     Some("try" | "true") => HugePagesMode::Try,
-                    Some(other) => return Err(format!("hugepages={other}: expected try or no")),
+                    Some(other) => {
+                        return Err(format!(
+                            "hugepages={other}: expected transparent, try or no"
+                        ));
+                    }
                 },
                 atomic_blocks: true,
                 depth: DEFAULT_DEPTH,

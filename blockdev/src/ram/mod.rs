@@ -9,7 +9,6 @@ use std::sync::{
 };
 
 use flexblk_reactor::{HugePages, Reactor, SharedMemory};
-use rustix::fs::{FallocateFlags, fallocate};
 use uuid::Uuid;
 
 use crate::{
@@ -67,7 +66,7 @@ impl RamDevice {
                 });
             }
             (Some(max), _) => max.bytes(),
-            (None, HugePagesMode::No) => size_bytes.saturating_mul(4),
+            (None, HugePagesMode::No | HugePagesMode::Transparent) => size_bytes.saturating_mul(4),
             (None, HugePagesMode::Try) => size_bytes,
         };
         let max_bytes = max_bytes
@@ -75,10 +74,11 @@ impl RamDevice {
             .next_multiple_of(PAGE_BYTES);
         let hugepages = match config.hugepages {
             HugePagesMode::No => HugePages::No,
+            HugePagesMode::Transparent => HugePages::Transparent,
             HugePagesMode::Try => HugePages::Try,
         };
         let memory =
-            SharedMemory::create(&config.name, max_bytes, hugepages).map_err(|source| {
+            SharedMemory::private(&config.name, max_bytes, hugepages).map_err(|source| {
                 Error::Reactor {
                     what: what(),
                     source,
@@ -190,19 +190,7 @@ impl Shared {
             let _guard = self
                 .locks
                 .many(at / locks::UNIT_BYTES..next.div_ceil(locks::UNIT_BYTES));
-            let punched = loop {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                match fallocate(self.memory.fd(), flags, at, next - at) {
-                    Err(rustix::io::Errno::INTR) => {}
-                    other => break other,
-                }
-            };
-            if punched.is_err() {
-                // no memory for the kernel's bookkeeping, say: zeroes are what was asked for
-                if let Some(span) = self.memory.span(at, (next - at) as u32) {
-                    span.fill(0);
-                }
-            }
+            self.memory.zero(at, (next - at) as u32);
             at = next;
         }
     }

@@ -1,4 +1,4 @@
-//! Memory that another process can map: an anonymous file, mapped here.
+//! Memory that lives as long as its last user: an anonymous file that another process can map, or pages of our own.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -6,8 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use crate::{Error, Span};
 
@@ -17,14 +20,16 @@ pub enum HugePages {
     /// Ordinary pages.
     #[default]
     No,
-    /// Reserved 2 MiB pages if there are enough, else transparent ones if the kernel likes, else
-    /// ordinary ones.
+    /// Transparent ones if the kernel has them to give and is configured to (Linux
+    /// `Documentation/admin-guide/mm/transhuge.rst`), else ordinary ones.
+    Transparent,
+    /// Reserved 2 MiB pages if there are enough, else as [`HugePages::Transparent`].
     Try,
 }
 
-/// A memfd mapped read-write for as long as this object lives. Zeroed; pages appear when touched.
+/// Memory mapped read-write for as long as this object lives. Zeroed; pages appear when touched.
 pub struct SharedMemory {
-    fd: OwnedFd,
+    fd: Option<OwnedFd>,
     ptr: NonNull<u8>,
     len_bytes: u64,
     mapped_bytes: usize,
@@ -37,51 +42,81 @@ unsafe impl Send for SharedMemory {}
 unsafe impl Sync for SharedMemory {}
 
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
+const PAGE_BYTES: usize = 4096;
 
 impl SharedMemory {
-    /// Creates and maps `len_bytes`; `name` shows up in `/proc/*/maps`.
+    /// Creates and maps an anonymous file of `len_bytes`; `name` shows up in `/proc/*/maps`. Transparent huge pages
+    /// are rarely had here: `transparent_hugepage/shmem_enabled` is `never` by default.
     ///
     /// # Errors
     /// [`Error::Memory`] with the step that failed, [`Error::Argument`] for an unusable length.
     pub fn create(name: &str, len_bytes: u64, huge: HugePages) -> Result<Arc<Self>, Error> {
-        if len_bytes == 0
-            || usize::try_from(len_bytes).is_err()
-            || i64::try_from(len_bytes).is_err()
+        check_length(len_bytes)?;
+        if huge == HugePages::Try
+            && let Some(memory) = Self::reserved(name, len_bytes)
         {
-            return Err(Error::Argument(
-                "shared memory needs a length between 1 byte and 2^63",
-            ));
-        }
-        if huge == HugePages::Try {
-            // Reserved huge pages: mmap fails at once when there are too few, so this is the probe.
-            let rounded = len_bytes.next_multiple_of(HUGE_PAGE_BYTES);
-            let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
-            if let Ok(memory) = Self::create_with(name, len_bytes, rounded, flags, true) {
-                return Ok(Arc::new(memory));
-            }
+            return Ok(Arc::new(memory));
         }
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let memory = Self::create_with(name, len_bytes, len_bytes, flags, false)?;
         // Nobody who gets the descriptor can shrink it under our mapping (SIGBUS).
-        fcntl_add_seals(&memory.fd, SealFlags::SHRINK | SealFlags::SEAL).map_err(|error| {
-            Error::Memory {
-                what: "sealing shared memory",
-                len_bytes,
-                source: error.into(),
-            }
-        })?;
-        if huge == HugePages::Try {
-            // Advice only: with transparent_hugepage/shmem_enabled = never it changes nothing.
-            // SAFETY: the range is our mapping; the advice does not change its contents.
-            let _ = unsafe {
-                madvise(
-                    memory.ptr.as_ptr().cast(),
-                    memory.mapped_bytes,
-                    Advice::LinuxHugepage,
-                )
-            };
+        if let Some(fd) = &memory.fd {
+            fcntl_add_seals(fd, SealFlags::SHRINK | SealFlags::SEAL)
+                .map_err(failed("sealing shared memory", len_bytes))?;
         }
+        memory.advise(huge);
         Ok(Arc::new(memory))
+    }
+
+    /// Maps `len_bytes` that no other process can have, unless they are of reserved huge pages. The kernel backs such
+    /// memory with transparent huge pages where they are wanted, unless it is told `never`.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::create`].
+    pub fn private(name: &str, len_bytes: u64, huge: HugePages) -> Result<Arc<Self>, Error> {
+        check_length(len_bytes)?;
+        if huge == HugePages::Try
+            && let Some(memory) = Self::reserved(name, len_bytes)
+        {
+            return Ok(Arc::new(memory));
+        }
+        let mapped_bytes = len_bytes as usize;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing object.
+        let ptr = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                mapped_bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(failed("mapping memory", len_bytes))?;
+        let memory = Self {
+            fd: None,
+            ptr: NonNull::new(ptr.cast()).ok_or(Error::Argument("mmap returned null"))?,
+            len_bytes,
+            mapped_bytes,
+            huge: false,
+        };
+        memory.advise(huge);
+        Ok(Arc::new(memory))
+    }
+
+    /// Memory of reserved huge pages: mmap fails at once when there are too few, so this is the probe.
+    fn reserved(name: &str, len_bytes: u64) -> Option<Self> {
+        let rounded = len_bytes.next_multiple_of(HUGE_PAGE_BYTES);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        Self::create_with(name, len_bytes, rounded, flags, true).ok()
+    }
+
+    /// Tells the kernel which pages are wanted. It may do otherwise.
+    fn advise(&self, huge: HugePages) {
+        let advice = match huge {
+            HugePages::No => Advice::LinuxNoHugepage,
+            HugePages::Transparent | HugePages::Try => Advice::LinuxHugepage,
+        };
+        // SAFETY: the range is our mapping; the advice does not change its contents.
+        let _ = unsafe { madvise(self.ptr.as_ptr().cast(), self.mapped_bytes, advice) };
     }
 
     /// Maps the first `len_bytes` of memory that another process made: a virtual machine's, for example. Whoever
@@ -91,14 +126,7 @@ impl SharedMemory {
     /// # Errors
     /// [`Error::Argument`] when the file is shorter, [`Error::Memory`] when it cannot be mapped readable and writable.
     pub fn map(fd: OwnedFd, len_bytes: u64) -> Result<Arc<Self>, Error> {
-        let failed = |what| {
-            move |error: rustix::io::Errno| Error::Memory {
-                what,
-                len_bytes,
-                source: error.into(),
-            }
-        };
-        let stat = rustix::fs::fstat(&fd).map_err(failed("looking at shared memory"))?;
+        let stat = rustix::fs::fstat(&fd).map_err(failed("looking at shared memory", len_bytes))?;
         let file_bytes = u64::try_from(stat.st_size).unwrap_or(0);
         if len_bytes == 0 || len_bytes > file_bytes {
             return Err(Error::Argument("shared memory ends beyond its file"));
@@ -122,10 +150,10 @@ impl SharedMemory {
                 0,
             )
         }
-        .map_err(failed("mapping shared memory"))?;
+        .map_err(failed("mapping shared memory", len_bytes))?;
         let ptr = NonNull::new(ptr.cast()).ok_or(Error::Argument("mmap returned null"))?;
         Ok(Arc::new(Self {
-            fd,
+            fd: Some(fd),
             ptr,
             len_bytes,
             mapped_bytes,
@@ -140,15 +168,8 @@ impl SharedMemory {
         flags: MemfdFlags,
         huge: bool,
     ) -> Result<Self, Error> {
-        let failed = |what| {
-            move |error: rustix::io::Errno| Error::Memory {
-                what,
-                len_bytes,
-                source: error.into(),
-            }
-        };
-        let fd = memfd_create(name, flags).map_err(failed("creating shared memory"))?;
-        ftruncate(&fd, file_bytes).map_err(failed("sizing shared memory"))?;
+        let fd = memfd_create(name, flags).map_err(failed("creating shared memory", len_bytes))?;
+        ftruncate(&fd, file_bytes).map_err(failed("sizing shared memory", len_bytes))?;
         let mapped_bytes = file_bytes as usize;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing object.
         let ptr = unsafe {
@@ -161,10 +182,10 @@ impl SharedMemory {
                 0,
             )
         }
-        .map_err(failed("mapping shared memory"))?;
+        .map_err(failed("mapping shared memory", len_bytes))?;
         let ptr = NonNull::new(ptr.cast()).ok_or(Error::Argument("mmap returned null"))?;
         Ok(Self {
-            fd,
+            fd: Some(fd),
             ptr,
             len_bytes,
             mapped_bytes,
@@ -172,10 +193,10 @@ impl SharedMemory {
         })
     }
 
-    /// The descriptor, for passing to another process.
+    /// The descriptor, for passing to another process; private memory has none.
     #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
     }
 
     /// Bytes.
@@ -212,12 +233,35 @@ impl SharedMemory {
         };
         match done {
             // EINVAL: before Linux 5.14. Pages then appear when touched, which is only slower.
-            Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
-            Err(error) => Err(Error::Memory {
-                what: "populating shared memory",
-                len_bytes: self.len_bytes,
-                source: error.into(),
-            }),
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(error) => Err(failed("populating shared memory", self.len_bytes)(error)),
+        }
+    }
+
+    /// Makes a range zero and gives the pages that lie in it back to the kernel. The caller sees to it that nobody
+    /// else is at these bytes meanwhile.
+    pub fn zero(&self, offset: u64, len: u32) {
+        let Some(span) = self.span(offset, len) else {
+            debug_assert!(false, "{len} bytes from {offset} of {}", self.len_bytes);
+            return;
+        };
+        // Without memory for the kernel's bookkeeping, say, zeroes are still what was asked for.
+        if len != 0 && !self.give_back(offset, &span) {
+            span.fill(0);
+        }
+    }
+
+    /// True: done.
+    fn give_back(&self, offset: u64, span: &Span) -> bool {
+        let Some(fd) = &self.fd else {
+            return give_back_private(span);
+        };
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        loop {
+            match fallocate(fd, flags, offset, span.len().into()) {
+                Err(Errno::INTR) => {}
+                done => return done.is_ok(),
+            }
         }
     }
 
@@ -231,6 +275,43 @@ impl SharedMemory {
         // SAFETY: inside the mapping by the check above, which lives as long as self; see the doc
         // for who keeps it alive.
         Some(unsafe { Span::from_raw_parts(self.ptr.add(offset as usize), len) })
+    }
+}
+
+/// Whole pages are dropped and read as zeroes from then on (madvise(2), `MADV_DONTNEED`); what hangs over is filled.
+fn give_back_private(span: &Span) -> bool {
+    let start = span.as_ptr() as usize;
+    let (first, end) = (
+        start.next_multiple_of(PAGE_BYTES),
+        (start + span.len() as usize) / PAGE_BYTES * PAGE_BYTES,
+    );
+    if first >= end {
+        return false;
+    }
+    let (head, tail) = ((first - start) as u32, (end - start) as u32);
+    let parts = [span.sub(0, head), span.sub(tail, span.len() - tail)];
+    parts.iter().flatten().for_each(|part| part.fill(0));
+    let pages = span.as_ptr().wrapping_add(head as usize);
+    // SAFETY: whole pages inside of the span, which is ours to overwrite.
+    let done = unsafe { madvise(pages.cast(), end - first, Advice::LinuxDontNeed) };
+    done.is_ok()
+}
+
+/// For `map_err`: which step failed, of how much memory.
+fn failed(what: &'static str, len_bytes: u64) -> impl Fn(Errno) -> Error {
+    move |error| Error::Memory {
+        what,
+        len_bytes,
+        source: error.into(),
+    }
+}
+
+fn check_length(len_bytes: u64) -> Result<(), Error> {
+    match (usize::try_from(len_bytes), i64::try_from(len_bytes)) {
+        (Ok(1..), Ok(_)) => Ok(()),
+        _ => Err(Error::Argument(
+            "shared memory needs a length between 1 byte and 2^63",
+        )),
     }
 }
 
@@ -260,10 +341,10 @@ mod tests {
         memory.span(99_996, 4).unwrap().copy_from_slice(b"tail");
         assert!(memory.span(99_997, 4).is_none() && memory.span(u64::MAX, 1).is_none());
         let mut tail = [0_u8; 4];
-        rustix::io::pread(memory.fd(), &mut tail, 99_996).unwrap();
+        rustix::io::pread(memory.fd().unwrap(), &mut tail, 99_996).unwrap();
         assert_eq!(&tail, b"tail");
         assert!(
-            ftruncate(memory.fd(), 10).is_err(),
+            ftruncate(memory.fd().unwrap(), 10).is_err(),
             "sealed against shrinking"
         );
         memory.populate().unwrap();
@@ -274,7 +355,7 @@ mod tests {
     #[test]
     fn memory_of_another_process_is_mapped_only_as_far_as_it_goes() {
         let made = SharedMemory::create("made", 3 * 4096, HugePages::No).unwrap();
-        let fd = || made.fd().try_clone_to_owned().unwrap();
+        let fd = || made.fd().unwrap().try_clone_to_owned().unwrap();
         let mapped = SharedMemory::map(fd(), 5000).unwrap();
         made.span(4996, 4).unwrap().copy_from_slice(b"here");
         let mut seen = [0_u8; 4];
@@ -289,10 +370,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_zeroed_is_exactly_what_was_named_and_its_pages_go() {
+        const LEN: u32 = 8 << 20;
+        for huge in [HugePages::No, HugePages::Transparent] {
+            for memory in [SharedMemory::create, SharedMemory::private]
+                .map(|make| make("zero", LEN.into(), huge).unwrap())
+            {
+                let whole = memory.span(0, LEN).unwrap();
+                for (offset, len) in [
+                    (1 << 20, 4 << 20),
+                    (4096, 4096),
+                    (5000, 100),
+                    (4000, 10_000),
+                    (LEN - 4096, 4096),
+                    (10, 0),
+                ] {
+                    whole.fill(7);
+                    memory.zero(offset.into(), len);
+                    // SAFETY: nobody else has this memory.
+                    let bytes = unsafe { whole.as_slice() };
+                    let (before, rest) = bytes.split_at(offset as usize);
+                    let (zeroed, after) = rest.split_at(len as usize);
+                    assert!(zeroed.iter().all(|byte| *byte == 0), "{len} at {offset}");
+                    assert!(before.iter().chain(after).all(|byte| *byte == 7));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn huge_pages_are_never_required() {
-        let memory = SharedMemory::create("huge", 3 << 20, HugePages::Try).unwrap();
-        assert_eq!(memory.len(), 3 << 20);
-        memory.span((3 << 20) - 1, 1).unwrap().fill(1);
+        for make in [SharedMemory::create, SharedMemory::private] {
+            for huge in [HugePages::Try, HugePages::Transparent] {
+                let memory = make("huge", 3 << 20, huge).unwrap();
+                assert_eq!(memory.len(), 3 << 20);
+                memory.span((3 << 20) - 1, 1).unwrap().fill(1);
+            }
+        }
         assert!(SharedMemory::create("none", 0, HugePages::No).is_err());
         assert!(SharedMemory::create("all", u64::MAX, HugePages::No).is_err());
     }

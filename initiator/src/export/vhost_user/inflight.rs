@@ -88,7 +88,7 @@ impl InflightMemory {
     }
 
     /// The descriptor of the memory.
-    pub(crate) fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         self.memory.fd()
     }
 
@@ -219,7 +219,7 @@ mod tests {
         assert!(InflightMemory::create(&description(1, 32769)).is_none());
         let memory = InflightMemory::create(&description(2, 128)).unwrap();
         let told = memory.describe();
-        let fd = || memory.fd().try_clone_to_owned().unwrap();
+        let fd = || memory.fd().unwrap().try_clone_to_owned().unwrap();
         assert!(InflightMemory::open(&told, fd()).is_some());
         for wrong in [
             Inflight {

@@ -181,7 +181,7 @@ pub(crate) mod tests {
 
     pub(crate) fn file(bytes: u64) -> OwnedFd {
         let memory = SharedMemory::create("guest", bytes, HugePages::No).unwrap();
-        memory.fd().try_clone_to_owned().unwrap()
+        memory.fd().unwrap().try_clone_to_owned().unwrap()
     }
 
     pub(crate) fn region(guest: u64, len: u64, user: u64, offset: u64) -> MemoryRegion {

@@ -229,7 +229,7 @@ impl<'a> Session<'a> {
                     .ok_or_else(|| SessionError::Refused(format!("{wanted:?}")))?;
                 let reply = Reply::Inflight(memory.describe()).emit(number);
                 self.socket
-                    .send(&reply, Some(memory.fd()))
+                    .send(&reply, memory.fd())
                     .map_err(SocketError::Io)?;
                 self.inflight = Some(memory);
                 return Ok(true);

@@ -139,7 +139,7 @@ fn malloc(mut params: Params) -> Result<BdevConfig> {
         num_blocks: Some(num_blocks),
         max_size: None,
         uuid: Some(uuid),
-        hugepages: HugePagesMode::No,
+        hugepages: HugePagesMode::default(),
         atomic_blocks: true,
         depth: DEPTH,
     }))

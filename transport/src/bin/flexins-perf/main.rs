@@ -10,6 +10,7 @@ mod engine_thread;
 mod port_stream;
 mod report;
 mod socket;
+mod stream_memory;
 mod tally;
 mod tcp_stream;
 mod udp_rtt;

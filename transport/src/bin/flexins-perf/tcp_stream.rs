@@ -11,6 +11,7 @@ use anyhow::{Context as _, anyhow};
 use crate::args::{Args, StreamArgs};
 use crate::cpu::{Meter, pin, spawn};
 use crate::report::Report;
+use crate::stream_memory::StreamMemory;
 use crate::udp_stream::train_len;
 
 /// Bytes of a receive at most: as many as the second-level cache keeps.
@@ -85,7 +86,7 @@ fn send(
     pin(core)?;
     let (header, size) = (options.header as usize, options.size as usize);
     let train = train_len(options) as usize;
-    let memory = vec![0x5a; ((options.working_set_kib as usize) << 10).max(train * size)];
+    let memory = StreamMemory::new(options, train)?;
     let headers = vec![1; train * header];
     let mut sent = 0;
     let mut slices = Vec::with_capacity(2 * train);

@@ -13,6 +13,7 @@ use crate::args::{Args, StreamArgs};
 use crate::cpu::{Meter, pin, spawn};
 use crate::report::Report;
 use crate::socket;
+use crate::stream_memory::StreamMemory;
 
 pub(crate) fn run(args: &Args, options: &StreamArgs) -> anyhow::Result<Report> {
     let (server_core, client_core) = args.server_and_client();
@@ -82,7 +83,7 @@ fn send(
     pin(core)?;
     let (header, size) = (options.header as usize, options.size as usize);
     let train = train_len(options) as usize;
-    let memory = vec![0x5a; ((options.working_set_kib as usize) << 10).max(train * size)];
+    let memory = StreamMemory::new(options, train)?;
     let trains: Vec<&[u8]> = memory.chunks_exact(train * size).collect();
     let headers = vec![1; train * header];
     let mut sent = 0;

@@ -1,4 +1,3 @@
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use flexblk_reactor::{HugePages, SharedMemory};
@@ -31,7 +30,7 @@ impl Driver {
             user: 0,
             offset: 0,
         };
-        let fd = file.fd().as_fd().try_clone_to_owned().unwrap();
+        let fd = file.fd().unwrap().try_clone_to_owned().unwrap();
         memory.add(place, fd).unwrap();
         Driver {
             file,
