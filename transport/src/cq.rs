@@ -59,7 +59,7 @@ impl CompletionQueue {
     }
 
     /// Turns a reserved place into a completion.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, completion: WorkCompletion) {
         debug_assert!(self.reserved > 0, "every completion has a reserved place");
         self.reserved = self.reserved.saturating_sub(1);
@@ -171,7 +171,10 @@ impl CqTable {
     }
 
     /// The same for a message that came, and whether its sender marked it as solicited.
-    #[inline]
+    ///
+    /// Always inlined, so that a completion is written where it stays: one that is made elsewhere first, field by
+    /// field, is copied by loads wider than those stores, which wait until the payload before it is in the cache.
+    #[inline(always)]
     pub(crate) fn push_received(&mut self, cq: Cq, completion: WorkCompletion, solicited: bool) {
         if let Some(queue) = self.get_mut(cq) {
             let urgent = solicited || completion.status != WcStatus::Success;
