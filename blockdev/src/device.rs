@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flexblk_reactor::{Completion, Reactor, SharedMemory, Span};
 use uuid::Uuid;
 
-use crate::{BdevConfig, Error, Io, IoDone, Submitted, Tokens};
+use crate::{BdevConfig, Error, Injector, Io, IoDone, Submitted, Tokens};
 
 bitflags::bitflags! {
     /// What a device can do beyond read, write, flush, compare and verify.
@@ -93,6 +93,11 @@ pub trait BlockDevice: Send + Sync {
     /// [`Error::Config`]: a value is impossible, or the device has none that can change.
     fn reconfigure(&self, config: &BdevConfig) -> Result<(), Error> {
         Err(Error::fixed(config.name()))
+    }
+
+    /// What errors are put into an error device with while it runs; `None` for every other.
+    fn injector(&self) -> Option<&Injector> {
+        None
     }
 
     /// Events worth a metric, summed over all channels; names are stable.

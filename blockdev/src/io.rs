@@ -172,6 +172,14 @@ pub enum IoError {
     /// after one has ended.
     #[error("too many I/Os in flight")]
     Busy,
+    /// An NVMe status, from a device that has one.
+    #[error("NVMe status type {sct:x}h, code {sc:x}h")]
+    Nvme {
+        /// Status code type (Base 4.2.3, SCT).
+        sct: u8,
+        /// Status code.
+        sc: u8,
+    },
     /// Another error of the operating system, as errno.
     #[error("{}", std::io::Error::from_raw_os_error(*.0))]
     Io(i32),

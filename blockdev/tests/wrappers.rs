@@ -21,6 +21,7 @@ fn fault_config() -> FaultConfig {
     FaultConfig {
         name: "f".to_owned(),
         base_bdev_name: "ram".to_owned(),
+        uuid: None,
         seed: 42,
         read_error_rate: 0.0,
         write_error_rate: 0.0,

@@ -222,6 +222,9 @@ pub struct FaultConfig {
     /// The device that works.
     #[serde(alias = "base_name")]
     pub base_bdev_name: String,
+    /// Identity; derived from the base's and the name unless configured.
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
     /// Same seed, same faults (per channel, in the order of its I/Os).
     #[serde(default)]
     pub seed: u64,

@@ -246,6 +246,7 @@ pub(super) fn status_of(error: IoError) -> Status {
         IoError::ReadOnly => StatusCode::NamespaceWriteProtected.dnr(),
         IoError::Unsupported => StatusCode::InvalidOpcode.dnr(),
         IoError::Busy => Status::from(StatusCode::CommandInterrupted).with_crd(RETRY_SOON),
+        IoError::Nvme { sct, sc } => Status::from_bits(u16::from(sct & 0x7) << 8 | u16::from(sc)),
         IoError::Invalid | IoError::Io(_) => StatusCode::InternalError.into(),
     }
 }
