@@ -14,5 +14,6 @@ pub mod process;
 pub mod setup;
 pub mod skip;
 pub mod spdk;
+pub mod spdk_rpc;
 pub mod target;
 pub mod vm;

@@ -7,58 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use flexblk_initiator::{ConnectOptions, Controller, Host};
 use flexblk_rpc::RpcClient;
-use flexblk_tests::process::{Finished, Process, eventually, find_program, run};
+use flexblk_tests::process::{Process, eventually, find_program, run};
 use flexblk_tests::setup::Setup;
 use flexblk_tests::skip;
 use flexblk_tests::spdk::Spdk;
+use flexblk_tests::spdk_rpc::SpdkRpc;
 use flexblk_tests::target::{SUBNQN, Target, TargetOptions};
 use serde_json::{Value, json};
-
-/// SPDK's client as a program: `SPDK_RPC` names it, or a Python that has the package `spdk`.
-fn spdk_client(test: &str) -> Option<Vec<String>> {
-    if let Ok(program) = std::env::var("SPDK_RPC") {
-        return Some(vec![program]);
-    }
-    let mut python = Command::new("python3");
-    let found = python.args(["-c", "import spdk.spdk_rpc"]).output();
-    if found.is_ok_and(|output| output.status.success()) {
-        return Some(["python3", "-m", "spdk.spdk_rpc"].map(str::to_owned).into());
-    }
-    skip::note(
-        test,
-        "no SPDK client (python3 with the package spdk, or SPDK_RPC=/path/of/spdk-rpc)",
-    );
-    None
-}
-
-struct Client {
-    words: Vec<String>,
-    socket: String,
-}
-
-impl Client {
-    fn run(&self, arguments: &[&str]) -> Result<Finished> {
-        let (program, first) = self.words.split_first().context("a program")?;
-        let mut command = Command::new(program);
-        command.args(first).args(["-s", &self.socket]);
-        run(command.args(arguments), Duration::from_secs(30))
-    }
-
-    fn ok(&self, arguments: &[&str]) -> Result<String> {
-        Ok(self.run(arguments)?.success()?.stdout.trim().to_owned())
-    }
-
-    fn json(&self, arguments: &[&str]) -> Result<Value> {
-        Ok(serde_json::from_str(&self.ok(arguments)?)?)
-    }
-}
-
-fn client(target: &Target, words: &[String]) -> Client {
-    Client {
-        words: words.to_vec(),
-        socket: target.rpc_socket().display().to_string(),
-    }
-}
 
 fn host_of(target: &Target) -> Result<Controller> {
     let words = format!(
@@ -73,12 +28,12 @@ fn host_of(target: &Target) -> Result<Controller> {
 
 #[test]
 fn spdk_rpc_drives_the_target() -> Result<()> {
-    let Some(words) = spdk_client("spdk_rpc_drives_the_target") else {
+    let Some(spdk_rpc) = SpdkRpc::or_skip("spdk_rpc_drives_the_target") else {
         return Ok(());
     };
     let setup = Setup::new()?;
     let target = setup.target(&["ram:16M"])?;
-    let rpc = client(&target, &words);
+    let rpc = spdk_rpc.at(&target);
     let nqn = "nqn.2016-06.io.spdk:cnode1";
     let version = rpc.json(&["spdk_get_version"])?;
     assert!(
@@ -152,7 +107,7 @@ fn spdk_rpc_drives_the_target() -> Result<()> {
     )?;
     let line = format!("exec \"$@\" -s {} -b < {}", rpc.socket, batch.display());
     let mut shell = Command::new("sh");
-    shell.args(["-c", &line, "sh"]).args(&words);
+    shell.args(["-c", &line, "sh"]).args(spdk_rpc.words());
     let answered = run(&mut shell, Duration::from_secs(30))?.success()?;
     assert!(answered.stdout.contains("\"z\""), "{}", answered.stdout);
 
@@ -168,7 +123,7 @@ fn spdk_rpc_drives_the_target() -> Result<()> {
         ..TargetOptions::default()
     };
     let second = Target::start(setup.binaries(), &directory, empty)?;
-    let rpc = client(&second, &words);
+    let rpc = spdk_rpc.at(&second);
     let file = file.display().to_string();
     rpc.ok(&["load_config", "-j", &file])?;
     assert_eq!(rpc.ok(&["save_config"])?, saved);
@@ -391,7 +346,7 @@ fn a_devices_latencies_are_counted() -> Result<()> {
 #[test]
 fn spdk_reads_our_histograms() -> Result<()> {
     let test = "spdk_reads_our_histograms";
-    let (Some(words), Some(spdk)) = (spdk_client(test), Spdk::or_skip(test)) else {
+    let (Some(spdk_rpc), Some(spdk)) = (SpdkRpc::or_skip(test), Spdk::or_skip(test)) else {
         return Ok(());
     };
     let setup = Setup::new()?;
@@ -401,7 +356,7 @@ fn spdk_reads_our_histograms() -> Result<()> {
     };
     let target = setup.target_with(options)?;
     slow_reads(&mut RpcClient::connect(&target.rpc_socket())?)?;
-    let rpc = client(&target, &words);
+    let rpc = spdk_rpc.at(&target);
     let enable = ["bdev_enable_histogram", "--histogram", "slow"];
     rpc.ok(&[&enable[..], &["--opc", "read", "--granularity", "8"]].concat())?;
     let read = ["--length", "64k", "--offset", "0", "-o", "out.bin"];
