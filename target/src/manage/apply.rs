@@ -504,6 +504,10 @@ fn compare(bdev: &Bdev, wanted: &BdevConfig) -> Same {
             }
             None
         }
+        (BdevConfig::Fault(is), BdevConfig::Fault(wanted)) => {
+            is.uuid = wanted.uuid.map(|_| info.uuid);
+            None
+        }
         (BdevConfig::File(is), BdevConfig::File(wanted)) => {
             is.uuid = wanted.uuid.map(|_| info.uuid);
             is.block_size = wanted.block_size.map(|_| info.block_size);

@@ -69,6 +69,10 @@ fn bdev(bdev: &Bdev) -> Value {
                 "p99_write_latency": delay.p99_write_latency.unwrap_or(delay.avg_write_latency),
             }),
         )),
+        BdevConfig::Fault(fault) => Some((
+            "bdev_error_create",
+            json!({ "base_name": fault.base_bdev_name, "uuid": fault.uuid }),
+        )),
         _ => None,
     };
     // A device that came with a namespace goes with it: only ours says that.

@@ -36,6 +36,10 @@ fn a_saved_configuration_makes_the_same() {
         "uuid": "6d1c8b5e-5f3b-4b34-9f55-0d6a2a3f7f10",
     });
     rpc.ok("bdev_delay_create", delay.clone());
+    let error = json!({ "base_name": "d", "uuid": "f1f7c8a4-0a3c-4c50-8a53-61f7be4d8a07" });
+    rpc.ok("bdev_error_create", error.clone());
+    let made = rpc.ok("bdev_get_bdevs", json!({ "name": "EE_d" }));
+    assert_eq!(made[0]["uuid"], error["uuid"]);
     let made = rpc.ok("bdev_get_bdevs", json!({ "name": "d" }));
     assert_eq!(made[0]["uuid"], delay["uuid"]);
     for histogram in [
@@ -70,6 +74,8 @@ fn a_saved_configuration_makes_the_same() {
     };
     let saved = save(&mut rpc);
     assert!(saved.len() >= 12, "{saved:#?}");
+    let call = json!({ "method": "bdev_error_create", "params": error });
+    assert!(saved.contains(&call), "{saved:#?}");
 
     let other = World::new();
     let mut again = other.client();

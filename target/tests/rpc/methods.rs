@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use crate::error_devices::error_devices;
 use crate::world::{Client, NQN, World};
 
 /// Every method once, with what SPDK's client sends and what it expects.
@@ -91,6 +92,7 @@ fn every_method() {
         -16,
         "d is on top",
     );
+    error_devices(&mut rpc);
     let ours = json!({ "type": "ram", "name": "r", "size": "1M", "max_size": "4M" });
     assert_eq!(rpc.ok("flexblk_bdev_create", ours), "r");
     let wider = json!({ "name": "r", "size_bytes": 2 << 20 });

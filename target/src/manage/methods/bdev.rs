@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::super::params::Params;
-use super::{Context, Method, Result, RpcError, change, query};
+use super::{Context, Method, Result, RpcError, bdev_error, change, query};
 use crate::bdevs::Bdev;
 
 pub(super) const METHODS: &[Method] = &[
@@ -68,7 +68,7 @@ fn is_file(config: &BdevConfig) -> bool {
     matches!(config, BdevConfig::File(_))
 }
 
-fn refused(error: crate::NamespaceError) -> RpcError {
+pub(super) fn refused(error: crate::NamespaceError) -> RpcError {
     RpcError::bdev(&error)
 }
 
@@ -78,7 +78,7 @@ fn create(context: &Context, config: BdevConfig) -> Result {
     Ok(name.into())
 }
 
-fn delete(
+pub(super) fn delete(
     context: &Context,
     mut params: Params,
     kind: &str,
@@ -264,6 +264,7 @@ pub(crate) fn says_all(config: &BdevConfig, method: &str, given: &Value) -> bool
         "bdev_null_create" => null(params),
         "bdev_aio_create" => aio(params),
         "bdev_uring_create" => uring(params),
+        "bdev_error_create" => bdev_error::config(params),
         _ => delay(params),
     });
     match (config, made) {
@@ -289,6 +290,7 @@ pub(crate) fn says_all(config: &BdevConfig, method: &str, given: &Value) -> bool
             };
             plain == new
         }
+        (BdevConfig::Fault(old), Ok(BdevConfig::Fault(new))) => *old == new,
         _ => false,
     }
 }
@@ -377,12 +379,16 @@ fn show(bdev: &Bdev, claimed: bool) -> Value {
         BdevConfig::Null(_) => ("Null disk", "null"),
         BdevConfig::File(_) => ("URING bdev", "uring"),
         BdevConfig::Delay(_) => ("delay", "delay"),
-        BdevConfig::Fault(_) => ("Error Injection Disk", "error"),
+        BdevConfig::Fault(_) => ("Error Injection Disk", "error_disk"),
         _ => ("block device", "other"),
     };
     let mut members = serde_json::to_value(&bdev.config).unwrap_or_default();
     if let Some(members) = members.as_object_mut() {
         members.retain(|key, value| !matches!(key.as_str(), "type" | "name") && !value.is_null());
+        if let BdevConfig::Fault(fault) = &bdev.config {
+            // SPDK's word for it.
+            members.insert("base_bdev".to_owned(), (*fault.base_bdev_name).into());
+        }
     }
     let mut shown = json!({
         "name": bdev.name(),

@@ -3,6 +3,7 @@
 
 pub(crate) mod ana;
 mod bdev;
+mod bdev_error;
 mod capture;
 pub(crate) mod discovery;
 mod framework;
@@ -71,6 +72,7 @@ fn all() -> impl Iterator<Item = &'static Method> {
         framework::METHODS,
         log::METHODS,
         bdev::METHODS,
+        bdev_error::METHODS,
         nvmf::METHODS,
         listeners::METHODS,
         ana::METHODS,
