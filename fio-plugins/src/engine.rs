@@ -353,13 +353,23 @@ impl Job {
         Ok(())
     }
 
-    /// Sends when it is worth it; see the module's text.
-    pub(crate) fn commit(&mut self) {
+    /// Whether sending is worth it; see the module's text.
+    pub(crate) fn is_due(&self) -> bool {
+        self.links.iter().any(|link| link.is_due(self.batch))
+    }
+
+    /// Sends where it is worth it.
+    pub(crate) fn send_due(&mut self) {
         for link in &mut self.links {
-            if link.unsent >= self.batch || link.unsent_bytes >= BATCH_BYTES {
+            if link.is_due(self.batch) {
                 link.send();
             }
         }
+    }
+
+    /// When something leaves, everything does that was queued until then.
+    pub(crate) fn sends_all_at_once(&self) -> bool {
+        self.links.len() == 1
     }
 
     /// Appends at least `min` finished I/Os (fewer when the time-out ends first), sending everything that waits.
@@ -570,6 +580,10 @@ impl Link {
     /// Nothing of this connection could still complete.
     fn is_idle(&self) -> bool {
         self.queue.outstanding() == 0 && self.backlog.is_empty()
+    }
+
+    fn is_due(&self, batch: u32) -> bool {
+        self.unsent >= batch || self.unsent_bytes >= BATCH_BYTES
     }
 
     fn send(&mut self) {

@@ -17,6 +17,8 @@ pub(crate) mod fixed {
     pub(crate) const IODEPTH: usize = 208;
     /// `io_u.start_time` (`struct timespec`).
     pub(crate) const START_TIME: usize = 0;
+    /// `io_u.issue_time`.
+    pub(crate) const ISSUE_TIME: usize = 16;
     /// `io_u.file`.
     pub(crate) const FILE: usize = 32;
     /// `io_u.flags`.
@@ -83,9 +85,30 @@ pub(crate) struct Layout {
     pub(crate) orig_buffer: usize,
     pub(crate) io_u: IoUnit,
     pub(crate) ops: Operations,
+    pub(crate) flags: Flags,
+}
+
+/// Bits of `enum fio_ioengine_flags` that move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flags {
     /// `FIO_NO_OFFLOAD`.
     pub(crate) no_offload: i32,
+    /// `FIO_ASYNCIO_SETS_ISSUE_TIME`; zero: not there yet.
+    pub(crate) sets_issue_time: i32,
 }
+
+const FLAGS_3_28: Flags = Flags {
+    no_offload: 1 << 15,
+    sets_issue_time: 0,
+};
+const FLAGS_3_31: Flags = Flags {
+    no_offload: 1 << 15,
+    sets_issue_time: 1 << 16,
+};
+const FLAGS_3_42: Flags = Flags {
+    no_offload: 1 << 16,
+    sets_issue_time: 1 << 17,
+};
 
 const fn io_u(shift: usize, verify_list: usize) -> IoUnit {
     IoUnit {
@@ -130,7 +153,7 @@ const fn release(
     orig_buffer: usize,
     io_u: IoUnit,
     ops: Operations,
-    no_offload: i32,
+    flags: Flags,
 ) -> Layout {
     Layout {
         version,
@@ -139,28 +162,28 @@ const fn release(
         orig_buffer,
         io_u,
         ops,
-        no_offload,
+        flags,
     }
 }
 
 /// Every supported release, measured with `offsetof` against its sources.
 #[rustfmt::skip]
 pub(crate) static RELEASES: [Layout; 15] = [
-    release("fio-3.28", 30, 4208, 278_424, IO_U_3_28, OPS_3_28, 1 << 15),
-    release("fio-3.29", 30, 4208, 278_424, IO_U_3_28, OPS_3_28, 1 << 15),
-    release("fio-3.30", 31, 4216, 189_056, IO_U_3_30, OPS_3_28, 1 << 15),
-    release("fio-3.31", 31, 4216, 189_056, IO_U_3_30, OPS_3_28, 1 << 15),
-    release("fio-3.32", 31, 4216, 189_056, IO_U_3_30, OPS_3_28, 1 << 15),
-    release("fio-3.33", 31, 4216, 189_056, IO_U_3_30, OPS_3_28, 1 << 15),
-    release("fio-3.34", 32, 3280, 188_120, IO_U_3_30, OPS_3_34, 1 << 15),
-    release("fio-3.35", 32, 3280, 188_120, IO_U_3_30, OPS_3_34, 1 << 15),
-    release("fio-3.36", 33, 3304, 188_152, IO_U_3_30, OPS_3_36, 1 << 15),
-    release("fio-3.37", 33, 3304, 188_152, IO_U_3_30, OPS_3_36, 1 << 15),
-    release("fio-3.38", 36, 3520, 188_368, IO_U_3_30, OPS_3_36, 1 << 15),
-    release("fio-3.39", 36, 3520, 188_368, IO_U_3_30, OPS_3_36, 1 << 15),
-    release("fio-3.40", 37, 3528, 188_376, IO_U_3_30, OPS_3_40, 1 << 15),
-    release("fio-3.41", 39, 3560, 188_408, IO_U_3_41, OPS_3_41, 1 << 15),
-    release("fio-3.42", 39, 3584, 188_456, IO_U_3_41, OPS_3_41, 1 << 16),
+    release("fio-3.28", 30, 4208, 278_424, IO_U_3_28, OPS_3_28, FLAGS_3_28),
+    release("fio-3.29", 30, 4208, 278_424, IO_U_3_28, OPS_3_28, FLAGS_3_28),
+    release("fio-3.30", 31, 4216, 189_056, IO_U_3_30, OPS_3_28, FLAGS_3_28),
+    release("fio-3.31", 31, 4216, 189_056, IO_U_3_30, OPS_3_28, FLAGS_3_31),
+    release("fio-3.32", 31, 4216, 189_056, IO_U_3_30, OPS_3_28, FLAGS_3_31),
+    release("fio-3.33", 31, 4216, 189_056, IO_U_3_30, OPS_3_28, FLAGS_3_31),
+    release("fio-3.34", 32, 3280, 188_120, IO_U_3_30, OPS_3_34, FLAGS_3_31),
+    release("fio-3.35", 32, 3280, 188_120, IO_U_3_30, OPS_3_34, FLAGS_3_31),
+    release("fio-3.36", 33, 3304, 188_152, IO_U_3_30, OPS_3_36, FLAGS_3_31),
+    release("fio-3.37", 33, 3304, 188_152, IO_U_3_30, OPS_3_36, FLAGS_3_31),
+    release("fio-3.38", 36, 3520, 188_368, IO_U_3_30, OPS_3_36, FLAGS_3_31),
+    release("fio-3.39", 36, 3520, 188_368, IO_U_3_30, OPS_3_36, FLAGS_3_31),
+    release("fio-3.40", 37, 3528, 188_376, IO_U_3_30, OPS_3_40, FLAGS_3_31),
+    release("fio-3.41", 39, 3560, 188_408, IO_U_3_41, OPS_3_41, FLAGS_3_31),
+    release("fio-3.42", 39, 3584, 188_456, IO_U_3_41, OPS_3_41, FLAGS_3_42),
 ];
 
 /// Why a fio is refused. The text is all that its user sees.

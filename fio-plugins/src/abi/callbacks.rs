@@ -29,6 +29,8 @@ struct Running {
     /// `io_u` by slot.
     units: Vec<*mut u8>,
     free: Vec<u32>,
+    /// Queued, and to be told when they leave, where that is ours to do.
+    unsent: Vec<*mut u8>,
     finished: Vec<Finished>,
     /// How many of `finished` fio has.
     taken: usize,
@@ -187,6 +189,7 @@ pub(super) unsafe extern "C" fn init(td: *mut u8) -> c_int {
                     job,
                     units: vec![ptr::null_mut(); depth as usize],
                     free: (0..depth).rev().collect(),
+                    unsent: Vec::with_capacity(depth as usize),
                     finished: Vec::with_capacity(depth as usize),
                     taken: 0,
                     events: Vec::with_capacity(depth as usize),
@@ -311,11 +314,19 @@ pub(super) unsafe extern "C" fn queue(td: *mut u8, io_u: *mut u8) -> c_int {
                 if let Some(unit) = running.units.get_mut(slot as usize) {
                     *unit = io_u;
                 }
+                match export.issue_times {
+                    Some(_) if running.job.sends_all_at_once() => running.unsent.push(io_u),
+                    Some(times) => times.stamp(td, [io_u]),
+                    None => {}
+                }
                 QUEUE_QUEUED
             }
             Err(errno) => {
                 running.free.push(slot);
                 write(io_u, at.error, errno);
+                if let Some(times) = export.issue_times {
+                    times.stamp(td, [io_u]);
+                }
                 QUEUE_COMPLETED
             }
         }
@@ -324,9 +335,17 @@ pub(super) unsafe extern "C" fn queue(td: *mut u8, io_u: *mut u8) -> c_int {
 
 /// fio has nothing more to queue for now (or its batch is full, which by default is after each I/O).
 pub(super) unsafe extern "C" fn commit(td: *mut u8) -> c_int {
-    // SAFETY: fio's own pointer, of a job that passed `init`.
-    if let Some(running) = exported().and_then(|export| unsafe { running(export, td) }) {
-        running.job.commit();
+    let Some(export) = exported() else { return 0 };
+    // SAFETY: fio's own pointer, of a job that passed `init`; unsent units are queued ones.
+    unsafe {
+        if let Some(running) = running(export, td)
+            && running.job.is_due()
+        {
+            if let Some(times) = export.issue_times {
+                times.stamp(td, running.unsent.drain(..));
+            }
+            running.job.send_due();
+        }
     }
     0
 }
@@ -359,6 +378,10 @@ pub(super) unsafe extern "C" fn getevents(
         let ready = running.finished.len() - running.taken;
         let wanted = (min as usize).saturating_sub(ready);
         if ready < max as usize {
+            // What has not left yet does now.
+            if let Some(times) = export.issue_times {
+                times.stamp(td, running.unsent.drain(..));
+            }
             running.job.wait(wanted, timeout, &mut running.finished);
         }
         running.events.clear();

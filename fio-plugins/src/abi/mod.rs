@@ -9,10 +9,12 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
+use self::issue::IssueTimes;
 use crate::layout::{self, Layout, Refusal, fixed};
 use crate::options::{Kind, SPECS};
 
 mod callbacks;
+mod issue;
 
 const NAME: &CStr = c"flexblk";
 
@@ -41,6 +43,7 @@ struct Export {
     layout: &'static Layout,
     /// What fio's own option table says about fields of `thread_data`.
     fields: Fields,
+    issue_times: Option<IssueTimes>,
 }
 
 /// Fields of `thread_data` found through fio's own option table.
@@ -95,10 +98,12 @@ fn export() -> Result<Export, Refusal> {
     // SAFETY: the version is one whose option table has this shape.
     let fields = unsafe { scan_options(options) };
     layout.prove_options(fields.max_off1)?;
+    let issue_times = IssueTimes::find(layout);
     Ok(Export {
-        operations: build_operations(layout).as_ptr() as usize,
+        operations: build_operations(layout, issue_times.is_some()).as_ptr() as usize,
         layout,
         fields,
+        issue_times,
     })
 }
 
@@ -155,10 +160,14 @@ fn leak(bytes: usize) -> NonNull<u8> {
     NonNull::from(words).cast()
 }
 
-fn build_operations(layout: &Layout) -> NonNull<u8> {
+fn build_operations(layout: &Layout, sets_issue_time: bool) -> NonNull<u8> {
     let ops = &layout.ops;
     let table = leak(ops.size);
-    let flags = FLAG_RAWIO | FLAG_DISKLESSIO | FLAG_NOEXTEND | FLAG_NODISKUTIL | layout.no_offload;
+    let mut flags =
+        FLAG_RAWIO | FLAG_DISKLESSIO | FLAG_NOEXTEND | FLAG_NODISKUTIL | layout.flags.no_offload;
+    if sets_issue_time {
+        flags |= layout.flags.sets_issue_time;
+    }
     let slots: [(usize, usize); 13] = [
         (48, callbacks::init as *const () as usize),
         (72, callbacks::queue as *const () as usize),
@@ -303,7 +312,7 @@ mod tests {
     #[test]
     fn the_table_of_every_release_is_filled_within_its_size() {
         for row in &RELEASES {
-            let table = build_operations(row);
+            let table = build_operations(row, true);
             // SAFETY: the block has `row.ops.size` bytes.
             unsafe {
                 assert_eq!(read::<i32>(table.as_ptr(), 24), row.ioops);
