@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use flexblk_initiator::{ConnectOptions, Controller, Error, Host, HostId, LostReason, discover};
@@ -11,17 +10,6 @@ use flexblk_nvme::tcp::{
     TERM_MAX,
 };
 use flexblk_nvme::{Cid, Cqe};
-
-/// A peer that does what the test says with each connection, one after the other.
-fn peer(act: impl Fn(TcpStream) + Send + 'static) -> (SocketAddr, JoinHandle<()>) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    let thread = std::thread::spawn(move || {
-        let (socket, _) = listener.accept().unwrap();
-        act(socket);
-    });
-    (address, thread)
-}
 
 fn options(address: SocketAddr, more: &str) -> ConnectOptions {
     let host = Host {
@@ -40,6 +28,19 @@ fn error_of(address: SocketAddr, more: &str) -> Error {
     let started = Instant::now();
     let error = Controller::connect(&options(address, more)).unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(2), "{error}");
+    error
+}
+
+/// What connecting ends with to a peer that does this with the connection. It has done all of it.
+fn error_with(more: &str, act: impl FnOnce(TcpStream) + Send + 'static) -> Error {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let peer = std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        act(socket);
+    });
+    let error = error_of(address, more);
+    peer.join().unwrap();
     error
 }
 
@@ -83,28 +84,25 @@ fn nobody_listens() {
 
 #[test]
 fn a_peer_that_never_answers() {
-    let (address, thread) = peer(|mut socket| drop(wait_for_the_end(&mut socket)));
-    let error = error_of(address, "");
+    let error = error_with("", |mut socket| drop(wait_for_the_end(&mut socket)));
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("TCP port"), "{error}");
-    thread.join().unwrap();
 }
 
 #[test]
 fn a_peer_that_speaks_something_else() {
-    let (address, thread) = peer(|mut socket| {
+    let error = error_with("", |mut socket| {
         let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
         let _ = wait_for_the_end(&mut socket);
-    });
-    let error = error_of(address, "").to_string();
+    })
+    .to_string();
     assert!(error.contains("does not speak NVMe/TCP"), "{error}");
-    thread.join().unwrap();
 }
 
 #[test]
 fn a_peer_that_closes_during_set_up() {
     for bytes in [0, 1, 100] {
-        let (address, thread) = peer(move |mut socket| {
+        let error = error_with("", move |mut socket| {
             let mut request = [0; 128];
             socket.read_exact(&mut request).unwrap();
             let response = IcResp {
@@ -114,11 +112,9 @@ fn a_peer_that_closes_during_set_up() {
             };
             socket.write_all(&response.emit()[..bytes]).unwrap();
         });
-        let error = error_of(address, "");
         assert!(matches!(error, Error::Refused { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains("ended the connection during"), "{text}");
-        thread.join().unwrap();
     }
 }
 
@@ -129,37 +125,34 @@ fn digests_that_the_target_does_not_have() {
         ("hdr_digest", Digests::DATA),
         ("data_digest", Digests::HEADER),
     ] {
-        let (address, thread) = peer(move |mut socket| {
-            set_up(&mut socket, granted);
-            let _ = wait_for_the_end(&mut socket);
-        });
         let more = match granted {
             Digests::DATA | Digests::HEADER => "hdr_digest=1 data_digest=1",
             _ => "hdr_digest=1",
         };
-        let error = error_of(address, more).to_string();
+        let error = error_with(more, move |mut socket| {
+            set_up(&mut socket, granted);
+            let _ = wait_for_the_end(&mut socket);
+        })
+        .to_string();
         let advice = format!("connect without {word}");
         assert!(error.contains(&advice), "{error}");
-        thread.join().unwrap();
     }
     // One that nobody asked for.
-    let (address, thread) = peer(|mut socket| {
+    let error = error_with("", |mut socket| {
         set_up(&mut socket, Digests::DATA);
         let _ = wait_for_the_end(&mut socket);
-    });
-    let error = error_of(address, "").to_string();
+    })
+    .to_string();
     assert!(error.contains("does not speak NVMe/TCP"), "{error}");
-    thread.join().unwrap();
 }
 
 #[test]
 fn a_command_that_is_never_answered() {
-    let (address, thread) = peer(|mut socket| {
+    let error = error_with("", |mut socket| {
         set_up(&mut socket, Digests::empty());
         take_connect(&mut socket);
         assert_eq!(wait_for_the_end(&mut socket), [], "the host closes");
     });
-    let error = error_of(address, "");
     assert!(
         matches!(
             error,
@@ -170,12 +163,11 @@ fn a_command_that_is_never_answered() {
         ),
         "{error}"
     );
-    thread.join().unwrap();
 }
 
 #[test]
 fn a_peer_that_closes_in_the_middle_of_a_pdu() {
-    let (address, thread) = peer(|mut socket| {
+    let error = error_with("", |mut socket| {
         set_up(&mut socket, Digests::empty());
         take_connect(&mut socket);
         let mut head = [0; HEAD_MAX];
@@ -184,17 +176,15 @@ fn a_peer_that_closes_in_the_middle_of_a_pdu() {
             socket.write_all(&[*byte]).unwrap();
         }
     });
-    let error = error_of(address, "");
     assert!(
         matches!(error, Error::Lost(LostReason::PeerClosed)),
         "{error}"
     );
-    thread.join().unwrap();
 }
 
 #[test]
 fn a_peer_that_terminates_the_connection() {
-    let (address, thread) = peer(|mut socket| {
+    let error = error_with("", |mut socket| {
         set_up(&mut socket, Digests::empty());
         take_connect(&mut socket);
         let mut term = [0; TERM_MAX];
@@ -202,17 +192,15 @@ fn a_peer_that_terminates_the_connection() {
         socket.write_all(&term[..len]).unwrap();
         assert_eq!(wait_for_the_end(&mut socket), [], "no answer to a TermReq");
     });
-    let error = error_of(address, "");
     assert!(
         matches!(error, Error::Lost(LostReason::PeerClosed)),
         "{error}"
     );
-    thread.join().unwrap();
 }
 
 #[test]
 fn a_peer_that_breaks_the_protocol_is_told() {
-    let (address, thread) = peer(|mut socket| {
+    let error = error_with("hdr_digest=1", |mut socket| {
         set_up(&mut socket, Digests::HEADER);
         let mut capsule = [0; 76 + 1024];
         socket.read_exact(&mut capsule).unwrap();
@@ -231,12 +219,10 @@ fn a_peer_that_breaks_the_protocol_is_told() {
         let term = format!("{:?}", stream.next(&mut &told[..]));
         assert!(term.contains("HeaderDigestError"), "{term}");
     });
-    let error = error_of(address, "hdr_digest=1");
     assert!(
         matches!(error, Error::Lost(LostReason::Protocol)),
         "{error}"
     );
-    thread.join().unwrap();
 }
 
 #[test]
