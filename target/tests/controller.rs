@@ -83,6 +83,7 @@ fn number_of_queues() {
     let beyond = io.connect(3, 32, cntlid, &nqn(), true);
     let wanted = StatusCode::ConnectInvalidParameters;
     assert_eq!(beyond.status().code_in(CodeSpace::Fabrics), wanted);
+    drop(io);
     let mut io = Conn::open(world.address, IcReq::default());
     assert!(
         io.connect(2, 32, cntlid, &nqn(), true)
