@@ -37,6 +37,14 @@ impl Bdev {
     }
 }
 
+/// Is the data of a device over one of `open`, or over none, there again after a start?
+pub(crate) fn outlives_us(config: &BdevConfig, open: &[Bdev]) -> bool {
+    match open.iter().find(|bdev| config.base() == Some(bdev.name())) {
+        Some(base) => base.media.keeper().is_some(),
+        None => matches!(config, BdevConfig::File(_)),
+    }
+}
+
 impl fmt::Debug for Bdev {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bdev")

@@ -1,6 +1,6 @@
-//! The control thread: changes of the snapshot that hosts ask for (reservations, write protection).
-//! They may have to reach a disk, and are answered only when every data thread goes by them; neither
-//! may keep a data thread from its work.
+//! The control thread: changes that hosts ask for, of the snapshot (reservations, write protection) and
+//! of marks that are kept (Write Uncorrectable). They may have to reach a disk, and are answered only
+//! when every data thread goes by them; neither may keep a data thread from its work.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use flexblk_nvme::{Cid, HostId, Nsid, Status, StatusCode};
 
 use crate::association::lock;
+use crate::media::{Full, MAX_KEPT_RANGES, Media, Ranges};
 use crate::ptpl::State;
 use crate::reservation::{Action, Notice, Reservations};
 use crate::snapshot::{Namespace, Protection, Snapshot};
@@ -25,7 +26,7 @@ const ADOPTION_TIME: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_micros(20);
 
 /// What a host wants changed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum What {
     /// A reservation command.
     Reserve(HostId, Action),
@@ -33,6 +34,26 @@ pub(crate) enum What {
     Persist(bool),
     /// Set Features, Namespace Write Protection Config.
     Protect(Protection),
+    /// Blocks of a device that keeps its marks.
+    Mark(Mark),
+}
+
+/// Blocks that cannot be read from now on, or can be again.
+#[derive(Clone, Debug)]
+pub(crate) struct Mark {
+    pub(crate) media: Arc<Media>,
+    pub(crate) lba: u64,
+    pub(crate) blocks: u32,
+    pub(crate) why: Why,
+}
+
+/// What has become of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Write Uncorrectable.
+    Uncorrectable,
+    /// New data is on the medium.
+    Rewritten,
 }
 
 /// An order.
@@ -123,16 +144,64 @@ impl Control {
     /// The thread's body.
     pub(crate) fn run(mut self) {
         while let Ok(Some(order)) = self.inbox.recv() {
-            self.handle(&order);
+            if !self.handle_with_those_behind(order) {
+                return;
+            }
         }
     }
 
     /// Carries out what has been ordered, and gives the messages for the only thread.
     pub(crate) fn step(&mut self) -> Vec<Mail> {
         while let Ok(Some(order)) = self.inbox.try_recv() {
-            self.handle(&order);
+            if !self.handle_with_those_behind(order) {
+                break;
+            }
         }
         core::mem::take(&mut self.unsent)
+    }
+
+    /// Handles what waits by now; false when there is nothing after it. Marks that follow one another are
+    /// saved together: a host that writes over a marked region has one order for each of its writes.
+    fn handle_with_those_behind(&mut self, first: Order) -> bool {
+        let mut orders = vec![first];
+        let mut ends = false;
+        while !ends && orders.len() < WAITING {
+            match self.inbox.try_recv() {
+                Ok(Some(order)) => orders.push(order),
+                Ok(None) => ends = true,
+                Err(_) => break,
+            }
+        }
+        let is_mark = |order: &Order| matches!(order.what, What::Mark(_));
+        for run in orders.chunk_by(|one, next| is_mark(one) && is_mark(next)) {
+            match run {
+                [order] if !is_mark(order) => self.handle(order),
+                marks => self.handle_marks(marks),
+            }
+        }
+        !ends
+    }
+
+    fn handle_marks(&mut self, orders: &[Order]) {
+        let mut state = self.state.clone();
+        let mut media: Vec<(Arc<Media>, Ranges)> = Vec::new();
+        let changed: Vec<Result<(), Status>> = orders
+            .iter()
+            .map(|order| match &order.what {
+                What::Mark(mark) => change_marks(mark, &mut media, &mut state),
+                _ => Ok(()),
+            })
+            .collect();
+        let saved = self.put_away(state);
+        if saved.is_ok() {
+            for (media, ranges) in media {
+                media.replace(ranges);
+            }
+        }
+        for (order, result) in orders.iter().zip(changed) {
+            let status = result.and(saved).err().unwrap_or(Status::SUCCESS);
+            self.answer(order, status, &Arc::default());
+        }
     }
 
     fn handle(&mut self, order: &Order) {
@@ -140,6 +209,10 @@ impl Control {
             Ok(abort) => (Status::SUCCESS, abort),
             Err(status) => (status, Arc::default()),
         };
+        self.answer(order, status, &abort);
+    }
+
+    fn answer(&mut self, order: &Order, status: Status, abort: &Arc<[HostId]>) {
         let from = match &order.from {
             Asker::Command(from) => *from,
             Asker::Management(reply) => {
@@ -154,7 +227,7 @@ impl Control {
             subsystem,
             nsid,
             status,
-            abort: Arc::clone(&abort),
+            abort: Arc::clone(abort),
         });
     }
 
@@ -169,24 +242,26 @@ impl Control {
         let mut changed = Namespace::clone(namespace);
         let mut notices = Vec::new();
         let mut abort = Vec::new();
-        match order.what {
+        match &order.what {
             What::Reserve(host, action) => {
                 let can_persist = self.path.is_some();
-                let outcome = namespace.reservations.apply(host, &action, can_persist)?;
+                let outcome = namespace.reservations.apply(*host, action, can_persist)?;
                 changed.reservations = Arc::new(outcome.next);
                 (notices, abort) = (outcome.notices, outcome.abort);
             }
             What::Persist(persist) => {
-                if persist && self.path.is_none() {
+                if *persist && self.path.is_none() {
                     return Err(StatusCode::InvalidField.dnr());
                 }
                 let mut reservations = Reservations::clone(&namespace.reservations);
-                reservations.persist = persist;
+                reservations.persist = *persist;
                 changed.reservations = Arc::new(reservations);
             }
             What::Protect(protection) => {
-                changed.protection = namespace.protection.to(protection, self.path.is_some())?;
+                changed.protection = namespace.protection.to(*protection, self.path.is_some())?;
             }
+            // No part of a snapshot.
+            What::Mark(_) => {}
         }
         if changed.reservations == namespace.reservations
             && changed.protection == namespace.protection
@@ -217,10 +292,13 @@ impl Control {
 
     /// Saves what has to survive, before anybody sees it.
     fn save(&mut self, next: &Snapshot) -> Result<(), Status> {
+        self.put_away(State::of(next, &self.state))
+    }
+
+    fn put_away(&mut self, state: State) -> Result<(), Status> {
         let Some(path) = &self.path else {
             return Ok(());
         };
-        let state = State::of(next, &self.state);
         if state == self.state {
             return Ok(());
         }
@@ -260,4 +338,33 @@ impl Control {
             None => self.unsent.push(message()),
         }
     }
+}
+
+/// Makes a change of marks on `media`, which has those that change in this round, and on the state.
+fn change_marks(
+    mark: &Mark,
+    media: &mut Vec<(Arc<Media>, Ranges)>,
+    state: &mut State,
+) -> Result<(), Status> {
+    let Some(uuid) = mark.media.keeper() else {
+        return Err(StatusCode::InternalError.into());
+    };
+    let known = media
+        .iter()
+        .position(|(known, _)| Arc::ptr_eq(known, &mark.media));
+    let at = known.unwrap_or_else(|| {
+        media.push((Arc::clone(&mark.media), mark.media.ranges()));
+        media.len() - 1
+    });
+    let Some((_, ranges)) = media.get_mut(at) else {
+        return Err(StatusCode::InternalError.into());
+    };
+    let changed = match mark.why {
+        Why::Uncorrectable if state.mark_count() >= MAX_KEPT_RANGES => Err(Full),
+        Why::Uncorrectable => ranges.mark(mark.lba, mark.blocks),
+        Why::Rewritten => ranges.rewritten(mark.lba, mark.blocks),
+    };
+    changed.map_err(|Full| Status::from(StatusCode::WriteFault))?;
+    state.set_marks(uuid, ranges);
+    Ok(())
 }

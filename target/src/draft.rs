@@ -10,7 +10,7 @@ use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nqn, Nsid};
 use sha2::{Digest as _, Sha256};
 
-use crate::bdevs::Bdev;
+use crate::bdevs::{self, Bdev};
 use crate::config::{
     self, AllowedHosts, Discovery, ListenAddress, MAX_ANA_GROUPS, MAX_BDEVS, MAX_LISTENERS,
     MAX_NSID, MAX_SUBSYSTEMS, Transport,
@@ -19,6 +19,7 @@ use crate::counters::IoCounters;
 use crate::error::NamespaceError;
 use crate::histogram::{HistogramConfig, LatencyHistogram};
 use crate::iostat::IoStats;
+use crate::media::KeptMedia;
 use crate::port::{self, Port};
 use crate::ptpl::State;
 use crate::snapshot::{Namespace, Snapshot, Subsystem};
@@ -37,6 +38,8 @@ pub(crate) struct Draft {
     pub(crate) next_device: u64,
     /// What survived from before the start.
     pub(crate) state: Arc<State>,
+    /// Marks of Write Uncorrectable that are kept; `None` without a file to keep them in.
+    pub(crate) kept_media: Option<Arc<KeptMedia>>,
 }
 
 impl Draft {
@@ -393,13 +396,17 @@ impl Draft {
             .map(|bdev| (bdev.name().to_owned(), Arc::clone(&bdev.device)))
             .collect();
         let device = flexblk_blockdev::open_over(&config, &bases)?;
+        let media = match &self.kept_media {
+            Some(kept) if bdevs::outlives_us(&config, &self.bdevs) => kept.of(device.info().uuid),
+            _ => Arc::default(),
+        };
         let id = self.next_device;
         self.next_device += 1;
         self.bdevs.push(Bdev {
             id,
             config,
             device,
-            media: Arc::default(),
+            media,
             stats: Arc::new(IoStats::new(self.threads)),
             histogram: None,
             implicit,

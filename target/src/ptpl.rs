@@ -1,5 +1,5 @@
-//! What has to survive a power loss besides data: reservations with Persist Through Power Loss, and
-//! write protection. One JSON file, replaced as a whole; checked as a whole when it is read.
+//! What has to survive a power loss besides data: reservations with Persist Through Power Loss, write
+//! protection, and the marks of Write Uncorrectable. One JSON file, replaced as a whole; checked as a whole when it is read.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -10,6 +10,7 @@ use flexblk_nvme::{HostId, Nqn, Nsid};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::media::Ranges;
 use crate::reservation::{Holder, Registrant, Reservations};
 use crate::snapshot::{Namespace, Protection, Snapshot};
 
@@ -23,6 +24,17 @@ const VERSION: u32 = 1;
 pub struct State {
     version: u32,
     namespaces: Vec<Saved>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    uncorrectable: Vec<SavedMarks>,
+}
+
+/// The marks of a device, whatever its name is today.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedMarks {
+    uuid: Uuid,
+    /// First block and number of blocks.
+    ranges: Vec<(u64, u64)>,
 }
 
 /// A namespace's part. It belongs to the namespace of that name on that device only.
@@ -130,6 +142,12 @@ impl State {
                 return Err(damaged(place + " cannot be"));
             }
         }
+        for saved in &state.uncorrectable {
+            if Ranges::restore(&saved.ranges).is_none() {
+                let place = format!("uncorrectable blocks of device {}", saved.uuid);
+                return Err(damaged(place + " cannot be"));
+            }
+        }
         Ok(state)
     }
 
@@ -154,7 +172,32 @@ impl State {
         Self {
             version: VERSION,
             namespaces,
+            uncorrectable: before.uncorrectable.clone(),
         }
+    }
+
+    /// The marks of Write Uncorrectable by device, as they were saved.
+    pub(crate) fn marks(&self) -> impl Iterator<Item = (Uuid, Ranges)> {
+        let all = self.uncorrectable.iter();
+        all.filter_map(|saved| Some((saved.uuid, Ranges::restore(&saved.ranges)?)))
+    }
+
+    /// The state with other marks of a device.
+    pub(crate) fn set_marks(&mut self, uuid: Uuid, ranges: &Ranges) {
+        self.version = VERSION;
+        self.uncorrectable.retain(|saved| saved.uuid != uuid);
+        let ranges = ranges.list();
+        if !ranges.is_empty() {
+            self.uncorrectable.push(SavedMarks { uuid, ranges });
+        }
+    }
+
+    /// Ranges that are marked, of all devices.
+    pub(crate) fn mark_count(&self) -> usize {
+        self.uncorrectable
+            .iter()
+            .map(|saved| saved.ranges.len())
+            .sum()
     }
 
     /// Replaces the file: readers and a power loss find the old one or the new one, whole.
@@ -291,6 +334,10 @@ mod tests {
                 reservations: Some(saved),
                 write_protect: Some(3),
             }],
+            uncorrectable: vec![SavedMarks {
+                uuid: Uuid::from_u128(10),
+                ranges: vec![(0, 8), (1 << 40, 1)],
+            }],
         }
     }
 
@@ -325,6 +372,14 @@ mod tests {
                 .reservations(&nqn, Nsid::new(1), Uuid::from_u128(9))
                 .is_none()
         );
+        let marks: Vec<_> = again.marks().collect();
+        assert_eq!(marks[0].0, Uuid::from_u128(10));
+        assert_eq!(again.mark_count(), 2);
+        let mut without = again.clone();
+        without.set_marks(marks[0].0, &Ranges::default());
+        assert_eq!(without.mark_count(), 0);
+        without.set_marks(marks[0].0, &marks[0].1);
+        assert_eq!(without, again);
     }
 
     /// A state that cannot be is refused, naming the file: starting without it would give a
@@ -342,6 +397,7 @@ mod tests {
             ("\"key\": 20", "\"key\": 0"),
             ("000000000002\"", "000000000003\""),
             ("\"nsid\": 3,", "\"nsid\": 3, \"what\": 1,"),
+            ("1099511627776", "7"),
             ("]", ""),
         ] {
             let bad = good.replacen(from, to, 1);

@@ -24,6 +24,7 @@ use crate::directory::Directory;
 use crate::draft::{self, Draft};
 use crate::error::{NamespaceError, StartError};
 use crate::histogram::HistogramConfig;
+use crate::media::KeptMedia;
 use crate::metrics::{Metrics, Series};
 use crate::port::{self, Port};
 use crate::ptpl::State;
@@ -56,6 +57,7 @@ pub struct Target {
     threads: Mutex<Vec<JoinHandle<Result<(), flexblk_reactor::Error>>>>,
     bdevs: Mutex<Vec<Bdev>>,
     state: Arc<State>,
+    kept_media: Option<Arc<KeptMedia>>,
     control: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -85,6 +87,10 @@ impl Target {
             None => State::default(),
         };
         let state = Arc::new(state);
+        let kept_media = config
+            .ptpl_file
+            .is_some()
+            .then(|| Arc::new(KeptMedia::restored(state.marks())));
         let budget = Budget::new(config.memory_budget_bytes - buffer_bytes * threads as u64);
         let ports = start_ports(&config, threads)?;
         let addresses = Addresses {
@@ -115,6 +121,7 @@ impl Target {
             threads: Mutex::default(),
             bdevs: Mutex::default(),
             state: Arc::clone(&state),
+            kept_media,
             control: Mutex::default(),
         };
         target.open_devices(ports)?;
@@ -469,6 +476,7 @@ impl Target {
             flexins: self.config.listener.address.ip(),
             next_device,
             state: Arc::clone(&self.state),
+            kept_media: self.kept_media.clone(),
         }
     }
 

@@ -535,8 +535,16 @@ fn ranges_are_copied() {
 /// Read Error until it is written, through whichever queue, thread and subsystem.
 #[test]
 fn uncorrectable_blocks_cannot_be_read_until_they_are_written() {
-    for (bdev, threads) in [("ram:1M,block_size=4096", 1), ("ram:1M,block_size=4096", 2)] {
-        let world = World::with(&[bdev], |config| config.cores = vec![0; threads]);
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("disk.img");
+    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let file = format!("file:{},block_size=4096", image.display());
+    // Marks of the file are kept, those of the memory are not.
+    for (bdev, threads) in [("ram:1M,block_size=4096", 1), (&file, 1), (&file, 2)] {
+        let world = World::with(&[bdev], |config| {
+            config.cores = vec![0; threads];
+            config.ptpl_file = Some(directory.path().join("ptpl.json"));
+        });
         let mut host = world.host();
         let (_, cntlid, io) = open(&mut host);
         let other = host.io_queue(2, 32, cntlid, &nqn());

@@ -246,3 +246,39 @@ fn write_and_flush(
         flushes.fetch_add(1, Ordering::SeqCst);
     }
 }
+
+/// Marks of Write Uncorrectable are on disk when the command ends, and gone from there when a write
+/// over them does.
+#[test]
+fn uncorrectable_blocks_outlive_a_killed_target() -> Result<()> {
+    let setup = Setup::new()?;
+    let image = setup.path().join("disk.img");
+    std::fs::write(&image, vec![0; 1 << 20])?;
+    let device = format!("file:{},block_size=4096", image.display());
+    let mut target = setup.target(&[&device])?;
+    let data = setup.file("in.bin", 4096, 1)?;
+    let read = |target: &Target, lba: &str| {
+        let blocks = ["--lba", lba, "--blocks", "1", "-o", "out.bin"];
+        setup.flexblk_at(target, "read", &blocks)
+    };
+    let unreadable = |target: &Target, lba: &str| -> Result<()> {
+        let failed = read(target, lba)?;
+        let told = failed.stderr.contains("Unrecovered Read Error");
+        assert!(told, "block {lba}: {}", failed.stderr);
+        Ok(())
+    };
+    let marks = ["--start-block", "5", "-c", "2"];
+    setup
+        .flexblk_at(&target, "write-uncor", &marks)?
+        .success()?;
+    target.restart(setup.binaries())?;
+    unreadable(&target, "5")?;
+    read(&target, "4")?.success()?;
+    let write = ["--lba", "6", "-i", "in.bin"];
+    setup.flexblk_at(&target, "write", &write)?.success()?;
+    target.restart(setup.binaries())?;
+    read(&target, "6")?.success()?;
+    assert!(std::fs::read(setup.path().join("out.bin"))? == data);
+    unreadable(&target, "5")?;
+    unreadable(&target, "7")
+}

@@ -146,7 +146,7 @@ impl Parts {
             }
             _ => IoBuffers::none(),
         };
-        let io = DeviceIo {
+        let mut io = DeviceIo {
             tag: key.tag(index),
             op,
             lba: range.lba,
@@ -161,12 +161,23 @@ impl Parts {
             self.finish(engine, queue, index, StatusCode::NamespaceNotReady.into());
             return true;
         };
-        if device.media.any()
-            && matches!(op, IoOp::Read | IoOp::Compare | IoOp::Verify)
-            && device.media.is_marked(range.lba, range.blocks)
-        {
-            self.device_done(engine, queue, index, Err(IoError::MediaRead));
-            return true;
+        if device.media.any() && device.media.is_marked(range.lba, range.blocks) {
+            match &mut io.op {
+                IoOp::Read | IoOp::Compare | IoOp::Verify => {
+                    self.device_done(engine, queue, index, Err(IoError::MediaRead));
+                    return true;
+                }
+                // The mark goes when the new data is safe.
+                IoOp::Write { fua } | IoOp::WriteZeroes { fua, .. }
+                    if device.media.keeper().is_some() =>
+                {
+                    *fua = true;
+                    if let Some(slot) = queue.slot(index) {
+                        slot.what.force();
+                    }
+                }
+                _ => {}
+            }
         }
         match device.channel.submit(reactor, io) {
             Submitted::Pending => {
@@ -202,14 +213,8 @@ impl Parts {
         if slot.stage == Stage::Abandoned {
             return self.end(engine, queue, index);
         }
-        if matches!(slot.what, What::Write { .. } | What::WriteZeroes { .. }) && result.is_ok() {
-            let range = slot.range;
-            self.devices.rewritten(&range);
-        }
-        let Some(slot) = queue.slot(index) else {
-            return;
-        };
         if slot.fuse != Fuse::Normal {
+            // The Compare before it has read the blocks: whoever has marked them since comes after it.
             return self.half_done(engine, queue, index, result);
         }
         match (slot.what, result) {
@@ -227,6 +232,10 @@ impl Parts {
                     self.count_range(&range, took_us);
                 }
                 self.next_range(engine, queue, index);
+            }
+            (What::Write { .. } | What::WriteZeroes { .. }, Ok(())) => {
+                let range = slot.range;
+                self.written(engine, queue, index, &range);
             }
             (_, Ok(())) => self.finish(engine, queue, index, Status::SUCCESS),
             (_, Err(error)) => self.finish(engine, queue, index, status_of(error)),

@@ -143,8 +143,7 @@ impl Parts {
         };
         if copy.step().writes {
             let range = copy.destination;
-            self.devices.rewritten(&range);
-            return self.finish(engine, queue, index, Status::SUCCESS);
+            return self.written(engine, queue, index, &range);
         }
         copy.next += 1;
         self.copy_step(engine, queue, index);

@@ -11,9 +11,10 @@ use flexins::engine::Engine;
 use flexins::verbs::{Access, Mr, Pd, Sge};
 
 use super::queue::QueueKey;
+use crate::control::{Mark, Why};
 use crate::histogram::LatencyHistogram;
 use crate::iostat::{Failure, IoStats, IoType};
-use crate::media::Media;
+use crate::media::{Full, Media};
 use crate::queue::request::Range;
 use crate::snapshot::Namespace;
 
@@ -77,6 +78,34 @@ impl Device {
         if let Some(shard) = self.stats.shard(thread) {
             shard.fail(failure);
         }
+    }
+}
+
+/// How a change of marks went.
+#[derive(Debug)]
+pub(crate) enum Marking {
+    /// It is done, or cannot be.
+    Done(Status),
+    /// It is the control thread's to do.
+    ToKeep(Mark),
+}
+
+impl Marking {
+    fn of(media: &Arc<Media>, range: &Range, why: Why) -> Self {
+        Self::ToKeep(Mark {
+            media: Arc::clone(media),
+            lba: range.lba,
+            blocks: range.blocks,
+            why,
+        })
+    }
+
+    fn done(result: Result<(), Full>) -> Self {
+        Self::Done(match result {
+            Ok(()) => Status::SUCCESS,
+            // A host that marks every second block: there is a limit, and it may try again.
+            Err(Full) => StatusCode::WriteFault.into(),
+        })
     }
 }
 
@@ -284,26 +313,33 @@ impl Devices {
     }
 
     /// Write Uncorrectable: the blocks cannot be read until they are written.
-    pub(crate) fn mark_uncorrectable(&self, range: &Range) -> Status {
+    pub(crate) fn mark_uncorrectable(&self, range: &Range) -> Marking {
         let device = self.slots.get(range.device as usize);
         match device.and_then(Option::as_ref) {
-            Some(device) => match device.media.mark(range.lba, range.blocks) {
-                Ok(()) => Status::SUCCESS,
-                // A host that marks every second block: there is a limit, and it may try again.
-                Err(crate::media::Full) => StatusCode::WriteFault.into(),
-            },
-            None => StatusCode::NamespaceNotReady.into(),
+            Some(device) if device.media.keeper().is_some() => {
+                Marking::of(&device.media, range, Why::Uncorrectable)
+            }
+            Some(device) => Marking::done(device.media.mark(range.lba, range.blocks)),
+            None => Marking::Done(StatusCode::NamespaceNotReady.into()),
         }
     }
 
     /// Blocks were written: they can be read again, should they have been marked.
     #[inline]
-    pub(crate) fn rewritten(&self, range: &Range) {
+    pub(crate) fn rewritten(&self, range: &Range) -> Marking {
         let device = self.slots.get(range.device as usize);
-        if let Some(device) = device.and_then(Option::as_ref)
-            && device.media.any()
-        {
-            device.media.rewritten(range.lba, range.blocks);
+        match device.and_then(Option::as_ref) {
+            Some(device) if device.media.any() => {
+                let (lba, blocks) = (range.lba, range.blocks);
+                if device.media.keeper().is_none() {
+                    Marking::done(device.media.rewritten(lba, blocks))
+                } else if device.media.is_marked(lba, blocks) {
+                    Marking::of(&device.media, range, Why::Rewritten)
+                } else {
+                    Marking::Done(Status::SUCCESS)
+                }
+            }
+            _ => Marking::Done(Status::SUCCESS),
         }
     }
 

@@ -11,10 +11,12 @@ use flexblk_nvme::command::{Fuse, Sqe};
 use flexblk_nvme::{Status, StatusCode};
 use flexins::engine::Engine;
 
+use super::devices::Marking;
 use super::parts::Parts;
 use super::queue::{Fabric, Place, Queue, Role, Slot, Spill, Stage, What};
 use super::respond::RETRY_SOON;
 use super::transfer::{Kind, Last, Transfer};
+use crate::control;
 use crate::metrics::Stage as TimeOf;
 use crate::queue::data::Source;
 use crate::queue::request::{self, Range, Request};
@@ -145,8 +147,14 @@ impl Parts {
             }
             Ok(Request::WriteUncorrectable { range }) => {
                 slot.range = range;
-                let status = self.devices.mark_uncorrectable(&range);
-                self.finish_new(engine, queue, slot, status);
+                match self.devices.mark_uncorrectable(&range) {
+                    Marking::Done(status) => self.finish_new(engine, queue, slot, status),
+                    Marking::ToKeep(mark) => {
+                        if let Some(index) = self.admit(engine, queue, slot) {
+                            self.order_for(engine, queue, index, control::What::Mark(mark));
+                        }
+                    }
+                }
             }
             Ok(Request::Reserve { command, from }) => {
                 slot.what = What::Reserve(command);
@@ -427,6 +435,26 @@ impl Parts {
         self.posted(result, engine, queue, index);
     }
 
+    /// A command's data is where it belongs: it ends, once blocks of it that were marked by Write
+    /// Uncorrectable are so no more.
+    pub(super) fn written(
+        &mut self,
+        engine: &mut Engine,
+        queue: &mut Queue,
+        index: u16,
+        range: &Range,
+    ) {
+        let forced = queue.slot(index).is_some_and(|slot| slot.what.is_forced());
+        match self.devices.rewritten(range) {
+            Marking::Done(status) => self.finish(engine, queue, index, status),
+            Marking::ToKeep(mark) if forced => {
+                self.order_for(engine, queue, index, control::What::Mark(mark));
+            }
+            // They were marked when it was with its device already: it was before that.
+            Marking::ToKeep(_) => self.finish(engine, queue, index, Status::SUCCESS),
+        }
+    }
+
     /// A command's data from the host is in its place.
     pub(super) fn data_ready(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
         queue.spend(index, TimeOf::Network, self.now_us);
@@ -446,8 +474,7 @@ impl Parts {
             }
             (What::Write { .. }, Place::Device) => {
                 let range = slot.range;
-                self.devices.rewritten(&range);
-                self.finish(engine, queue, index, Status::SUCCESS)
+                self.written(engine, queue, index, &range);
             }
             (What::Deallocate { ranges, .. }, Place::Held(_)) => {
                 match self.check_ranges(queue, index, ranges) {

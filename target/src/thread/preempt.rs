@@ -75,6 +75,20 @@ impl Parts {
             return self.finish(engine, queue, index, StatusCode::InternalError.into());
         };
         let what = What::Reserve(io.association.hostid, action);
+        self.order_for(engine, queue, index, what);
+    }
+
+    /// Gives the control thread what a command waits for; the command ends when there is no room.
+    pub(super) fn order_for(
+        &mut self,
+        engine: &mut Engine,
+        queue: &mut Queue,
+        index: u16,
+        what: What,
+    ) {
+        let Some(slot) = queue.slot(index).copied() else {
+            return;
+        };
         if self.order(queue, Some(index), slot.cid, slot.nsid, what) {
             if let Some(slot) = queue.slot(index) {
                 slot.stage = Stage::Control;

@@ -148,6 +148,24 @@ pub(crate) enum What {
     Respond,
 }
 
+impl What {
+    /// What it writes is on the medium when it ends.
+    pub(crate) fn force(&mut self) {
+        if let Self::Write { fua } | Self::WriteZeroes { fua, .. } | Self::Copy { fua, .. } = self {
+            *fua = true;
+        }
+    }
+
+    pub(crate) fn is_forced(self) -> bool {
+        matches!(
+            self,
+            Self::Write { fua: true }
+                | Self::WriteZeroes { fua: true, .. }
+                | Self::Copy { fua: true, .. }
+        )
+    }
+}
+
 /// Where a command's data lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {

@@ -1,5 +1,5 @@
-//! What keeps a host from a namespace, on the wire: reservations, ANA states, masking, write
-//! protection.
+//! What keeps a host from a namespace or its blocks, on the wire: reservations, ANA states, masking,
+//! write protection, Write Uncorrectable over restarts.
 
 #[path = "../host/mod.rs"]
 mod host;
@@ -10,5 +10,6 @@ mod ana;
 mod kept;
 mod member;
 mod reservations;
+mod uncorrectable;
 mod visibility;
 mod write_protection;
