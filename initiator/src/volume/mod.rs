@@ -5,10 +5,10 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | which path a request takes, and what becomes of it when the path fails; sans-IO | [`multipath`] |
-//! | no write is overtaken by an older one of a lost path | [`fence`] |
-//! | connecting, reconnecting, ANA: one thread for a volume | [`keeper`], [`reconnect`] |
-//! | the queue pairs of a thread | [`lanes`], [`channel`] |
+//! | which path a request takes, and what becomes of it when the path fails; sans-IO | `multipath` |
+//! | no write is overtaken by an older one of a lost path | `fence` |
+//! | connecting, reconnecting, ANA: one thread for a volume | `keeper`, `reconnect` |
+//! | the queue pairs of a thread | `lanes`, `channel` |
 
 mod channel;
 pub(crate) mod fence;
