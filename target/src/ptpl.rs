@@ -85,7 +85,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// It is not what we write.
-    #[error("{}: ptpl file: {what} (move it away to start without reservations)", path.display())]
+    #[error("{}: ptpl file: {what} (move it away to start without reservations, write protection and uncorrectable blocks)", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -63,7 +63,8 @@ pub struct Config {
     /// How the daemon is managed while it runs.
     pub management: Management,
     /// File for what has to survive a power loss besides data: reservations with Persist Through
-    /// Power Loss (PTPL), write protection. `None` does not offer that to hosts.
+    /// Power Loss (PTPL) and write protection, which are not offered to hosts with `None`, and the
+    /// marks of Write Uncorrectable on files and block devices, which then end with the target.
     pub ptpl_file: Option<PathBuf>,
     /// The discovery service.
     pub discovery: Discovery,
