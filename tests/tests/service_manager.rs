@@ -1,4 +1,6 @@
-//! `flexblk attach` under a service manager: how it starts at boot, and how it ends.
+//! `flexblk attach` under a service manager: how it starts at boot, and ends when the machine shuts down.
+//!
+//! `tests/vm.rs` has the same with systemd itself.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use flexblk_tests::attachment::{Attachment, unavailable};
-use flexblk_tests::process::Process;
+use flexblk_tests::process::{Process, find_program};
 use flexblk_tests::setup::Setup;
 use rustix::process::Signal;
 
@@ -97,4 +99,31 @@ fn what_persists_is_attached_at_boot() -> Result<()> {
         wrong.stderr
     );
     Ok(())
+}
+
+#[test]
+fn without_a_path_it_gives_up_when_the_machine_shuts_down() -> Result<()> {
+    const TEST: &str = "without_a_path_it_gives_up_when_the_machine_shuts_down";
+    if unavailable(TEST) {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let mut target = setup.target(&["ram:64M"])?;
+    let name = Attachment::unique_name("shutdown");
+    let attached = Attachment::new(setup.binaries(), &target, &name, &["--policy", "queue"])?;
+    let read = |file: &str| {
+        let mut command = Command::new(find_program("dd")?);
+        let from = format!("if={}", attached.device_text());
+        command.args([&from, "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]);
+        Process::spawn(&mut command, file, setup.path())
+    };
+    setup.flexblk(&["systemd-shutdown", &name])?.success()?;
+    // With a path it goes on for as long as it is used, beyond the time that it waits for one.
+    std::thread::sleep(BOUND + Duration::from_secs(1));
+    ensure!(read("before")?.wait(BOUND)?.success(), "the path is live");
+    target.kill()?;
+    let mut reader = read("after")?;
+    let status = reader.wait(3 * BOUND)?;
+    ensure!(!status.success(), "a read without a path");
+    attached.check_gone()
 }

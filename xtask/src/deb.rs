@@ -71,14 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
 
 /// What `cargo xtask test` looks at: the packages hold what they should, and it works.
 pub(crate) fn check(binaries: &Binaries, directory: &Path) -> Result<()> {
-    let _ = fs::remove_dir_all(directory);
-    let root = directory.join("root");
-    fs::create_dir_all(&root)?;
-    let packages = build(binaries, directory)?;
-    for package in &packages {
-        let mut unpack = Command::new("dpkg-deb");
-        succeed(unpack.arg("--extract").arg(package).arg(&root))?;
-    }
+    let (packages, root) = unpacked(binaries, directory)?;
     if flexblk_tests::process::is_root() {
         install(&packages, &directory.join("installed"))?;
     }
@@ -88,6 +81,8 @@ pub(crate) fn check(binaries: &Binaries, directory: &Path) -> Result<()> {
         "usr/lib/flexblk/libflexblk_fio.so",
         "usr/lib/systemd/system/flexblk-target.service",
         "usr/lib/systemd/system/flexblk@.service",
+        "usr/lib/systemd/system/flexblk-shutdown.service",
+        "usr/lib/systemd/system/multi-user.target.wants/flexblk-shutdown.service",
         "usr/lib/systemd/system-generators/flexblk-generator",
         "usr/lib/udev/rules.d/65-flexblk.rules",
         "usr/share/doc/flexblk/mount.md",
@@ -112,12 +107,28 @@ pub(crate) fn check(binaries: &Binaries, directory: &Path) -> Result<()> {
         // The units themselves; those of the system that they name are not in this tree.
         verify.args(["verify", "--man=no", "--recursive-errors=no", "--root"]);
         verify.arg(&root);
-        for unit in fs::read_dir(units)? {
-            verify.arg(unit?.file_name());
+        for entry in fs::read_dir(units)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                verify.arg(entry.file_name());
+            }
         }
         succeed(&mut verify)?;
     }
     Ok(())
+}
+
+/// Builds both packages in a folder, and unpacks them in one in it, which is the second thing returned.
+pub(crate) fn unpacked(binaries: &Binaries, directory: &Path) -> Result<(Vec<PathBuf>, PathBuf)> {
+    let _ = fs::remove_dir_all(directory);
+    let root = directory.join("root");
+    fs::create_dir_all(&root)?;
+    let packages = build(binaries, directory)?;
+    for package in &packages {
+        let mut unpack = Command::new("dpkg-deb");
+        succeed(unpack.arg("--extract").arg(package).arg(&root))?;
+    }
+    Ok((packages, root))
 }
 
 /// Installs and removes them in a folder that has a package database of its own.
@@ -205,6 +216,11 @@ fn attach_files(tree: &Tree) -> Result<()> {
             0o644,
         ),
         (
+            "systemd/flexblk-shutdown.service",
+            "usr/lib/systemd/system/flexblk-shutdown.service",
+            0o644,
+        ),
+        (
             "systemd/flexblk-generator",
             "usr/lib/systemd/system-generators/flexblk-generator",
             0o755,
@@ -224,7 +240,11 @@ fn attach_files(tree: &Tree) -> Result<()> {
     ] {
         tree.copy(&workspace().join("packaging").join(from), to, mode)?;
     }
-    Ok(())
+    // Always there, for attachments by hand as well.
+    tree.symlink(
+        "usr/lib/systemd/system/multi-user.target.wants/flexblk-shutdown.service",
+        "../flexblk-shutdown.service",
+    )
 }
 
 fn target_files(tree: &Tree, binaries: &Binaries) -> Result<()> {
@@ -266,6 +286,10 @@ impl Tree {
         fs::copy(from, &to).with_context(|| from.display().to_string())?;
         fs::set_permissions(&to, fs::Permissions::from_mode(mode))?;
         Ok(())
+    }
+
+    fn symlink(&self, at: &str, target: &str) -> Result<()> {
+        Ok(std::os::unix::fs::symlink(target, self.place(at)?)?)
     }
 
     fn write(&self, to: &str, text: &str) -> Result<()> {

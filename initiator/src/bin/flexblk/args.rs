@@ -142,6 +142,9 @@ Examples:
     /// systemd.generator(7) for the configuration file of `attach`.
     #[command(hide = true)]
     SystemdGenerator(attach::Generator),
+    /// The machine shuts down: attachments without a path give up soon.
+    #[command(hide = true)]
+    SystemdShutdown(attach::Shutdown),
     /// Print shell completions.
     Completions {
         /// Which shell.

@@ -56,6 +56,7 @@ fn run(command: &Action) -> anyhow::Result<()> {
         Action::ConnectAll(args) => attach::connect_all(args),
         Action::Detach(args) => attach::detach(args),
         Action::SystemdGenerator(args) => attach::generate(args),
+        Action::SystemdShutdown(args) => attach::shutdown(args),
         Action::Info(args) => info::info(args),
         Action::Read(args) => copy::read(args),
         Action::Write(args) => copy::write(args),

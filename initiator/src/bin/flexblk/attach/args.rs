@@ -74,6 +74,13 @@ pub(crate) struct Detach {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct Shutdown {
+    /// Names of attachments [default: all].
+    #[arg(value_parser = super::state::Name::parse)]
+    pub(crate) names: Vec<super::state::Name>,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct Generator {
     /// Where units of normal priority go; systemd gives two more folders.
     pub(crate) normal: PathBuf,

@@ -1,14 +1,16 @@
-//! Attachments at boot: all of the file, by hand or by systemd.
+//! Attachments at boot, all of the file, by hand or by systemd; and when the machine shuts down.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::args::Generator;
-use super::state::{Claim, Claimed};
+use super::args::{Generator, Shutdown};
+use super::control::{self, Answer, Question};
+use super::state::{self, Claim, Claimed};
 use super::{config, launch};
 use crate::exit::Reported;
 
@@ -49,6 +51,22 @@ pub(crate) fn generate(args: &Generator) -> Result<()> {
         match made {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => made.with_context(|| format!("{}", link.display()))?,
+        }
+    }
+    Ok(())
+}
+
+/// Tells attachments that the machine shuts down, each for itself: what is left of a killed one answers nothing.
+pub(crate) fn shutdown(args: &Shutdown) -> Result<()> {
+    let names = match args.names.as_slice() {
+        [] => state::names(),
+        names => names.to_vec(),
+    };
+    for name in names {
+        match control::ask(&name, Question::Shutdown, Duration::from_secs(1)) {
+            Ok(Answer::Failed(reason)) => tracing::warn!(%name, reason, "shutdown"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%name, %error, "shutdown: it does not answer"),
         }
     }
     Ok(())

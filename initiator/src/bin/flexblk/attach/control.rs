@@ -26,6 +26,8 @@ pub(super) enum Question {
     },
     /// Detach when the last user has gone.
     DetachLazily,
+    /// The machine shuts down: whoever unmounts the device shall not wait long for a path.
+    Shutdown,
 }
 
 /// How an attachment is.
@@ -88,6 +90,8 @@ impl PathStatus {
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Answer {
     Status(Status),
+    /// It will be respected.
+    Noted,
     /// It is being done, and this process ends.
     Detaching,
     Failed(String),

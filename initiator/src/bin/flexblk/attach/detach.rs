@@ -40,7 +40,11 @@ pub(crate) fn detach(args: &Detach) -> Result<()> {
 }
 
 fn detach_now(args: &Detach) -> Result<()> {
-    let name = state::find(&args.what)?;
+    let name = match state::find(&args.what) {
+        // As it should be after an orderly end.
+        Err(_) if args.stop_post => return Ok(()),
+        found => found?,
+    };
     let started = Instant::now();
     let record = Record::load(&name);
     if args.stop_post && is_next_start_s(record.as_ref()) {

@@ -20,8 +20,8 @@ mod users;
 
 use anyhow::Result;
 
-pub(crate) use args::{Attach, Detach, Generator};
-pub(crate) use boot::generate;
+pub(crate) use args::{Attach, Detach, Generator, Shutdown};
+pub(crate) use boot::{generate, shutdown};
 pub(crate) use connect_all::{ConnectAll, connect_all};
 pub(crate) use detach::detach;
 pub(crate) use list::list;

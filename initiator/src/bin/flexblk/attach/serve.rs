@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use flexblk_initiator::Namespace;
 use flexblk_initiator::export::{ExportCounters, daemon};
-use flexblk_initiator::volume::{Volume, VolumeEvent};
+use flexblk_initiator::volume::{PathState, Volume, VolumeEvent};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -24,6 +24,8 @@ use crate::size::human;
 
 /// How long we sleep between two looks at signals, questions and events.
 const TICK: Duration = Duration::from_millis(100);
+/// How long a machine that shuts down waits for a path: as long as I/O does with `--policy fail`.
+const NO_PATH_AT_SHUTDOWN: Duration = Duration::from_secs(5);
 /// How long we wait for the target's farewell; the device is gone by then.
 const FAREWELL: Duration = Duration::from_millis(1500);
 
@@ -149,6 +151,8 @@ struct Attachment {
     /// Why not, for `flexblk list`.
     note: Option<String>,
     state: State,
+    /// The machine shuts down: when that was said, or when there was a path last.
+    shutdown: Option<Instant>,
     rate: Rate,
 }
 
@@ -179,6 +183,7 @@ impl Attachment {
             size_bytes: namespace.len_bytes(),
             note: None,
             state: State::Live,
+            shutdown: None,
             rate: Rate::default(),
         };
         let known = built.record.save(name).and_then(|()| {
@@ -258,6 +263,11 @@ impl Attachment {
                     wish = wanted;
                 }
             }
+            if self.keeps_shutdown_waiting(volume) {
+                tracing::error!(name = %self.name, "no path to the namespace, and the machine shuts down: I/O fails from now on");
+                self.backend.abort();
+                wish = Wish::End;
+            }
             if wish == Wish::End {
                 return Ok(());
             }
@@ -299,13 +309,29 @@ impl Attachment {
                 self.detach_lazily();
                 (Answer::Detaching, Wish::GoOn)
             }
+            Question::Shutdown => {
+                self.shutdown = Some(Instant::now());
+                (Answer::Noted, Wish::GoOn)
+            }
         }
+    }
+
+    /// The machine shuts down, and there has been no path for too long. What waits for I/O then gets errors, for nothing
+    /// else ends an unmount.
+    fn keeps_shutdown_waiting(&mut self, volume: &Volume) -> bool {
+        let Some(since) = &mut self.shutdown else {
+            return false;
+        };
+        if has_path(volume) {
+            *since = Instant::now();
+        }
+        since.elapsed() >= NO_PATH_AT_SHUTDOWN
     }
 
     fn status(&self, volume: &Volume) -> Status {
         let counters = self.backend.counters();
         let paths: Vec<PathStatus> = volume.paths().iter().map(PathStatus::of).collect();
-        let live = paths.iter().any(|path| path.state == "live");
+        let live = has_path(volume);
         Status {
             state: match self.state {
                 State::Live if !live => State::NoPath,
@@ -376,6 +402,11 @@ impl Attachment {
         state::remove_link(&self.name);
         self.backend.end();
     }
+}
+
+fn has_path(volume: &Volume) -> bool {
+    let paths = volume.paths();
+    paths.iter().any(|path| path.state == PathState::Live)
 }
 
 /// Says goodbye to the target, which shall not wait for our keep-alive.
