@@ -3,10 +3,14 @@
 //! Each list runs twice: the kernel's host with the kernel's own target, which shows that a step is right, and the same
 //! host with our target.
 
-use anyhow::{Result, bail};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
 use flexblk_tests::binaries::Binaries;
 use flexblk_tests::host::Host;
 use flexblk_tests::target::SUBNQN;
+use flexblk_tests::vm::PACKAGES_VARIABLE;
+use flexblk_tests::vm::boot::{Boot, Start};
 use flexblk_tests::vm::image::Image;
 use flexblk_tests::vm::image_or_skip;
 use flexblk_tests::vm::machine::{self, Answer, Outcome};
@@ -175,6 +179,27 @@ fn ublk_device() -> Result<()> {
 #[test]
 fn attached_by_ublk() -> Result<()> {
     flexblk_inside("attached_by_ublk", disk_list!("attach.sh"))
+}
+
+/// A host whose first process is systemd: it attaches and mounts at boot, and shuts down whatever has become of the
+/// target.
+#[test]
+fn boots_with_systemd() -> Result<()> {
+    let test = "boots_with_systemd";
+    let Some(machines) = Machines::or_skip(test)? else {
+        return Ok(());
+    };
+    let packages = std::env::var_os(PACKAGES_VARIABLE).context(PACKAGES_VARIABLE)?;
+    let directory = machines.directory.path();
+    let mut boot = Boot::start(&machines.image, &machines.network, directory)?;
+    for start in [Start::First, Start::TargetDies, Start::TargetSilent] {
+        let name = format!("{test}-{}", start.name());
+        let scenario = boot.scenario(&name, start, Path::new(&packages))?;
+        let outcome = machines.run(&scenario, &mut |words| boot.answer(words))?;
+        outcome.check(&name)?;
+        boot.ended(start)?;
+    }
+    boot.check()
 }
 
 #[test]

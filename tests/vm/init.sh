@@ -13,10 +13,6 @@ mkdir -p /run/nvme
 modprobe configfs
 mount -t configfs config /sys/kernel/config
 
-# The control line: bytes as they are, no echo.
-stty -F /dev/ttyS1 raw -echo
-exec 8<>/dev/ttyS1
-
 ip link set lo up
 modprobe virtio_net
 ip link set eth0 up
@@ -25,9 +21,7 @@ ip addr add 10.77.1.2/24 dev eth0
 # Nobody else is here: without this the first address waits for duplicate address detection.
 echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6 2>/dev/null
 
-. /vm/environment.sh
-. /vm/library.sh
-( . /vm/scenario.sh; finish )
+. /vm/run.sh
 case $? in
 0) status='\020' ;;
 *) status='\021' ;;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flexblk_tests::binaries::{self, Binaries};
 use flexblk_tests::process::find_program;
-use flexblk_tests::vm::{DIRECTORY_VARIABLE, NO_IMAGE};
+use flexblk_tests::vm::{DIRECTORY_VARIABLE, NO_IMAGE, PACKAGES_VARIABLE};
 use serde_json::Value;
 
 use crate::apt;
@@ -114,6 +114,9 @@ fn virtual_machines(counts: &mut Counts, arguments: &Arguments) -> Result<()> {
     programs.prepare(&mut test);
     if let Ok(directory) = image {
         test.env(DIRECTORY_VARIABLE, directory);
+        let (_, packages) =
+            deb::unpacked(&programs.binaries(), &programs.directory.join("deb-vm"))?;
+        test.env(PACKAGES_VARIABLE, packages);
     }
     counts.add(counted("virtual machines", &mut test, libtest_summary)?);
     note_skips(counts, &skip_file, |_| false)
@@ -127,6 +130,10 @@ struct Programs {
 impl Programs {
     fn skip_file(&self) -> PathBuf {
         self.directory.join("skipped-tests.txt")
+    }
+
+    fn binaries(&self) -> Binaries {
+        Binaries::in_directory(&self.directory.join("debug"))
     }
 
     /// Tells a test runner of them.
@@ -334,8 +341,7 @@ fn packages(counts: &mut Counts, programs: &Programs) {
         return;
     }
     let started = Instant::now();
-    let binaries = Binaries::in_directory(&programs.directory.join("debug"));
-    let checked = deb::check(&binaries, &programs.directory.join("deb-test"));
+    let checked = deb::check(&programs.binaries(), &programs.directory.join("deb-test"));
     counts.check(name, checked.is_ok(), started);
     if let Err(error) = checked {
         println!("{error:#}");

@@ -1,7 +1,10 @@
 //! Writes cpio archives of the `newc` kind, which the kernel unpacks as an initramfs (Documentation:
 //! `driver-api/early-userspace/buffer-format.rst`).
 
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 /// File types of `st_mode`.
 const DIRECTORY: u32 = 0o040_000;
@@ -28,6 +31,27 @@ impl<W: Write> Archive<W> {
     /// A file that everybody may read and run.
     pub(super) fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
         self.entry(path, REGULAR | 0o755, (0, 0), content)
+    }
+
+    /// A file that everybody may read.
+    pub(super) fn plain(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
+        self.entry(path, REGULAR | 0o644, (0, 0), content)
+    }
+
+    /// A copy of a file or a symbolic link, with its permissions.
+    pub(super) fn copy(&mut self, path: &str, source: &Path) -> io::Result<()> {
+        let metadata = fs::symlink_metadata(source)?;
+        if metadata.is_symlink() {
+            let target = fs::read_link(source)?;
+            return self.entry(
+                path,
+                SYMLINK | 0o777,
+                (0, 0),
+                target.as_os_str().as_encoded_bytes(),
+            );
+        }
+        let mode = metadata.permissions().mode() & 0o7777;
+        self.entry(path, REGULAR | mode, (0, 0), &fs::read(source)?)
     }
 
     pub(super) fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {

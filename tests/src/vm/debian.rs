@@ -16,8 +16,12 @@ use crate::process::find_program;
 /// The release that everything comes from: kernel 6.12, QEMU 10.0, nvme-cli 2.13, fio 3.39.
 const SUITE: &str = "trixie";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// Where libraries are; fio finds those of Ceph by a path that its own file names.
-const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/ceph"];
+/// Where libraries are; fio finds those of Ceph, and systemd its own, by a path that their own files name.
+const LIBRARIES: [&str; 3] = [
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/x86_64-linux-gnu/ceph",
+    "usr/lib/x86_64-linux-gnu/systemd",
+];
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 
 /// What is fetched; apt adds what these need.
@@ -31,6 +35,10 @@ pub const PACKAGES: &[&str] = &[
     "fio",
     "e2fsprogs",
     "util-linux",
+    // A guest that boots as a host does.
+    "systemd",
+    "udev",
+    "mount",
     // What later peers need: RDMA over soft-RoCE, NBD, TLS handshakes for NVMe/TCP.
     "iproute2",
     "nbd-client",

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
 use super::debian::Tree;
+use super::system;
 
 /// Programs of the guest, as paths in the tree.
 const PROGRAMS: &[&str] = &[
@@ -60,6 +61,7 @@ pub struct Image {
     tree: Tree,
     kernel: PathBuf,
     initramfs: PathBuf,
+    system: PathBuf,
 }
 
 impl Image {
@@ -70,9 +72,10 @@ impl Image {
         let image = Image {
             kernel: tree.root().join(format!("boot/vmlinuz-{release}")),
             initramfs: directory.join("initramfs.cpio"),
+            system: directory.join("system.cpio"),
             tree,
         };
-        for file in [&image.kernel, &image.initramfs] {
+        for file in [&image.kernel, &image.initramfs, &image.system] {
             if !file.is_file() {
                 bail!(
                     "{} is missing: `cargo xtask test --vm` makes it",
@@ -93,6 +96,8 @@ impl Image {
         let partial = directory.join("initramfs.partial");
         files.write(&tree, &partial)?;
         fs::rename(&partial, directory.join("initramfs.cpio"))?;
+        system::write(&tree, &partial)?;
+        fs::rename(&partial, directory.join("system.cpio"))?;
         Image::open(&directory)
     }
 
@@ -104,6 +109,11 @@ impl Image {
     /// The initramfs without a scenario.
     pub fn initramfs(&self) -> &Path {
         &self.initramfs
+    }
+
+    /// What a guest with systemd has beside it.
+    pub fn system(&self) -> &Path {
+        &self.system
     }
 
     /// The packages that it was made from.
@@ -170,9 +180,7 @@ impl Files {
         archive.symlink("sbin", "usr/sbin")?;
         archive.symlink("etc/mtab", "/proc/self/mounts")?;
         for path in &self.copied {
-            if let Some((folder, _)) = path.rsplit_once('/') {
-                add_folders(&mut archive, &mut folders, folder)?;
-            }
+            add_parents(&mut archive, &mut folders, path)?;
             let content =
                 fs::read(tree.root().join(path)).with_context(|| format!("{path} in the tree"))?;
             archive.file(path, &content)?;
@@ -186,7 +194,20 @@ impl Files {
     }
 }
 
-fn add_folders<W: Write>(
+/// Adds the folders that a path is in, unless they are `known`.
+pub(super) fn add_parents<W: Write>(
+    archive: &mut Archive<W>,
+    known: &mut BTreeSet<String>,
+    path: &str,
+) -> Result<()> {
+    match path.rsplit_once('/') {
+        Some((folder, _)) => add_folders(archive, known, folder),
+        None => Ok(()),
+    }
+}
+
+/// Adds a folder and those above it, unless they are `known`.
+pub(super) fn add_folders<W: Write>(
     archive: &mut Archive<W>,
     known: &mut BTreeSet<String>,
     path: &str,

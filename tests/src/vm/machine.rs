@@ -11,12 +11,16 @@ use anyhow::{Context, Result, bail};
 use super::image::Image;
 use super::network::{Network, TAP};
 use super::report::{Line, Step, StepResult};
-use super::scenario::Scenario;
+use super::scenario::{First, Scenario};
+use super::system;
 use crate::process::Process;
 
 /// QEMU ends with (value << 1) | 1 when the guest writes a value to isa-debug-exit; the guest's init writes these.
 const GUEST_PASSED: i32 = (0x10 << 1) | 1;
 const GUEST_FAILED: i32 = (0x11 << 1) | 1;
+
+/// Of the kernel.
+const ARGUMENTS: &str = "console=ttyS0 quiet panic=-1";
 
 /// What a scenario showed.
 #[derive(Debug)]
@@ -87,14 +91,18 @@ struct Guest {
     control: BufReader<UnixStream>,
     console: PathBuf,
     steps: Vec<Step>,
+    first: First,
 }
 
 impl Guest {
     fn start(image: &Image, scenario: &Scenario, directory: &Path) -> Result<Guest> {
         let initramfs = directory.join(format!("{}.cpio", scenario.name));
         let mut file = File::create(&initramfs)?;
-        io::copy(&mut File::open(image.initramfs())?, &mut file)?;
         // The kernel unpacks one archive after the other.
+        io::copy(&mut File::open(image.initramfs())?, &mut file)?;
+        if scenario.first == First::Systemd {
+            io::copy(&mut File::open(image.system())?, &mut file)?;
+        }
         file.write_all(&scenario.archive()?)?;
         drop(file);
         let socket = directory.join(format!("{}.sock", scenario.name));
@@ -133,7 +141,11 @@ impl Guest {
             .arg(image.kernel())
             .arg("-initrd")
             .arg(&initramfs)
-            .args(["-append", "console=ttyS0 quiet panic=-1"]);
+            .arg("-append")
+            .arg(match scenario.first {
+                First::Script => ARGUMENTS.to_owned(),
+                First::Systemd => format!("{ARGUMENTS} {}", system::ARGUMENTS),
+            });
         for (index, (socket, queues)) in scenario.disks.iter().enumerate() {
             command
                 .arg("-chardev")
@@ -153,6 +165,7 @@ impl Guest {
             control: BufReader::new(control),
             console,
             steps: Vec::new(),
+            first: scenario.first,
         })
     }
 
@@ -216,8 +229,10 @@ impl Guest {
     fn end(&mut self, deadline: Instant) -> Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         let status = self.process.wait(left.max(Duration::from_secs(5)))?;
-        match status.code() {
-            Some(GUEST_PASSED | GUEST_FAILED) => Ok(()),
+        match (self.first, status.code()) {
+            (First::Script, Some(GUEST_PASSED | GUEST_FAILED)) => Ok(()),
+            // It has shut down, which is the end of QEMU.
+            (First::Systemd, Some(0)) => Ok(()),
             _ => bail!("QEMU ended with {status}: {}", self.process.tail()),
         }
     }

@@ -3,10 +3,12 @@
 //! [`debian::Tree`] holds unpacked Debian packages below cargo's build directory, QEMU among them, so nothing is
 //! installed on the machine. [`image::Image`] is a kernel and an initramfs made from the tree. [`network::Network`] is
 //! a network namespace with a tap device: real TCP between the guest and the programs under test. [`machine::run`] boots
-//! a guest, hands it a [`scenario::Scenario`] and collects what it reports, step by step.
+//! a guest, hands it a [`scenario::Scenario`] and collects what it reports, step by step. Its first process is a script,
+//! or ([`system`]) Debian's systemd.
 //!
 //! The guest runs under TCG, QEMU's emulation: right for behaviour, useless for speed.
 
+pub mod boot;
 mod cpio;
 pub mod debian;
 pub mod image;
@@ -15,6 +17,7 @@ pub mod network;
 pub mod outside;
 pub mod report;
 pub mod scenario;
+pub mod system;
 pub mod vhost_user;
 
 use std::path::PathBuf;
@@ -25,6 +28,9 @@ use image::Image;
 
 /// Names the folder that `cargo xtask test --vm` has prepared; VM tests are skipped when it is not set.
 pub const DIRECTORY_VARIABLE: &str = "FLEXBLK_VM_DIR";
+
+/// Names the folder with the files of our Debian packages, for guests that have them installed.
+pub const PACKAGES_VARIABLE: &str = "FLEXBLK_VM_PACKAGES";
 
 /// Why VM tests are skipped among the others.
 pub const NO_IMAGE: &str = "virtual machines run in `cargo xtask test --vm`";

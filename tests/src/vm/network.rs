@@ -20,6 +20,8 @@ pub const OUTSIDE: &str = "10.77.0.1";
 pub const OUTSIDE_2: &str = "10.77.1.1";
 /// The guest on the first path.
 pub const GUEST: &str = "10.77.0.2";
+/// The guest on the second path.
+pub const GUEST_2: &str = "10.77.1.2";
 
 /// The namespace of the thread that made it. Processes that this thread starts live there too; it ends with them.
 #[derive(Debug)]

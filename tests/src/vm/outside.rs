@@ -88,7 +88,20 @@ impl<'a> Outside<'a> {
         Ok(())
     }
 
-    fn file(&self, nsid: u32) -> PathBuf {
+    /// The UUID of a namespace.
+    pub fn uuid(&mut self, nsid: u32) -> Result<String> {
+        let subsystems = self.rpc()?.call("nvmf_get_subsystems", json!({}))?;
+        let namespaces = subsystems.as_array().into_iter().flatten();
+        namespaces
+            .filter_map(|subsystem| subsystem.get("namespaces")?.as_array())
+            .flatten()
+            .find(|namespace| namespace.get("nsid") == Some(&json!(nsid)))
+            .and_then(|namespace| Some(namespace.get("uuid")?.as_str()?.to_owned()))
+            .with_context(|| format!("namespace {nsid} is not exported"))
+    }
+
+    /// What a namespace is in.
+    pub fn file(&self, nsid: u32) -> PathBuf {
         self.directory.join(format!("namespace-{nsid}.img"))
     }
 
