@@ -379,6 +379,19 @@ fn ram_gives_memory_back_and_long_zeroing_takes_turns() {
     );
 }
 
+#[test]
+fn ram_with_huge_pages_has_its_memory_at_once_or_says_that_there_is_not_so_much() {
+    for mode in ["transparent", "try"] {
+        let ram = device(&format!("ram:8M,hugepages={mode}"));
+        let memory = ram.memory().expect("memory");
+        // Reserved huge pages do not count as resident.
+        assert!(memory.is_huge() || resident(memory.as_ptr() as usize) >= ByteSize(8 << 20));
+    }
+    let too_much: BdevConfig = "ram:1T,hugepages=transparent".parse().unwrap();
+    let error = open(&too_much).err().expect("refused").to_string();
+    assert!(error.contains("more than the"), "{error}");
+}
+
 /// What is present of the mapping that an address lies in (proc(5), `/proc/pid/smaps`).
 fn resident(address: usize) -> ByteSize {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();

@@ -152,8 +152,8 @@ pub struct RamConfig {
     /// Size in blocks.
     #[serde(default)]
     pub num_blocks: Option<u64>,
-    /// How far a resize may go. Costs address space only. Default: four times the size, or the size
-    /// itself with hugepages, which are reserved at once.
+    /// How far a resize may go. Costs address space only, memory with hugepages. Default: four times the size, or the size
+    /// itself with hugepages, which are taken at once.
     #[serde(default)]
     pub max_size: Option<ByteSize>,
     /// Identity; default: a new one, as the contents are new too.
@@ -175,12 +175,12 @@ pub struct RamConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HugePagesMode {
-    /// Transparent hugepages where the kernel has them to give, else ordinary ones: taken as they are
-    /// written, up to 2 MiB at once, given back by a discard.
+    /// The kernel's choice, taken as blocks are written, given back by a discard.
     #[default]
-    Transparent,
-    /// Ordinary pages only: nothing is taken but what is written.
     No,
+    /// Transparent hugepages where the kernel has them to give, taken at once: reads and writes at
+    /// random are faster, and no write waits for memory.
+    Transparent,
     /// Reserved hugepages if there are enough, else as `transparent`.
     Try,
 }

@@ -71,12 +71,12 @@ impl BdevConfig {
                 max_size: take(options, "max_size")?,
                 uuid: None,
                 hugepages: match options.remove("hugepages") {
-                    None | Some("transparent") => HugePagesMode::Transparent,
-                    Some("no") => HugePagesMode::No,
+                    None | Some("no") => HugePagesMode::No,
+                    Some("transparent") => HugePagesMode::Transparent,
                     Some("try" | "true") => HugePagesMode::Try,
                     Some(other) => {
                         return Err(format!(
-                            "hugepages={other}: expected transparent, try or no"
+                            "hugepages={other}: expected no, transparent or try"
                         ));
                     }
                 },

@@ -12,7 +12,7 @@ use flexblk_reactor::{HugePages, Reactor, SharedMemory};
 use uuid::Uuid;
 
 use crate::{
-    BlockDevice, Caps, Channel, Error, HugePagesMode, Info, RamConfig, Tokens,
+    BlockDevice, ByteSize, Caps, Channel, Error, HugePagesMode, Info, RamConfig, Tokens,
     check::{Extent, Limits},
     config,
 };
@@ -46,7 +46,7 @@ const PAGE_BYTES: u64 = 4096;
 const MAX_IO_BYTES: u32 = 1 << 30;
 
 impl RamDevice {
-    /// Makes the device; its memory is taken as blocks are written.
+    /// Makes the device; its memory is taken as blocks are written, or at once with huge pages.
     pub fn new(config: &RamConfig) -> Result<Self, Error> {
         let what = || config.name.clone();
         let count = config::block_count(
@@ -66,8 +66,8 @@ impl RamDevice {
                 });
             }
             (Some(max), _) => max.bytes(),
-            (None, HugePagesMode::No | HugePagesMode::Transparent) => size_bytes.saturating_mul(4),
-            (None, HugePagesMode::Try) => size_bytes,
+            (None, HugePagesMode::No) => size_bytes.saturating_mul(4),
+            (None, HugePagesMode::Transparent | HugePagesMode::Try) => size_bytes,
         };
         let max_bytes = max_bytes
             .min(i64::MAX as u64 - PAGE_BYTES)
@@ -77,13 +77,18 @@ impl RamDevice {
             HugePagesMode::Transparent => HugePages::Transparent,
             HugePagesMode::Try => HugePages::Try,
         };
-        let memory =
-            SharedMemory::private(&config.name, max_bytes, hugepages).map_err(|source| {
-                Error::Reactor {
-                    what: what(),
-                    source,
-                }
-            })?;
+        let failed = |source| Error::Reactor {
+            what: what(),
+            source,
+        };
+        let memory = SharedMemory::private(&config.name, max_bytes, hugepages).map_err(failed)?;
+        if hugepages != HugePages::No {
+            // Now, and not when a host first writes somewhere: making room for a huge page can take seconds.
+            if !memory.is_huge() {
+                check_available(&config.name, max_bytes)?;
+            }
+            memory.populate().map_err(failed)?;
+        }
         let kind = if memory.is_huge() {
             "ram (hugepages)"
         } else {
@@ -113,6 +118,28 @@ impl RamDevice {
             }),
             resizing: Mutex::new(()),
         })
+    }
+}
+
+/// Taking more memory than there is would not fail, but have the kernel kill somebody.
+fn check_available(name: &str, wanted_bytes: u64) -> Result<(), Error> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo.lines().find_map(|line| {
+        let kib = line
+            .strip_prefix("MemAvailable:")?
+            .trim()
+            .strip_suffix(" kB")?;
+        Some(ByteSize(kib.parse::<u64>().ok()? << 10))
+    });
+    match available {
+        Some(available) if available.bytes() < wanted_bytes => Err(Error::Config {
+            what: name.to_owned(),
+            reason: format!(
+                "hugepages are taken at once, and {} is more than the {available} of memory available: make it smaller, or leave hugepages out",
+                ByteSize(wanted_bytes)
+            ),
+        }),
+        _ => Ok(()),
     }
 }
 

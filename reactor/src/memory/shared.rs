@@ -17,11 +17,12 @@ use crate::{Error, Span};
 /// Whether to use large pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum HugePages {
-    /// Ordinary pages.
+    /// Not asked for: what the kernel does by itself.
     #[default]
     No,
-    /// Transparent ones if the kernel has them to give and is configured to (Linux
-    /// `Documentation/admin-guide/mm/transhuge.rst`), else ordinary ones.
+    /// Transparent ones where the kernel does not refuse them altogether (Linux
+    /// `Documentation/admin-guide/mm/transhuge.rst`). To make room for one it may move other memory about while the
+    /// thread that touches the page waits, for up to seconds: [`SharedMemory::populate`] before it matters.
     Transparent,
     /// Reserved 2 MiB pages if there are enough, else as [`HugePages::Transparent`].
     Try,
@@ -109,14 +110,14 @@ impl SharedMemory {
         Self::create_with(name, len_bytes, rounded, flags, true).ok()
     }
 
-    /// Tells the kernel which pages are wanted. It may do otherwise.
+    /// Tells the kernel that huge pages are wanted. It may do otherwise.
     fn advise(&self, huge: HugePages) {
-        let advice = match huge {
-            HugePages::No => Advice::LinuxNoHugepage,
-            HugePages::Transparent | HugePages::Try => Advice::LinuxHugepage,
-        };
+        if huge == HugePages::No {
+            return;
+        }
+        let (start, len) = (self.ptr.as_ptr().cast(), self.mapped_bytes);
         // SAFETY: the range is our mapping; the advice does not change its contents.
-        let _ = unsafe { madvise(self.ptr.as_ptr().cast(), self.mapped_bytes, advice) };
+        let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
     }
 
     /// Maps the first `len_bytes` of memory that another process made: a virtual machine's, for example. Whoever

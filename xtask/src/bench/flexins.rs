@@ -62,7 +62,7 @@ pub(super) fn measure(
         let devices: Vec<String> = arguments
             .ram
             .iter()
-            .map(|mib| format!("ram:{mib}M,block_size=4096"))
+            .map(|mib| format!("ram:{mib}M,block_size=4096,hugepages=transparent"))
             .collect();
         let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
         let load = Load::start(binaries, directory, mode, &devices, Some(arguments.cores))?;
