@@ -175,7 +175,7 @@ pub struct RamConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HugePagesMode {
-    /// The kernel's choice, taken as blocks are written, given back by a discard.
+    /// Ordinary pages, taken as blocks are written, given back by a discard.
     #[default]
     No,
     /// Transparent hugepages where the kernel has them to give, taken at once: reads and writes at

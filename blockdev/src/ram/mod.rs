@@ -72,23 +72,27 @@ impl RamDevice {
         let max_bytes = max_bytes
             .min(i64::MAX as u64 - PAGE_BYTES)
             .next_multiple_of(PAGE_BYTES);
-        let hugepages = match config.hugepages {
-            HugePagesMode::No => HugePages::No,
-            HugePagesMode::Transparent => HugePages::Transparent,
-            HugePagesMode::Try => HugePages::Try,
-        };
         let failed = |source| Error::Reactor {
             what: what(),
             source,
         };
-        let memory = SharedMemory::private(&config.name, max_bytes, hugepages).map_err(failed)?;
-        if hugepages != HugePages::No {
-            // Now, and not when a host first writes somewhere: making room for a huge page can take seconds.
+        let huge = |hugepages| {
+            // Taken now, and not when a host first writes somewhere: making room for a huge page can take seconds.
+            let memory =
+                SharedMemory::private(&config.name, max_bytes, hugepages).map_err(failed)?;
             if !memory.is_huge() {
                 check_available(&config.name, max_bytes)?;
             }
             memory.populate().map_err(failed)?;
-        }
+            Ok(memory)
+        };
+        let memory = match config.hugepages {
+            HugePagesMode::No => {
+                SharedMemory::create(&config.name, max_bytes, HugePages::No).map_err(failed)?
+            }
+            HugePagesMode::Transparent => huge(HugePages::Transparent)?,
+            HugePagesMode::Try => huge(HugePages::Try)?,
+        };
         let kind = if memory.is_huge() {
             "ram (hugepages)"
         } else {

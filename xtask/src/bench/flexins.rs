@@ -144,6 +144,8 @@ fn one(
         .option("iodepth", depth)
         .option("norandommap", 1)
         .option("randrepeat", 0)
+        // The raw stream sends the same bytes again and again, too.
+        .option("scramble_buffers", 0)
         .option("time_based", 1)
         .option("runtime", arguments.seconds);
     if depth == 1 {
