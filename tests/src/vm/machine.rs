@@ -108,6 +108,11 @@ impl Guest {
         let socket = directory.join(format!("{}.sock", scenario.name));
         let console = directory.join(format!("{}.console", scenario.name));
         let shared = image.tree().root().join("usr/share");
+        // The root is memory, too, of which it may take half: here with programs that have all their symbols.
+        let memory_mib = match scenario.first {
+            First::Systemd => 3072,
+            First::Script => 1024,
+        };
         let mut command = image
             .tree()
             .command("usr/bin/qemu-system-x86_64", "qemu-system-x86_64");
@@ -119,11 +124,11 @@ impl Guest {
                 "q35,memory-backend=memory",
                 // Shared with back-ends of devices in other processes.
                 "-object",
-                "memory-backend-memfd,id=memory,size=1024M,share=on",
+                &format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
                 "-cpu",
                 "max",
             ])
-            .args(["-smp", "2", "-m", "1024", "-no-reboot"])
+            .args(["-smp", "2", "-m", &memory_mib.to_string(), "-no-reboot"])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
             .arg("-netdev")
