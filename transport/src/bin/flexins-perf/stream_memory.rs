@@ -8,7 +8,8 @@ use flexblk_reactor::{HugePages, SharedMemory};
 
 use crate::args::StreamArgs;
 
-/// Memory of the kind that a RAM namespace has, so that a stream from it is what such a namespace could reach.
+/// Memory as a RAM namespace with transparent huge pages has it, so that a stream from it is what such a namespace
+/// could reach.
 pub(crate) struct StreamMemory(Arc<SharedMemory>);
 
 impl StreamMemory {
