@@ -93,7 +93,7 @@ pub(crate) struct Args {
     /// Read the configuration from a TOML file
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Export memory: a size, and options as in 1G,block_size=4096 (repeatable)
+    /// Export memory: a size, and options as in 1G,block_size=4096,hugepages=transparent (repeatable)
     #[arg(long, value_name = "SIZE[,KEY=VALUE]")]
     ram: Vec<String>,
     /// Export a file or block device, with options as in disk.img,block_size=512,readonly (repeatable)
