@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::binaries::Binaries;
-use crate::process::{Finished, eventually, find_program, is_root, run};
+use crate::process::{Finished, Process, eventually, find_program, is_root, run};
 use crate::target::Target;
 
 /// Longer than anything here may take.
@@ -99,6 +99,14 @@ impl Attachment {
     /// The same as text.
     pub fn device_text(&self) -> String {
         self.device.display().to_string()
+    }
+
+    /// `dd` reads the first block past all caches; its output goes to files of that name in `directory`.
+    pub fn read_block(&self, name: &str, directory: &Path) -> Result<Process> {
+        let mut command = Command::new(find_program("dd")?);
+        let from = format!("if={}", self.device_text());
+        command.args([&from, "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]);
+        Process::spawn(&mut command, name, directory)
     }
 
     /// Its name.

@@ -290,10 +290,7 @@ fn detach_waits_for_no_io() -> Result<()> {
     // I/O waits for a path, for ten minutes.
     let attached = Attachment::new(setup.binaries(), &target, &name, &["--policy", "queue"])?;
     target.kill()?;
-    let mut command = Command::new(find_program("dd")?);
-    let from = format!("if={}", attached.device_text());
-    command.args([&from, "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]);
-    let mut reader = Process::spawn(&mut command, "dd", setup.path())?;
+    let mut reader = attached.read_block("dd", setup.path())?;
     std::thread::sleep(Duration::from_millis(300));
     let refused = attached.detach(&[])?;
     ensure!(refused.stderr.contains("open in dd"), "{}", refused.stderr);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use flexblk_tests::attachment::{Attachment, unavailable};
-use flexblk_tests::process::{Process, find_program};
+use flexblk_tests::process::Process;
 use flexblk_tests::setup::Setup;
 use rustix::process::Signal;
 
@@ -111,12 +111,7 @@ fn without_a_path_it_gives_up_when_the_machine_shuts_down() -> Result<()> {
     let mut target = setup.target(&["ram:64M"])?;
     let name = Attachment::unique_name("shutdown");
     let attached = Attachment::new(setup.binaries(), &target, &name, &["--policy", "queue"])?;
-    let read = |file: &str| {
-        let mut command = Command::new(find_program("dd")?);
-        let from = format!("if={}", attached.device_text());
-        command.args([&from, "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]);
-        Process::spawn(&mut command, file, setup.path())
-    };
+    let read = |name| attached.read_block(name, setup.path());
     setup.flexblk(&["systemd-shutdown", &name])?.success()?;
     // With a path it goes on for as long as it is used, beyond the time that it waits for one.
     std::thread::sleep(BOUND + Duration::from_secs(1));
