@@ -13,28 +13,34 @@ use flexblk_tests::process::{Process, eventually};
 use flexblk_tests::setup::Setup;
 use flexblk_tests::target::{SUBNQN, Target, TargetOptions};
 
-fn percent_while_idle(target: &Target) -> Result<f64> {
+/// What the target and this process, its host, use of a core.
+fn percent_while_idle(target: &Target) -> Result<[f64; 2]> {
     // What came before is to be over.
     thread::sleep(Duration::from_millis(500));
-    let meter = CpuMeter::start(target.id())?;
+    let meters = [
+        CpuMeter::start(target.id())?,
+        CpuMeter::start(std::process::id())?,
+    ];
     thread::sleep(Duration::from_secs(4));
-    meter.percent()
+    Ok([meters[0].percent()?, meters[1].percent()?])
 }
 
 #[test]
-fn an_idle_target_uses_less_than_one_percent_of_a_core() -> Result<()> {
+fn an_idle_target_and_its_host_use_less_than_one_percent_of_a_core() -> Result<()> {
     let setup = Setup::new()?;
     let target = setup.target(&["ram:16M"])?;
-    let alone = percent_while_idle(&target)?;
+    let [alone, _] = percent_while_idle(&target)?;
     assert!(alone < 1.0, "{alone:.2} % without a host");
+    // The polling budget is that of a thread which turns queue pairs; none does here.
     let words = format!(
-        "trtype=flexins traddr=127.0.0.1 subnqn={SUBNQN} udp_port={}",
+        "trtype=flexins traddr=127.0.0.1 subnqn={SUBNQN} udp_port={} poll_budget_us=60000000",
         target.udp_port()
     );
     let controller = Controller::connect(&ConnectOptions::parse(&words, Host::load()?)?)?;
     let queue = controller.queue_pair(&QueuePairOptions::default())?;
-    let connected = percent_while_idle(&target)?;
+    let [connected, host] = percent_while_idle(&target)?;
     assert!(connected < 1.0, "{connected:.2} % with an idle host");
+    assert!(host < 1.0, "{host:.2} % of the idle host itself");
     drop(queue);
     Ok(())
 }

@@ -62,6 +62,11 @@ impl Facts {
 pub(crate) fn bring_up(options: &ConnectOptions, subnqn: &Nqn) -> Result<BroughtUp, Error> {
     options.check()?;
     let address = resolve(options)?;
+    // Nobody waits for an admin command as for an I/O, and the core may be that of a thread that polls for I/O.
+    let options = &ConnectOptions {
+        poll_budget: Duration::ZERO,
+        ..options.clone()
+    };
     let link = open(&OpenArgs {
         options,
         address,

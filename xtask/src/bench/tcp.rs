@@ -229,6 +229,8 @@ fn ours(binaries: &Binaries, arguments: &Arguments, port: u16, cell: Cell) -> Re
         .arg(&binaries.flexblk)
         .args(["bench", "--bs", "4k", "--overwrite", "--json"])
         .args(["--rw", cell.rw, "--iodepth", &cell.depth.to_string()])
+        // SPDK's client never sleeps. SPDK's target answers in bursts, further apart than the default budget at depth 128.
+        .args(["--poll-budget-us", "1000000"])
         .args(["--time", &format!("{}s", arguments.seconds)])
         .arg(uri(port));
     let done = run_program(&mut command, LIMIT)?.success()?;
