@@ -8,10 +8,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use flexblk_rpc::RpcClient;
 use flexblk_tests::attachment::{Attachment, unavailable};
 use flexblk_tests::process::Process;
 use flexblk_tests::setup::Setup;
+use flexblk_tests::target::{SUBNQN, TargetOptions};
 use rustix::process::Signal;
+use serde_json::json;
 
 /// Nothing here takes longer.
 const BOUND: Duration = Duration::from_secs(5);
@@ -120,5 +123,53 @@ fn without_a_path_it_gives_up_when_the_machine_shuts_down() -> Result<()> {
     let mut reader = read("after")?;
     let status = reader.wait(3 * BOUND)?;
     ensure!(!status.success(), "a read without a path");
+    attached.check_gone()
+}
+
+/// Its controller answers, so there is always a path; its device does not.
+#[test]
+fn without_an_answer_it_gives_up_when_the_machine_shuts_down() -> Result<()> {
+    const TEST: &str = "without_an_answer_it_gives_up_when_the_machine_shuts_down";
+    if unavailable(TEST) {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target_with(TargetOptions {
+        no_subsystem: true,
+        ..TargetOptions::default()
+    })?;
+    let mut rpc = RpcClient::connect(&target.rpc_socket())?;
+    for (method, params) in [
+        (
+            "bdev_malloc_create",
+            json!({ "name": "m", "num_blocks": 4096, "block_size": 4096 }),
+        ),
+        ("bdev_error_create", json!({ "base_name": "m" })),
+        (
+            "nvmf_create_subsystem",
+            json!({ "nqn": SUBNQN, "allow_any_host": true }),
+        ),
+        (
+            "nvmf_subsystem_add_ns",
+            json!({ "nqn": SUBNQN, "namespace": { "bdev_name": "EE_m" } }),
+        ),
+    ] {
+        rpc.call(method, params)?;
+    }
+    let name = Attachment::unique_name("silent");
+    let options = ["--policy", "queue", "--io-timeout", "3s"];
+    let attached = Attachment::new(setup.binaries(), &target, &name, &options)?;
+    let read = |name| attached.read_block(name, setup.path());
+    setup.flexblk(&["systemd-shutdown", &name])?.success()?;
+    // Nobody waits for an answer.
+    std::thread::sleep(Duration::from_secs(4));
+    ensure!(read("before")?.wait(BOUND)?.success(), "the device answers");
+    rpc.call(
+        "bdev_error_inject_error",
+        json!({ "name": "EE_m", "io_type": "all", "error_type": "pending", "num": 1000 }),
+    )?;
+    // By itself a request tries five times as long.
+    let status = read("after")?.wait(2 * BOUND)?;
+    ensure!(!status.success(), "a read without an answer");
     attached.check_gone()
 }

@@ -27,6 +27,7 @@ impl Kind {
 /// What one thread did; written by it alone, with plain stores, and summed by whoever wants to know.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    begun: AtomicU64,
     reads: AtomicU64,
     writes: AtomicU64,
     others: AtomicU64,
@@ -36,12 +37,18 @@ pub(crate) struct Counters {
     nanoseconds: AtomicU64,
 }
 
+fn add(counter: &AtomicU64, value: u64) {
+    let sum = counter.load(Ordering::Relaxed).wrapping_add(value);
+    counter.store(sum, Ordering::Relaxed);
+}
+
 impl Counters {
+    /// A request has begun; [`count`](Self::count) ends it.
+    pub(crate) fn begin(&self) {
+        add(&self.begun, 1);
+    }
+
     pub(crate) fn count(&self, kind: Kind, bytes: u32, failed: bool, took: Duration) {
-        let add = |counter: &AtomicU64, value: u64| {
-            let sum = counter.load(Ordering::Relaxed).wrapping_add(value);
-            counter.store(sum, Ordering::Relaxed);
-        };
         match kind {
             Kind::Read => {
                 add(&self.reads, 1);
@@ -72,6 +79,8 @@ pub struct ExportCounters {
     pub others: u64,
     /// Of all of them, those that failed.
     pub errors: u64,
+    /// Requests that have begun and not ended.
+    pub under_way: u64,
     /// Bytes read.
     pub bytes_read: u64,
     /// Bytes written.
@@ -81,9 +90,16 @@ pub struct ExportCounters {
 }
 
 impl ExportCounters {
+    /// Requests that have ended.
+    #[must_use]
+    pub fn ended(&self) -> u64 {
+        self.reads + self.writes + self.others
+    }
+
     /// Of all threads together.
     pub(crate) fn sum(threads: &[Arc<Counters>]) -> ExportCounters {
         let mut sum = ExportCounters::default();
+        let mut begun = 0;
         for counters in threads {
             let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
             sum.reads += read(&counters.reads);
@@ -93,7 +109,10 @@ impl ExportCounters {
             sum.bytes_read += read(&counters.bytes_read);
             sum.bytes_written += read(&counters.bytes_written);
             sum.latency += Duration::from_nanos(read(&counters.nanoseconds));
+            begun += read(&counters.begun);
         }
+        // The threads go on meanwhile.
+        sum.under_way = begun.saturating_sub(sum.ended());
         sum
     }
 }

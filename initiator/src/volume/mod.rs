@@ -202,6 +202,16 @@ impl Volume {
         self.shared().poll_budget
     }
 
+    /// How long a request may take, on the path that allows it the longest.
+    pub fn io_timeout(&self) -> Duration {
+        let limits = self
+            .shared()
+            .paths
+            .iter()
+            .map(|path| path.connect.io_timeout);
+        limits.max().unwrap_or_default()
+    }
+
     /// A way to do I/O for the calling thread, with up to `depth` requests under way.
     pub fn channel(&self, depth: u16) -> Result<Channel, Error> {
         Channel::open(self, depth)

@@ -488,7 +488,7 @@ impl Queue {
                 let data = slot.payload.sub(0, slot.bytes);
                 let data = data.filter(|span| !span.is_empty());
                 match self.requests.begin(&wanted, data, u64::from(index)) {
-                    Ok(()) => return,
+                    Ok(()) => return self.counters.begin(),
                     // There are as many requests as slots.
                     Err(_) => Reply::Error(libc::EIO),
                 }

@@ -183,6 +183,7 @@ impl Queue {
         };
         let Some((request, op)) = self.request(tag, &descriptor) else {
             tracing::warn!(?descriptor, "a request that a ublk device does not have");
+            self.counters.begin();
             self.counters.count(Kind::Other, 0, true, Duration::ZERO);
             self.commit(tag, -libc::EOPNOTSUPP);
             return true;
@@ -191,6 +192,7 @@ impl Queue {
         if channel.submit(&request, u64::from(tag)).is_err() {
             return false;
         }
+        self.counters.begin();
         self.set(tag, Place::Volume { started, op });
         true
     }

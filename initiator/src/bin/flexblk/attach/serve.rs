@@ -151,9 +151,19 @@ struct Attachment {
     /// Why not, for `flexblk list`.
     note: Option<String>,
     state: State,
-    /// The machine shuts down: when that was said, or when there was a path last.
-    shutdown: Option<Instant>,
+    /// The machine shuts down.
+    shutdown: Option<Shutdown>,
     rate: Rate,
+}
+
+/// What there was when the machine began to shut down, and has been since.
+struct Shutdown {
+    /// When there was a path last.
+    path: Instant,
+    /// When requests ended last, or none was under way.
+    progress: Instant,
+    /// Requests that had ended then.
+    ended: u64,
 }
 
 /// Why serving ends.
@@ -263,8 +273,8 @@ impl Attachment {
                     wish = wanted;
                 }
             }
-            if self.keeps_shutdown_waiting(volume) {
-                tracing::error!(name = %self.name, "no path to the namespace, and the machine shuts down: I/O fails from now on");
+            if let Some(why) = self.keeps_shutdown_waiting(volume) {
+                tracing::error!(name = %self.name, "{why}, and the machine shuts down: I/O fails from now on");
                 self.backend.abort();
                 wish = Wish::End;
             }
@@ -310,22 +320,37 @@ impl Attachment {
                 (Answer::Detaching, Wish::GoOn)
             }
             Question::Shutdown => {
-                self.shutdown = Some(Instant::now());
+                let now = Instant::now();
+                self.shutdown.get_or_insert(Shutdown {
+                    path: now,
+                    progress: now,
+                    ended: self.backend.counters().ended(),
+                });
                 (Answer::Noted, Wish::GoOn)
             }
         }
     }
 
-    /// The machine shuts down, and there has been no path for too long. What waits for I/O then gets errors, for nothing
-    /// else ends an unmount.
-    fn keeps_shutdown_waiting(&mut self, volume: &Volume) -> bool {
-        let Some(since) = &mut self.shutdown else {
-            return false;
-        };
+    /// The machine shuts down, and there has been no path, or no answer to any request, for too long. What waits for I/O
+    /// then gets errors, for nothing else ends an unmount.
+    fn keeps_shutdown_waiting(&mut self, volume: &Volume) -> Option<&'static str> {
+        let shutdown = self.shutdown.as_mut()?;
+        let now = Instant::now();
         if has_path(volume) {
-            *since = Instant::now();
+            shutdown.path = now;
         }
-        since.elapsed() >= NO_PATH_AT_SHUTDOWN
+        let counters = self.backend.counters();
+        if counters.under_way == 0 || counters.ended() != shutdown.ended {
+            shutdown.progress = now;
+            shutdown.ended = counters.ended();
+        }
+        if now - shutdown.path >= NO_PATH_AT_SHUTDOWN {
+            Some("no path to the namespace")
+        } else if now - shutdown.progress >= volume.io_timeout() {
+            Some("the target does not answer")
+        } else {
+            None
+        }
     }
 
     fn status(&self, volume: &Volume) -> Status {
@@ -440,8 +465,7 @@ impl Rate {
         if passed < Duration::from_secs(1) {
             return;
         }
-        let all = |c: &ExportCounters| c.reads + c.writes + c.others;
-        let done = all(now) - all(&before);
+        let done = now.ended() - before.ended();
         self.iops = (done as f64 / passed.as_secs_f64()).round() as u64;
         let spent = now.latency.saturating_sub(before.latency);
         self.latency_us = (done > 0).then(|| spent.as_secs_f64() * 1e6 / done as f64);
