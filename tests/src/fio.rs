@@ -12,6 +12,17 @@ use crate::binaries::Binaries;
 use crate::process::{Finished, Process, find_program};
 use crate::target::{SUBNQN, Target};
 
+/// Options that make fio print what a [`FioResult`] is made of.
+pub const RESULT_OPTIONS: [&str; 6] = [
+    "--output-format=json",
+    "--lat_percentiles=1",
+    "--clat_percentiles=0",
+    // Total latencies only: fewer looks at the clock and counts (fio's manual, `disable_clat`).
+    "--disable_clat=1",
+    "--disable_slat=1",
+    "--percentile_list=50:99:99.9",
+];
+
 /// One call of fio with one job.
 #[derive(Clone, Debug)]
 pub struct Fio {
@@ -98,15 +109,7 @@ impl Fio {
         command
             .current_dir(&self.directory)
             .args(&self.arguments)
-            .args([
-                "--output-format=json",
-                "--lat_percentiles=1",
-                "--clat_percentiles=0",
-                // Total latencies only: fewer looks at the clock and counts (fio's manual, `disable_clat`).
-                "--disable_clat=1",
-                "--disable_slat=1",
-                "--percentile_list=50:99:99.9",
-            ]);
+            .args(RESULT_OPTIONS);
         // Not standard output: fio prints errors there, before the JSON.
         command.arg(format!("--output={}", self.result_file().display()));
         Ok(command)
@@ -174,6 +177,11 @@ impl FioResult {
     /// Reads an output file.
     pub fn read(path: &Path) -> Result<FioResult> {
         let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+        FioResult::parse(&text)
+    }
+
+    /// What a run with [`RESULT_OPTIONS`] has printed.
+    pub fn parse(text: &str) -> Result<FioResult> {
         // fio may put a line of its own before the JSON ("fio: terminating on signal").
         let start = text.find('{').context("no JSON")?;
         let json =

@@ -99,10 +99,15 @@ fn summary(counts: Counts) -> bool {
 
 /// The tests of `tests/tests/vm.rs`, one guest at a time.
 fn virtual_machines(counts: &mut Counts, arguments: &Arguments) -> Result<()> {
+    let started = Instant::now();
     let image = vm::prepare(arguments.yes);
-    if let Err(error) = &image {
+    match &image {
+        Ok(_) => println!(
+            "== virtual machine: image ready ({:.0} s)",
+            started.elapsed().as_secs_f64()
+        ),
         // The tests say so themselves and are counted as skipped.
-        println!("going on without virtual machines: {error:#}");
+        Err(error) => println!("going on without virtual machines: {error:#}"),
     }
     let Some(programs) = programs(counts) else {
         return Ok(());

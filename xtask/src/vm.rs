@@ -1,7 +1,6 @@
-//! `cargo xtask test --vm`: Linux as a peer, in a virtual machine.
+//! Linux in a virtual machine, as a peer.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Result, bail};
 use flexblk_tests::binaries;
@@ -17,12 +16,7 @@ pub(crate) fn prepare(yes: bool) -> Result<PathBuf> {
     if Tree::open(&directory).is_err() && !apt::may(yes, &question(&directory))? {
         bail!("the packages of the virtual machine are not there");
     }
-    let started = Instant::now();
     Image::build(&directory)?;
-    println!(
-        "== virtual machine: image ready ({:.0} s)",
-        started.elapsed().as_secs_f64()
-    );
     Ok(directory)
 }
 

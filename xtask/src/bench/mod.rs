@@ -30,6 +30,10 @@ pub(crate) struct Arguments {
     /// QEMU and nbdkit.
     #[arg(long, conflicts_with = "transport")]
     exports: bool,
+    /// Measure block devices of a Linux 6.12 guest, too: by ublk and by the kernel's NBD client. It is emulated, so that
+    /// they compare with one another only.
+    #[arg(long, requires = "exports")]
+    vm: bool,
     /// Seconds for each run.
     #[arg(long, default_value_t = 1)]
     seconds: u32,

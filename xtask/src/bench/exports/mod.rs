@@ -5,6 +5,7 @@
 //! its server is on the first core and speaks NBD over TCP with its exporter, which is on the second. `here` has the
 //! image itself, with no network in between, on the first core.
 
+mod guest;
 mod servers;
 
 use std::path::Path;
@@ -33,6 +34,12 @@ enum Way {
     Nbd,
     /// A loop device on a file of FUSE, by io_uring.
     FuseLoop,
+    /// A block device of a guest by its ublk driver, by io_uring.
+    Ublk,
+    /// One by its NBD driver.
+    KernelNbd,
+    /// One by its NVMe/TCP host.
+    KernelNvme,
 }
 
 impl std::fmt::Display for Way {
@@ -41,6 +48,9 @@ impl std::fmt::Display for Way {
             Way::Library => "library",
             Way::Nbd => "NBD",
             Way::FuseLoop => "FUSE + loop",
+            Way::Ublk => "ublk",
+            Way::KernelNbd => "NBD, kernel",
+            Way::KernelNvme => "NVMe/TCP, kernel",
         })
     }
 }
@@ -49,7 +59,12 @@ impl std::fmt::Display for Way {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Server {
     Ours,
-    Peer { name: &'static str, image: Image },
+    Peer {
+        name: &'static str,
+        image: Image,
+    },
+    /// None: the kernel itself is the host of our target.
+    Linux,
 }
 
 /// Where the image of a peer's export is.
@@ -63,6 +78,7 @@ impl std::fmt::Display for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Server::Ours => f.write_str("flexblk"),
+            Server::Linux => f.write_str("none"),
             Server::Peer { name, image } => write!(
                 f,
                 "{name}, {}",
@@ -106,6 +122,8 @@ struct Row {
 
 pub(super) struct Report {
     rows: Vec<Row>,
+    /// Of an emulated guest; empty when it was not asked for.
+    guest: Vec<Row>,
     skipped: Vec<String>,
 }
 
@@ -160,7 +178,17 @@ pub(super) fn measure(
             });
         }
     }
-    Ok(Report { rows, skipped })
+    drop(servers);
+    let guest = if arguments.vm {
+        guest::measure(arguments, &binaries.flexblk, directory)?
+    } else {
+        Vec::new()
+    };
+    Ok(Report {
+        rows,
+        guest,
+        skipped,
+    })
 }
 
 /// One of ours beside one of a peer's.
@@ -171,16 +199,17 @@ struct Ratio {
     iops: f64,
 }
 
-impl Report {
-    fn find(&self, way: Way, server: Server, cell: Cell) -> Option<&Measured> {
-        let mut rows = self.rows.iter();
-        rows.find(|row| (row.way, row.server, row.cell) == (way, server, cell))
-            .map(|row| &row.measured)
-    }
+/// What ours did in the same cell by the same way.
+fn ours<'a>(rows: &'a [Row], row: &Row) -> Option<&'a Measured> {
+    let mut rows = rows.iter();
+    rows.find(|other| (other.way, other.server, other.cell) == (row.way, Server::Ours, row.cell))
+        .map(|row| &row.measured)
+}
 
+impl Report {
     fn ratios(&self) -> impl Iterator<Item = Ratio> {
         self.rows.iter().filter_map(|row| {
-            let ours = self.find(row.way, Server::Ours, row.cell)?;
+            let ours = ours(&self.rows, row)?;
             (row.server != Server::Ours).then(|| Ratio {
                 way: row.way,
                 peer: row.server,
@@ -221,58 +250,73 @@ impl Report {
     }
 
     pub(super) fn print(&self) {
-        println!();
-        let header = [
-            "export",
-            "server",
-            "rw",
-            "bs",
-            "qd",
-            "IOPS",
-            "p50 us",
-            "p99 us",
-            "ours / it",
-        ];
-        let mut table = Table::new(&header);
-        for row in &self.rows {
-            let ours = self.find(row.way, Server::Ours, row.cell);
-            let ratio = match ours {
-                Some(ours) if row.server != Server::Ours => {
-                    format!("{:.2}", ours.iops / row.measured.iops)
-                }
-                _ => String::new(),
-            };
-            table.row(&[
-                row.way.to_string(),
-                row.server.to_string(),
-                row.cell.rw.to_owned(),
-                row.cell.size.to_owned(),
-                row.cell.depth.to_string(),
-                count(row.measured.iops),
-                micros(row.measured.p50_us),
-                micros(row.measured.p99_us),
-                ratio,
-            ]);
+        print(&self.rows);
+        if !self.guest.is_empty() {
+            println!("\nBlock devices of an emulated guest, to be compared with one another only:");
+            print(&self.guest);
         }
-        table.print();
         for skipped in &self.skipped {
             println!("SKIPPED {skipped}");
         }
     }
 
     pub(super) fn as_json(&self) -> Value {
-        let rows = self.rows.iter().map(|row| {
-            json!({
-                "export": row.way.to_string(),
-                "server": row.server.to_string(),
-                "rw": row.cell.rw,
-                "bs": row.cell.size,
-                "iodepth": row.cell.depth,
-                "iops": row.measured.iops,
-                "p50_us": row.measured.p50_us,
-                "p99_us": row.measured.p99_us,
-            })
-        });
-        json!({ "runs": rows.collect::<Vec<Value>>(), "skipped": self.skipped })
+        json!({
+            "runs": as_json(&self.rows),
+            "guest_runs": as_json(&self.guest),
+            "skipped": self.skipped,
+        })
     }
+}
+
+fn print(rows: &[Row]) {
+    println!();
+    let header = [
+        "export",
+        "server",
+        "rw",
+        "bs",
+        "qd",
+        "IOPS",
+        "p50 us",
+        "p99 us",
+        "ours / it",
+    ];
+    let mut table = Table::new(&header);
+    for row in rows {
+        let ratio = match ours(rows, row) {
+            Some(ours) if row.server != Server::Ours => {
+                format!("{:.2}", ours.iops / row.measured.iops)
+            }
+            _ => String::new(),
+        };
+        table.row(&[
+            row.way.to_string(),
+            row.server.to_string(),
+            row.cell.rw.to_owned(),
+            row.cell.size.to_owned(),
+            row.cell.depth.to_string(),
+            count(row.measured.iops),
+            micros(row.measured.p50_us),
+            micros(row.measured.p99_us),
+            ratio,
+        ]);
+    }
+    table.print();
+}
+
+fn as_json(rows: &[Row]) -> Vec<Value> {
+    let row = |row: &Row| {
+        json!({
+            "export": row.way.to_string(),
+            "server": row.server.to_string(),
+            "rw": row.cell.rw,
+            "bs": row.cell.size,
+            "iodepth": row.cell.depth,
+            "iops": row.measured.iops,
+            "p50_us": row.measured.p50_us,
+            "p99_us": row.measured.p99_us,
+        })
+    };
+    rows.iter().map(row).collect()
 }

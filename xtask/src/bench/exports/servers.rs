@@ -40,12 +40,12 @@ pub(super) const NEEDS: [Need; 5] = [
 
 /// How long a server may take until it serves.
 const START: Duration = Duration::from_secs(20);
-const QEMU_NBD: [&str; 6] = ["qemu-nbd", "-f", "raw", "-t", "-e", "16"];
-const NBDKIT: [&str; 2] = ["nbdkit", "-f"];
+pub(super) const QEMU_NBD: [&str; 6] = ["qemu-nbd", "-f", "raw", "-t", "-e", "16"];
+pub(super) const NBDKIT: [&str; 2] = ["nbdkit", "-f"];
 const QEMU_HERE: Server = peer("QEMU", Image::Here);
-const QEMU_THERE: Server = peer("QEMU", Image::There);
+pub(super) const QEMU_THERE: Server = peer("QEMU", Image::There);
 const NBDKIT_HERE: Server = peer("nbdkit", Image::Here);
-const NBDKIT_THERE: Server = peer("nbdkit", Image::There);
+pub(super) const NBDKIT_THERE: Server = peer("nbdkit", Image::There);
 
 const fn peer(name: &'static str, image: Image) -> Server {
     Server::Peer { name, image }
