@@ -11,7 +11,9 @@ use super::{Arguments, DEPTHS, Goal, LIMIT, median, number, perf};
 use crate::load::{Counters, Load, MODES, Mode, Run, cells, value};
 use crate::table::{Table, count, micros};
 
-/// At depth 128: at least this part of what raw UDP trains reach, whether they send the same 64 KiB over
+/// At this depth throughput counts.
+const DEEP: u32 = 128;
+/// There: at least this part of what raw UDP trains reach, whether they send the same 64 KiB over
 /// and over (which never leaves the first-level cache) or blocks from as much memory as the namespace has.
 const GOAL_OF_STREAM: f64 = 0.5;
 /// At depth 1: at most this many raw round trips.
@@ -151,6 +153,12 @@ fn one(
     if depth == 1 {
         fio = fio.flag("hipri");
     }
+    if depth == DEEP {
+        // While one half is under way, fio makes the other.
+        fio = fio
+            .option("iodepth_batch_submit", depth / 2)
+            .option("iodepth_batch_complete_min", depth / 2);
+    }
     load.run(&fio, LIMIT)
 }
 
@@ -214,7 +222,7 @@ fn goals(
     let first = MODES.first().copied();
     for row in rows.iter().filter(|row| Some(row.mode) == first) {
         let measured = row.run.result.measured(row.direction);
-        if row.depth == 128 {
+        if row.depth == DEEP {
             let streams = [
                 ("raw UDP trains", row.stream),
                 (
@@ -226,7 +234,7 @@ fn goals(
                 let fraction = measured.iops / stream;
                 goals.push(Goal {
                     what: format!(
-                        "rand{} 4k at depth 128 on {} MiB, of {name} ({} of {} blocks/s)",
+                        "rand{} 4k at depth {DEEP} on {} MiB, of {name} ({} of {} blocks/s)",
                         row.direction,
                         row.ram_mib,
                         count(measured.iops),
