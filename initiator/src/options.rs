@@ -63,7 +63,8 @@ pub struct ConnectOptions {
     pub digest: Digest,
     /// FlexiNS: largest payload per packet that we offer; `None`: the transport's default.
     pub mtu: Option<u32>,
-    /// How long to spin after the last activity before going to sleep. Default 100 us.
+    /// How long a thread with queue pairs spins after the last activity before it sleeps. Default 100 us. That of the
+    /// Admin queue never spins.
     pub poll_budget: Duration,
     /// NVMe/TCP: a digest over the header of every PDU.
     pub hdr_digest: bool,
