@@ -24,6 +24,8 @@ pub struct TcpCounters {
     pub bytes_tx: u64,
     /// Receives that brought something.
     pub receives: u64,
+    /// Of those, how many asked the socket without the ring.
+    pub looks_found: u64,
     /// Bytes received.
     pub bytes_rx: u64,
     /// PDUs received.
@@ -44,11 +46,12 @@ impl TcpCounters {
         self.success_flags > 0
     }
 
-    fn entries(&self) -> [(&'static str, u64); 9] {
+    fn entries(&self) -> [(&'static str, u64); 10] {
         [
             ("tcp_sends", self.sends),
             ("tcp_bytes_tx", self.bytes_tx),
             ("tcp_receives", self.receives),
+            ("tcp_looks_found", self.looks_found),
             ("tcp_bytes_rx", self.bytes_rx),
             ("tcp_pdus_rx", self.pdus_rx),
             ("tcp_success_flags", self.success_flags),

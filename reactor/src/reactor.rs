@@ -50,6 +50,17 @@ pub enum Wait {
     Until(Instant),
 }
 
+/// What a look at something beside the ring found: see [`Reactor::turn_polling`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Polled {
+    /// Nothing: look again.
+    Nothing,
+    /// Nothing, and to look again is not worth it: the turn ends, and the caller waits another way.
+    Enough,
+    /// Something has happened: the turn ends.
+    Ready,
+}
+
 /// One thread's io_uring with timers and a wake-up. See the crate's documentation for the loop.
 ///
 /// Dropping it cancels what is still in flight and waits up to a second for the kernel to let go of
@@ -215,26 +226,42 @@ impl Reactor {
     /// # Errors
     /// [`Error::Enter`] when the ring is unusable.
     pub fn turn(&mut self, wait: Wait, out: &mut Vec<Completion>) -> Result<usize, Error> {
+        self.turn_polling(wait, out, &mut || Polled::Nothing)
+    }
+
+    /// As [`turn`](Self::turn), with something else to look at: `poll` is called once, and again and
+    /// again while the thread spins; not before it sleeps. For what a system call of its own finds
+    /// sooner than the ring would tell.
+    ///
+    /// # Errors
+    /// As [`turn`](Self::turn).
+    pub fn turn_polling(
+        &mut self,
+        wait: Wait,
+        out: &mut Vec<Completion>,
+        poll: &mut impl FnMut() -> Polled,
+    ) -> Result<usize, Error> {
         self.stats.turns += 1;
         let before = out.len();
         out.append(&mut self.early);
         let sqes_before = self.stats.sqes;
         self.enter_if_useful()?;
         self.reap(out);
+        let polled = poll();
         let mut now = Instant::now();
         self.fire_timers(now, out);
         let woken = self.take_wake();
         self.stats.busy += now.saturating_duration_since(self.now);
-        if out.len() > before || woken {
+        if out.len() > before || woken || polled == Polled::Ready {
             self.last_activity = now;
             self.will_sleep = false;
-        } else if wait != Wait::Poll {
+        } else if wait != Wait::Poll && polled == Polled::Nothing {
             if self.stats.sqes != sqes_before {
                 self.last_activity = now; // what was just asked for is worth spinning for
             }
             let idle_since = now;
             let slept_before = self.stats.slept;
-            self.wait(wait, &mut now, before, out)?;
+            self.wait(wait, &mut now, before, out, poll)?;
             let waited = now.saturating_duration_since(idle_since);
             self.stats.spun += waited.saturating_sub(self.stats.slept - slept_before);
         }
@@ -404,6 +431,7 @@ impl Reactor {
         now: &mut Instant,
         before: usize,
         out: &mut Vec<Completion>,
+        poll: &mut impl FnMut() -> Polled,
     ) -> Result<(), Error> {
         let mut deadline = self.timers.next();
         let mut last = None;
@@ -413,6 +441,7 @@ impl Reactor {
         }
         let sleep_at = self.last_activity + self.config.poll_budget;
         let mut woken = false;
+        let mut polled = Polled::Nothing;
         loop {
             if self.has_news() {
                 self.enter_if_useful()?;
@@ -421,9 +450,12 @@ impl Reactor {
             }
             *now = Instant::now();
             self.fire_timers(*now, out);
-            if out.len() > before || woken {
+            if out.len() > before || woken || polled == Polled::Ready {
                 self.last_activity = *now;
                 self.will_sleep = false;
+                return Ok(());
+            }
+            if polled == Polled::Enough {
                 return Ok(());
             }
             if last.is_some_and(|at| *now >= at) {
@@ -432,6 +464,10 @@ impl Reactor {
             if *now < sleep_at {
                 for _ in 0..SPINS_PER_CLOCK {
                     if self.has_news() {
+                        break;
+                    }
+                    polled = poll();
+                    if polled != Polled::Nothing {
                         break;
                     }
                     std::hint::spin_loop();

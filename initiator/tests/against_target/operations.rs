@@ -229,6 +229,69 @@ fn reads_and_writes_over_tcp_are_not_copied() {
     assert!(target.shutdown());
 }
 
+/// Sockets are asked without the ring by a thread that spins, with little outstanding and an answer that comes soon;
+/// in all other cases the ring tells. Data arrives with either and with both in turn.
+#[test]
+fn a_spinning_thread_asks_the_socket_and_a_sleeping_one_is_told() {
+    for (budget, depths, asked) in [
+        (Duration::from_secs(1), vec![1, 2, 32], true),
+        (Duration::ZERO, vec![1, 32], false),
+        (
+            Duration::from_micros(100),
+            vec![1, 128, 3, 64, 32, 33],
+            true,
+        ),
+    ] {
+        let (target, mut options) = Transport::Tcp.start(|_| {});
+        options.poll_budget = budget;
+        let controller = Controller::connect(&options).unwrap();
+        let mut bench = Bench::new(&controller, 128);
+        let before = bench.queue.transport_counters().tcp;
+        for round in 0..20 {
+            for depth in &depths {
+                let patterns: Vec<u8> = (0..*depth).map(|tag| (round * 7 + tag) as u8).collect();
+                for (write, lba) in [(true, round % 2), (false, round % 2)] {
+                    for (tag, pattern) in patterns.iter().enumerate() {
+                        let span = bench.span(tag as u64 * 4096, 4096);
+                        span.copy_from_slice(&[if write { *pattern } else { 0xee }; 4096]);
+                        let at = lba * 1024 + tag as u64 * 8;
+                        let command = match write {
+                            true => Command::write(NSID, at, 8, span),
+                            false => Command::read(NSID, at, 8, span),
+                        };
+                        bench.queue.submit(&command, tag as u64).unwrap();
+                    }
+                    let mut out = Vec::new();
+                    bench
+                        .queue
+                        .wait(Duration::from_secs(5), patterns.len(), &mut out);
+                    assert_eq!(out.len(), patterns.len(), "round {round}");
+                    assert!(out.iter().all(|completion| completion.result.is_ok()));
+                }
+                for (tag, pattern) in patterns.iter().enumerate() {
+                    let mut read = [0; 4096];
+                    bench.span(tag as u64 * 4096, 4096).copy_to_slice(&mut read);
+                    assert!(read.iter().all(|byte| byte == pattern), "round {round}");
+                }
+            }
+            if round == 10 {
+                // Long enough for a thread to sleep over.
+                let mut out = Vec::new();
+                std::thread::sleep(Duration::from_millis(5));
+                bench.queue.poll(&mut out);
+            }
+        }
+        let after = bench.queue.transport_counters().tcp;
+        let looks = after.looks_found - before.looks_found;
+        match asked {
+            true => assert!(looks > 20, "{budget:?} {depths:?}: {after:?}"),
+            false => assert_eq!(looks, 0, "{budget:?} {depths:?}: {after:?}"),
+        }
+        drop((bench, controller));
+        assert!(target.shutdown());
+    }
+}
+
 #[test]
 fn operations_with_an_engine_thread() {
     let (target, mut options) = start(|_| {});

@@ -1,4 +1,9 @@
-//! A queue's socket on its thread's reactor: one send and one receive in flight at most.
+//! A queue's socket: one send and one receive under way at most, on its thread's reactor or without it.
+//!
+//! The ring carries out many operations in one system call, and tells when something comes to a thread that sleeps.
+//! With little under way that is the longer way: `sendmsg` and `recvmsg` of our own cost less than what the ring
+//! does around them. So a thread that spins asks the socket itself while few commands are outstanding, and leaves it
+//! to the ring with many, before it sleeps, and when the answer takes long.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -7,7 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use flexblk_nvme::tcp::TERM_MAX;
-use flexblk_reactor::{Completion, Op, Reactor, Token};
+use flexblk_reactor::{Completion, Op, Polled, Reactor, Token};
 use rustix::net::{
     AddressFamily, SendFlags, Shutdown, SocketAddrAny, SocketFlags, SocketType, bind, ipproto,
     send, shutdown, socket_with, sockopt,
@@ -25,6 +30,12 @@ const SEND: u64 = 0;
 const RECEIVE: u64 = 1;
 const CONNECT: u64 = 2;
 const CANCEL: u64 = 3;
+
+/// Commands outstanding up to which the socket is asked without the ring. With 1 that made an I/O 7 to 11 % faster
+/// (TCP over loopback, 4 KiB), with 32 1 %; with 128 it was 3 to 6 % slower.
+const FEW_COMMANDS: u16 = 32;
+/// Looks at the socket in vain, some 50 us, after which the ring is to tell.
+const LOOKS_IN_VAIN: u32 = 256;
 
 /// The connection that a token of [`OWNER`] belongs to.
 pub(crate) fn index_of(token: Token) -> usize {
@@ -45,6 +56,10 @@ pub(crate) struct Connection {
     receive_in_flight: bool,
     receive_header: libc::msghdr,
     receive_entries: Vec<libc::iovec>,
+    /// The socket is to be asked: see [`Connection::look`]. What was planned is good.
+    looking: bool,
+    /// Looks in vain since something was sent or came.
+    looks: u32,
     connect_in_flight: bool,
     address: libc::sockaddr_storage,
     address_len: u32,
@@ -111,6 +126,8 @@ impl Connection {
             receive_in_flight: false,
             receive_header,
             receive_entries: Vec::with_capacity(64),
+            looking: false,
+            looks: 0,
             connect_in_flight: false,
             address,
             address_len,
@@ -152,28 +169,118 @@ impl Connection {
         self.send_in_flight || self.receive_in_flight || self.connect_in_flight
     }
 
-    /// Submits a send of what was posted and a receive, where none is in flight.
+    /// Whether a command waits for its answer.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.queue.outstanding_commands() > 0
+    }
+
+    /// Sends what was posted and asks for more, where neither is under way; with little to do without the ring, when
+    /// the thread is going to spin.
     #[inline]
-    pub(crate) fn flush(&mut self, reactor: &mut Reactor) {
+    pub(crate) fn flush(&mut self, reactor: &mut Reactor, spins: bool) {
         if self.lost.is_some() || !matches!(self.state, State::Open) {
             return;
         }
-        if !self.send_in_flight {
+        let direct = spins && self.queue.outstanding_commands() <= FEW_COMMANDS;
+        while !self.send_in_flight {
             if self.sending.is_none() {
                 self.sending = self.queue.take_batch();
             }
-            self.submit_send(reactor);
+            if self.sending.is_none() {
+                break;
+            }
+            // What is planned does not know of these commands.
+            self.looking = false;
+            self.looks = 0;
+            if !(direct && self.send_now()) {
+                self.submit_send(reactor);
+            }
         }
-        if !self.receive_in_flight {
+        if self.receive_in_flight {
+            return;
+        }
+        if direct && self.looks < LOOKS_IN_VAIN {
+            if !self.looking {
+                self.plan_receive();
+                self.looking = true;
+            }
+        } else {
+            self.looking = false;
+            self.plan_receive();
             self.submit_receive(reactor);
         }
     }
 
-    fn submit_send(&mut self, reactor: &mut Reactor) {
-        let Some(batch) = &self.sending else { return };
+    /// Sends without the ring; false when the ring has to send what is left, or to say why nothing can be sent.
+    fn send_now(&mut self) -> bool {
+        let Some(mut batch) = self.sending.take() else {
+            return true;
+        };
+        self.point_at(&batch);
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: header and gather list are ours; what the list names is as in `submit_send`.
+        let sent =
+            unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const self.send_header, flags) };
+        if let Ok(len) = u32::try_from(sent) {
+            self.count_sent(len);
+            if batch.sent(len as usize) {
+                self.queue.batch_sent(batch);
+                return true;
+            }
+        }
+        self.sending = Some(batch);
+        false
+    }
+
+    fn point_at(&mut self, batch: &Batch) {
         let entries = batch.entries();
         self.send_header.msg_iov = entries.as_ptr().cast_mut();
         self.send_header.msg_iovlen = entries.len() as _;
+    }
+
+    fn count_sent(&mut self, len: u32) {
+        self.queue.counters.sends += 1;
+        self.queue.counters.bytes_tx += u64::from(len);
+    }
+
+    /// Asks the socket without the ring, if that is how this connection receives just now.
+    #[inline]
+    pub(crate) fn look(&mut self, scratch: &mut Vec<u8>) -> Polled {
+        if !self.looking || self.lost.is_some() {
+            return Polled::Nothing;
+        }
+        // SAFETY: header, scatter list and the queue's memory are ours; the commands whose buffers were planned are
+        // outstanding still, since none ends without a received byte, and after that the plan is a new one.
+        let came = unsafe {
+            libc::recvmsg(
+                self.fd.as_raw_fd(),
+                &raw mut self.receive_header,
+                libc::MSG_DONTWAIT,
+            )
+        };
+        let result = match u32::try_from(came) {
+            Ok(len) => Ok(len),
+            Err(_) => Err(io::Error::last_os_error().raw_os_error().unwrap_or(0)),
+        };
+        if let Err(libc::EAGAIN | libc::EINTR) = result {
+            self.looks += 1;
+            return match self.looks {
+                LOOKS_IN_VAIN.. => Polled::Enough,
+                _ => Polled::Nothing,
+            };
+        }
+        (self.looking, self.looks) = (false, 0);
+        self.queue.counters.looks_found += 1;
+        self.take(result, scratch);
+        Polled::Ready
+    }
+
+    fn submit_send(&mut self, reactor: &mut Reactor) {
+        let Some(batch) = self.sending.take() else {
+            return;
+        };
+        self.point_at(&batch);
+        self.sending = Some(batch);
         let op = Op::SendMsg {
             fd: self.fd.as_raw_fd(),
             msg: &raw const self.send_header,
@@ -187,7 +294,7 @@ impl Connection {
         unsafe { reactor.submit(op, token) };
     }
 
-    fn submit_receive(&mut self, reactor: &mut Reactor) {
+    fn plan_receive(&mut self) {
         self.queue.plan();
         self.receive_entries.clear();
         self.receive_entries
@@ -197,6 +304,10 @@ impl Connection {
             }));
         self.receive_header.msg_iov = self.receive_entries.as_mut_ptr();
         self.receive_header.msg_iovlen = self.receive_entries.len() as _;
+    }
+
+    /// Receives as was planned.
+    fn submit_receive(&mut self, reactor: &mut Reactor) {
         let op = Op::RecvMsg {
             fd: self.fd.as_raw_fd(),
             msg: &raw mut self.receive_header,
@@ -231,8 +342,7 @@ impl Connection {
         };
         match completion.bytes() {
             Ok(len) => {
-                self.queue.counters.sends += 1;
-                self.queue.counters.bytes_tx += u64::from(len);
+                self.count_sent(len);
                 if batch.sent(len as usize) {
                     self.queue.batch_sent(batch);
                     return;
@@ -246,10 +356,15 @@ impl Connection {
 
     fn on_received(&mut self, completion: &Completion, scratch: &mut Vec<u8>) {
         self.receive_in_flight = false;
-        if self.lost.is_some() {
-            return;
+        self.looks = 0;
+        if self.lost.is_none() {
+            self.take(completion.bytes(), scratch);
         }
-        match completion.bytes() {
+    }
+
+    /// Takes what a receive has brought.
+    fn take(&mut self, received: Result<u32, i32>, scratch: &mut Vec<u8>) {
+        match received {
             Ok(0) => {
                 if !self.queue.stream.is_between_pdus() {
                     tracing::warn!("the target closed the connection in the middle of a PDU");

@@ -40,13 +40,19 @@ pub(super) trait Linked {
 pub(super) struct Order {
     oldest: u16,
     newest: u16,
+    len: u16,
 }
 
 impl Order {
     pub(super) const EMPTY: Order = Order {
         oldest: NONE,
         newest: NONE,
+        len: 0,
     };
+
+    pub(super) fn len(self) -> u16 {
+        self.len
+    }
 
     pub(super) fn oldest(self) -> u16 {
         self.oldest
@@ -62,6 +68,7 @@ impl Order {
                 None => self.oldest = index,
             }
             self.newest = index;
+            self.len += 1;
         }
     }
 
@@ -79,6 +86,7 @@ impl Order {
             Some(after) => after.links().older = older,
             None => self.newest = older,
         }
+        self.len -= 1;
     }
 }
 
@@ -115,11 +123,13 @@ mod tests {
         order.remove(&mut table, 4);
         order.remove(&mut table, 3);
         assert_eq!(walk(order, &table), [0, 1]);
+        assert_eq!(order.len(), 2);
         order.push(&mut table, 3);
         order.remove(&mut table, 1);
         order.remove(&mut table, 0);
         order.remove(&mut table, 3);
         assert_eq!(walk(order, &table), Vec::<u16>::new());
+        assert_eq!(order.len(), 0);
         order.push(&mut table, 2);
         assert_eq!(walk(order, &table), [2]);
     }

@@ -232,6 +232,11 @@ impl Queue {
         self.counters
     }
 
+    /// Commands that were posted and have not been answered.
+    pub(super) fn outstanding_commands(&self) -> u16 {
+        self.order.len()
+    }
+
     /// Moves the events out.
     pub(super) fn take_events(&mut self, out: &mut Vec<LinkEvent>) {
         out.append(&mut self.events);
