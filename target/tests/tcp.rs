@@ -580,6 +580,46 @@ fn strangers_are_bounded_and_thrown_out() {
     assert_eq!(read_back(&mut pair.io, 0, 4096, 512), bytes);
 }
 
+/// A thread that spins serves its only busy host without the ring; two hosts in turn, with short and long pauses and
+/// with data that has to be fetched, get what is theirs all the same, and a thread that does not spin looks for none.
+#[test]
+fn who_is_asked_and_who_is_told() {
+    for budget in [Duration::from_millis(10), Duration::ZERO] {
+        let world = World::with("ram:4M", |config| config.poll_budget = budget);
+        let mut first = world.pair(IcReq::default());
+        let mut second = world.pair(IcReq::default());
+        let step = |pair: &mut Pair, at: u64, n: u32| {
+            let bytes = pattern(n as u8, if n.is_multiple_of(16) { 64 << 10 } else { 4096 });
+            let written = match bytes.len() {
+                4096 => write_in_capsule(&mut pair.io, at, &bytes, 512),
+                _ => write_remote(&mut pair.io, at, &bytes, 512),
+            };
+            assert!(written.status().is_success());
+            assert_eq!(read_back(&mut pair.io, at, bytes.len(), 512), bytes);
+        };
+        for n in 0..300 {
+            step(&mut first, 0, n);
+        }
+        let looks = world.counter("tcp_looks_found");
+        if budget.is_zero() {
+            assert_eq!(looks, 0);
+        } else {
+            assert!(looks > 20, "{looks} of 600 commands");
+        }
+        for n in 0..300 {
+            step(&mut first, 0, n);
+            if n.is_multiple_of(3) {
+                step(&mut second, 1024, n);
+            }
+            if n.is_multiple_of(100) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        drop((first, second));
+        world.expect_idle();
+    }
+}
+
 /// Several data threads listen on one port; queues of a controller may be on any of them.
 #[test]
 fn several_threads() {

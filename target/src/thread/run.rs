@@ -73,6 +73,7 @@ struct Thread {
     core: Core,
     mail: mailbox::Receiver<Mail>,
     drain_until: Option<Instant>,
+    poll_budget: Duration,
     activities: Activities,
 }
 
@@ -81,8 +82,9 @@ impl Thread {
         if let Some(core) = start.core {
             affinity::pin_current_thread(core)?;
         }
+        let poll_budget = start.config.poll_budget;
         let mut reactor = Reactor::new(&flexblk_reactor::Config {
-            poll_budget: start.config.poll_budget,
+            poll_budget,
             name: "target",
             ..flexblk_reactor::Config::default()
         })?;
@@ -107,6 +109,7 @@ impl Thread {
             core,
             mail: receiver,
             drain_until: None,
+            poll_budget,
             activities: Activities::default(),
         };
         Ok((thread, sender))
@@ -117,7 +120,9 @@ impl Thread {
         loop {
             let wait = self.wait();
             completions.clear();
-            self.reactor.turn(wait, &mut completions)?;
+            let core = &mut self.core;
+            self.reactor
+                .turn_polling(wait, &mut completions, &mut || core.look_tcp())?;
             let now = self.reactor.now();
             let Self {
                 reactor,
@@ -154,6 +159,10 @@ impl Thread {
                     owner => tracing::warn!(owner, "a completion that belongs to nobody"),
                 }
             }
+            if core.has_tcp_news() {
+                activities.note(Activity::Tcp);
+                core.tcp_news(endpoint.engine());
+            }
             self.read_mail(now);
             let Self {
                 reactor,
@@ -176,11 +185,12 @@ impl Thread {
             }
             core.handle_timeout(now);
             core.poll(endpoint.engine(), reactor);
-            if reactor.will_sleep() {
+            let sleeps = reactor.will_sleep();
+            if sleeps {
                 endpoint.prepare_sleep(now);
             }
             endpoint.flush(reactor, now);
-            core.flush_tcp(reactor);
+            core.flush_tcp(reactor, !sleeps && !self.poll_budget.is_zero());
             activities.end_turn();
             if let Some(until) = self.drain_until
                 && (self.core.is_drained() || now >= until)
@@ -191,7 +201,7 @@ impl Thread {
     }
 
     fn wait(&self) -> Wait {
-        if self.core.has_work() || self.core.has_unsent_mail() {
+        if self.core.has_work() || self.core.has_unsent_mail() || self.core.has_tcp_news() {
             return Wait::Poll;
         }
         let endpoint = self.endpoint.as_ref().and_then(Endpoint::next_timeout);

@@ -20,6 +20,7 @@
 //! | has broken the protocol | 2 s after C2HTermReq | closed |
 //! | has more commands under way than its queue has entries | | is not read until one has ended |
 
+mod asked;
 mod lent;
 mod receive;
 mod send;

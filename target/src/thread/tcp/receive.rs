@@ -8,10 +8,10 @@ use flexblk_nvme::tcp::{
     Alignment, CapsuleCmd, Error, Established, Event, Framing, H2cData, HEAD_MAX, IcReq, Pdu,
 };
 use flexblk_nvme::{Cntlid, Cqe, Qid, StatusCode};
-use flexblk_reactor::{Completion, Reactor};
+use flexblk_reactor::{Completion, Polled, Reactor};
 use flexins::engine::Engine;
 
-use super::socket::{Spans, Vector, slices};
+use super::socket::{ReceiveBuffers, Spans, Vector, slices};
 use super::table::{ConnKey, Expect, Operation, Receiver, State};
 use super::{IN_CAPSULE_BYTES, MAX_H2C_DATA_BYTES};
 use crate::directory::Announced;
@@ -48,37 +48,72 @@ impl Core {
                 let now = self.parts.now;
                 self.parts.tcp.accepted(reactor, index, completion, now);
             }
-            Some((Operation::Receive, index)) => self.received(engine, index, completion),
+            Some((Operation::Receive, index)) => {
+                let buffer = completion.flags.buffer_id();
+                self.received(engine, index, completion.bytes(), buffer);
+            }
             Some((Operation::Send, index)) => self.sent_tcp(engine, index, completion),
             None => {}
         }
     }
 
-    /// Gives the kernel what is to be sent and received: call it after [`Core::poll`].
-    pub(crate) fn flush_tcp(&mut self, reactor: &mut Reactor) {
+    /// Gives the kernel what is to be sent and received: call it after [`Core::poll`]. `spins`: the thread looks for
+    /// news before it sleeps.
+    pub(crate) fn flush_tcp(&mut self, reactor: &mut Reactor, spins: bool) {
         if self.parts.tcp.accept_due {
             self.parts.tcp.accept_all(reactor);
         }
+        let little = self.parts.tcp.choose_asked(spins);
         if self.parts.tcp.dirty.is_empty() {
             return;
         }
         let mut dirty = core::mem::take(&mut self.parts.tcp.dirty);
         for index in dirty.drain(..) {
             self.parts.tcp.unmark(index);
+            let now = little == Some(index);
             let Some(connection) = self.parts.tcp.at(index) else {
                 continue;
             };
             let fd = connection.raw_fd();
+            let mut sent = None;
             if connection.state != State::Closing {
-                connection.sender.flush(reactor, fd, index);
+                sent = connection.sender.flush(reactor, fd, index, now);
             }
             if !connection.receiving && !connection.paused && connection.state != State::Closing {
-                connection.receiving = true;
-                self.receive(reactor, index, fd);
+                if now {
+                    self.parts.tcp.ask(index);
+                } else {
+                    connection.receiving = true;
+                    self.receive(reactor, index, fd);
+                }
+            }
+            if let Some(bytes) = sent {
+                self.parts.tcp.asked.sent = Some((index, bytes));
             }
         }
         // Its memory is used again.
         self.parts.tcp.dirty = dirty;
+    }
+
+    /// Looks at the socket of the connection that is asked, if there is one.
+    #[inline]
+    pub(crate) fn look_tcp(&mut self) -> Polled {
+        self.parts.tcp.look()
+    }
+
+    /// Is there news of NVMe/TCP that no completion tells? See [`super::asked`].
+    pub(crate) fn has_tcp_news(&self) -> bool {
+        self.parts.tcp.asked.sent.is_some() || self.parts.tcp.asked.heard.is_some()
+    }
+
+    /// Deals with it.
+    pub(crate) fn tcp_news(&mut self, engine: &mut Engine) {
+        if let Some((index, bytes)) = self.parts.tcp.asked.sent.take() {
+            self.send_ended(engine, index, Ok(bytes), false);
+        }
+        if let Some((index, result)) = self.parts.tcp.asked.heard.take() {
+            self.received(engine, index, result, Some(ReceiveBuffers::OURS));
+        }
     }
 
     /// Asks the kernel for more: straight into a command's memory when a payload is under way, else
@@ -120,15 +155,20 @@ impl Core {
         }
     }
 
-    fn received(&mut self, engine: &mut Engine, index: u32, completion: &Completion) {
-        let buffer = completion.flags.buffer_id();
+    fn received(
+        &mut self,
+        engine: &mut Engine,
+        index: u32,
+        result: Result<u32, i32>,
+        buffer: Option<u16>,
+    ) {
         let Some(connection) = self.parts.tcp.at(index) else {
             return self.give_back(buffer);
         };
         connection.receiving = false;
         let state = connection.state;
         self.parts.tcp.counters.receives += 1;
-        match completion.bytes() {
+        match result {
             Ok(0) => {
                 // Every buffer of a direct receive has room: this is the end of the stream.
                 self.parts.tcp.shut_down(index);
@@ -619,31 +659,46 @@ impl Core {
 
     /// A send has ended, or the memory of a zero-copy one is back.
     fn sent_tcp(&mut self, engine: &mut Engine, index: u32, completion: &Completion) {
-        let Self { parts, queues, .. } = self;
-        let mut ended = core::mem::take(&mut parts.tcp.ended);
-        let Some(connection) = parts.tcp.at(index) else {
-            parts.tcp.ended = ended;
-            return;
-        };
-        let queue = connection.queue.and_then(|key| queues.get_mut(key));
-        let sender = &mut connection.sender;
+        if !completion.flags.notification() {
+            let lends = completion.flags.more();
+            return self.send_ended(engine, index, completion.bytes(), lends);
+        }
+        let copied = completion.was_copied();
+        let number = Operation::number(completion.token);
+        let mut ended = core::mem::take(&mut self.parts.tcp.ended);
+        if let Some(connection) = self.parts.tcp.at(index) {
+            connection.sender.came_back(number, copied, &mut ended);
+            self.parts.tcp.counters.zerocopy_sends += 1;
+            self.parts.tcp.counters.zerocopy_copied += u64::from(copied);
+        }
+        self.end_commands(engine, index, ended);
+        self.parts.tcp.mark(index);
+        self.parts.tcp.settle(index);
+    }
+
+    /// A send has ended; `lends`: what it sent comes back later.
+    fn send_ended(
+        &mut self,
+        engine: &mut Engine,
+        index: u32,
+        result: Result<u32, i32>,
+        lends: bool,
+    ) {
+        let tcp = &mut self.parts.tcp;
+        let mut ended = core::mem::take(&mut tcp.ended);
         let mut failed = false;
-        if completion.flags.notification() {
-            let copied = completion.was_copied();
-            sender.came_back(Operation::number(completion.token), copied, &mut ended);
-            parts.tcp.counters.zerocopy_sends += 1;
-            parts.tcp.counters.zerocopy_copied += u64::from(copied);
-        } else {
-            sender.ended(completion.flags.more(), &mut ended);
-            match completion.bytes() {
+        if let Some(connection) = tcp.at(index) {
+            let sender = &mut connection.sender;
+            sender.ended(lends, &mut ended);
+            match result {
                 Ok(bytes) => {
                     let had = sender.untracked();
                     sender.sent(bytes as usize, &mut ended);
                     if sender.untracked() < had && connection.paused {
-                        parts.tcp.resumable.push(index);
+                        tcp.resumable.push(index);
                     }
-                    parts.tcp.counters.sends += 1;
-                    parts.tcp.counters.bytes_tx += u64::from(bytes);
+                    tcp.counters.sends += 1;
+                    tcp.counters.bytes_tx += u64::from(bytes);
                 }
                 // No more memory may be pinned.
                 Err(libc::ENOBUFS | libc::ENOMEM) if sender.may_lend() => sender.copy_always(),
@@ -655,19 +710,26 @@ impl Core {
                 }
             }
         }
-        if let Some(queue) = queue {
+        self.end_commands(engine, index, ended);
+        if failed {
+            self.parts.tcp.shut_down(index);
+        } else {
+            self.parts.tcp.mark(index);
+            self.parts.tcp.settle(index);
+        }
+    }
+
+    /// The memory of these commands is free.
+    fn end_commands(&mut self, engine: &mut Engine, index: u32, mut ended: Vec<u16>) {
+        let Self { parts, queues, .. } = self;
+        let queue = parts.tcp.at(index).and_then(|connection| connection.queue);
+        if let Some(queue) = queue.and_then(|key| queues.get_mut(key)) {
             for slot in ended.drain(..) {
                 parts.end(engine, queue, slot);
             }
         }
         ended.clear();
         parts.tcp.ended = ended;
-        if failed {
-            parts.tcp.shut_down(index);
-        } else {
-            parts.tcp.mark(index);
-            parts.tcp.settle(index);
-        }
     }
 
     /// Queues whose connection has ended are closed, closing ones looked at again.

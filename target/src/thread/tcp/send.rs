@@ -17,6 +17,9 @@ const MAX_ENTRIES: usize = 1000;
 /// when the `sendmsg` with their last byte does.
 const ENOUGH_BYTES: usize = 1 << 20;
 
+/// Header bytes up to which there is little to send: those of 8 responses.
+const LITTLE_BYTES: usize = 8 * 24;
+
 /// A piece of what is to be sent.
 #[derive(Clone, Copy, Debug)]
 enum Piece {
@@ -195,10 +198,23 @@ impl Sender {
         self.sent = (0, 0);
     }
 
-    /// Gives the kernel the next part, if it has none.
-    pub(super) fn flush(&mut self, reactor: &mut Reactor, fd: RawFd, index: u32) {
+    /// Is there so little to send that a system call of its own costs less than the ring?
+    #[inline]
+    pub(super) fn has_little(&self) -> bool {
+        self.next.heads.len() <= LITTLE_BYTES && self.current.pieces.is_empty()
+    }
+
+    /// Gives the kernel the next part, if it has none: to its ring, or, with `now`, at once. Gives what it took so,
+    /// for [`Sender::ended`] and [`Sender::sent`].
+    pub(super) fn flush(
+        &mut self,
+        reactor: &mut Reactor,
+        fd: RawFd,
+        index: u32,
+        now: bool,
+    ) -> Option<u32> {
         if self.busy {
-            return;
+            return None;
         }
         if self.current.pieces.is_empty() {
             core::mem::swap(&mut self.current, &mut self.next);
@@ -206,7 +222,7 @@ impl Sender {
         let (first, skip) = self.sent;
         let pieces = self.current.pieces.get(first..).unwrap_or_default();
         if pieces.is_empty() {
-            return;
+            return None;
         }
         self.vector.clear();
         let (mut skip, mut total, mut payload) = (skip, 0, 0);
@@ -236,9 +252,13 @@ impl Sender {
             self.lending = Some(number);
             let token = Operation::Send.numbered(index, number);
             self.vector.send_zero_copy(reactor, fd, token);
-        } else {
+            return None;
+        }
+        let sent = if now { self.vector.send_now(fd) } else { None };
+        if sent.is_none() {
             self.vector.send(reactor, fd, Operation::Send.token(index));
         }
+        sent
     }
 
     /// The `sendmsg` has ended, well or not. `lends`: what it sent comes back later.

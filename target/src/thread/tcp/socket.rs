@@ -47,8 +47,11 @@ pub(super) struct ReceiveBuffers {
 }
 
 impl ReceiveBuffers {
+    /// The number of a buffer that is not the kernel's.
+    pub(super) const OURS: u16 = BUFFERS;
+
     pub(super) fn new(reactor: &mut Reactor) -> Result<Self, flexblk_reactor::Error> {
-        let bytes = u64::from(BUFFERS) * u64::from(BUFFER_BYTES);
+        let bytes = (u64::from(BUFFERS) + 1) * u64::from(BUFFER_BYTES);
         let memory = SharedMemory::create("nvme-tcp-rx", bytes, HugePages::Try)?;
         let ring = reactor.register_buffer_ring(GROUP, BUFFERS)?;
         let mut buffers = Self { ring, memory };
@@ -63,6 +66,23 @@ impl ReceiveBuffers {
             .span(u64::from(bid) * u64::from(BUFFER_BYTES), BUFFER_BYTES)
     }
 
+    /// Receives what there is, now, into the buffer [`ReceiveBuffers::OURS`].
+    pub(super) fn receive_now(&mut self, fd: &OwnedFd) -> Result<u32, i32> {
+        let Some(span) = self.span(Self::OURS) else {
+            return Err(libc::EAGAIN);
+        };
+        // SAFETY: the buffer never goes to the kernel's ring, and nobody reads it meanwhile: `self` is borrowed.
+        let len = unsafe {
+            libc::recv(
+                fd.as_raw_fd(),
+                span.as_ptr().cast(),
+                span.len() as usize,
+                libc::MSG_DONTWAIT,
+            )
+        };
+        u32::try_from(len).map_err(|_| last_errno())
+    }
+
     /// The first `len` bytes of a buffer that the kernel has filled.
     pub(super) fn bytes(&self, bid: u16, len: u32) -> &[u8] {
         match self.span(bid).and_then(|span| span.sub(0, len)) {
@@ -73,8 +93,11 @@ impl ReceiveBuffers {
         }
     }
 
-    /// A buffer goes back to the kernel.
+    /// A buffer goes back to the kernel, if it is the kernel's.
     pub(super) fn give(&mut self, bid: u16) {
+        if bid == Self::OURS {
+            return;
+        }
         if let Some(span) = self.span(bid) {
             // SAFETY: the memory lives as long as this value, which its owner keeps until the
             // reactor is gone; nobody reads the buffer between here and its completion.
@@ -151,6 +174,14 @@ impl Vector {
         unsafe { reactor.submit(op, token) };
     }
 
+    /// Sends what the socket takes now; `None`: nothing, and the ring is to find out why.
+    pub(super) fn send_now(self: &mut Box<Self>, fd: RawFd) -> Option<u32> {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: what the entries name is as for `send`, and the call has ended before anybody changes it.
+        let len = unsafe { libc::sendmsg(fd, self.seal(), flags) };
+        u32::try_from(len).ok()
+    }
+
     /// Sends all of it without the kernel's copy: the memory is free with the second completion.
     pub(super) fn send_zero_copy(
         self: &mut Box<Self>,
@@ -178,6 +209,10 @@ impl Vector {
         // ended.
         unsafe { reactor.submit(op, token) };
     }
+}
+
+fn last_errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
 /// Pieces of a command's memory.

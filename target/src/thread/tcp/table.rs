@@ -12,6 +12,7 @@ use flexblk_nvme::tcp::{Digests, End, Error, Stream, TERM_MAX};
 use flexblk_reactor::{Completion, Keeper, Reactor, Token};
 use rustix::net::{Shutdown, sockopt};
 
+use super::asked::Asked;
 use super::send::Sender;
 use super::socket::{self, ReceiveBuffers, Vector};
 use super::{ACCEPT_PAUSE, LINGER, MAX_STRANGERS, TCP_OWNER};
@@ -24,7 +25,7 @@ use crate::thread::queue::QueueKey;
 /// Names a connection; a later one in the same place has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnKey {
-    index: u32,
+    pub(super) index: u32,
     generation: u32,
 }
 
@@ -105,7 +106,7 @@ pub(super) struct Receiver {
 /// A connection.
 pub(super) struct Connection {
     generation: u32,
-    fd: OwnedFd,
+    pub(super) fd: OwnedFd,
     /// Port by which it came.
     pub(super) port: u16,
     pub(super) peer: SocketAddr,
@@ -127,6 +128,11 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+
+    /// Is it the one that the key names?
+    pub(super) fn is(&self, key: ConnKey) -> bool {
+        self.generation == key.generation
     }
 }
 
@@ -172,6 +178,7 @@ pub(super) struct Counters {
     pub(super) bytes_rx: u64,
     pub(super) bytes_direct_rx: u64,
     pub(super) receives: u64,
+    pub(super) looks_found: u64,
     pub(super) bytes_tx: u64,
     pub(super) sends: u64,
     pub(super) zerocopy_sends: u64,
@@ -194,7 +201,7 @@ pub(crate) struct Tcp {
     zerocopy_threshold: Option<u32>,
     pub(super) allowed: Digests,
     pub(super) required: Digests,
-    connections: Vec<(u32, Option<Box<Connection>>)>,
+    pub(super) connections: Vec<(u32, Option<Box<Connection>>)>,
     free: Vec<u32>,
     len: usize,
     pub(super) buffers: Option<ReceiveBuffers>,
@@ -204,6 +211,7 @@ pub(crate) struct Tcp {
     lingering: VecDeque<(Instant, ConnKey)>,
     /// Connections to be given to the kernel: something to send, or to be received.
     pub(super) dirty: Vec<u32>,
+    pub(super) asked: Asked,
     /// Paused connections whose queue may have room now.
     pub(super) resumable: Vec<u32>,
     /// Queues whose connection has changed in a way that closing them has to look at.
@@ -243,6 +251,7 @@ impl Tcp {
             stranger_count: 0,
             lingering: VecDeque::new(),
             dirty: Vec::new(),
+            asked: Asked::default(),
             resumable: Vec::new(),
             touched: Vec::new(),
             spare: Vec::new(),
@@ -748,6 +757,7 @@ impl Tcp {
             ("tcp_bytes_rx", counters.bytes_rx),
             ("tcp_bytes_direct_rx", counters.bytes_direct_rx),
             ("tcp_receives", counters.receives),
+            ("tcp_looks_found", counters.looks_found),
             ("tcp_bytes_tx", counters.bytes_tx),
             ("tcp_sends", counters.sends),
             ("tcp_zerocopy_sends", counters.zerocopy_sends),

@@ -1,0 +1,100 @@
+//! The one connection whose socket a spinning thread asks itself.
+//!
+//! The ring carries out many operations in one system call, and tells of a thousand connections when something comes.
+//! For one host with little under way that is the longer way: its thread sends the response and asks for the next
+//! command by system calls of its own. So do a thread that spins and serves one connection only just now; otherwise,
+//! before the thread sleeps, and when nothing comes for a while, the ring has the connection as it has all others.
+
+use flexblk_reactor::Polled;
+
+use super::table::{ConnKey, Expect, State, Tcp};
+
+/// Looks at a socket in vain, some 50 us, after which the ring is to tell.
+const LOOKS_IN_VAIN: u32 = 256;
+
+/// Who is asked, and what came of it.
+#[derive(Default)]
+pub(super) struct Asked {
+    who: Option<ConnKey>,
+    /// Looks in vain at its socket.
+    looks: u32,
+    /// Bytes that were sent without the ring.
+    pub(super) sent: Option<(u32, u32)>,
+    /// What was received so, or why nothing.
+    pub(super) heard: Option<(u32, Result<u32, i32>)>,
+}
+
+impl Tcp {
+    /// Which of the connections to be flushed is to have system calls of its own. One that had them before and shall
+    /// not any more is among those to be flushed afterwards.
+    #[inline]
+    pub(super) fn choose_asked(&mut self, spins: bool) -> Option<u32> {
+        let one = match self.dirty.as_slice() {
+            [index] if spins => Some(*index),
+            _ => None,
+        };
+        let one = one.filter(|index| self.has_little(*index));
+        if let Some(old) = self.asked.who
+            && (!spins || self.asked.looks >= LOOKS_IN_VAIN || !self.dirty.is_empty())
+            && one != Some(old.index)
+        {
+            self.asked.who = None;
+            if self.get(old).is_some() {
+                self.mark(old.index);
+            }
+        }
+        one
+    }
+
+    fn has_little(&mut self, index: u32) -> bool {
+        self.at(index).is_some_and(|connection| {
+            connection.state == State::Open
+                && connection.queue.is_some()
+                && connection.sender.has_little()
+                && connection
+                    .receiver
+                    .as_ref()
+                    .is_some_and(|receiver| !matches!(receiver.expect, Expect::Data { .. }))
+        })
+    }
+
+    /// The connection is asked from now on.
+    pub(super) fn ask(&mut self, index: u32) {
+        self.asked.who = Some(self.key(index));
+        self.asked.looks = 0;
+    }
+
+    /// Asks its socket.
+    #[inline]
+    pub(crate) fn look(&mut self) -> Polled {
+        let Some(key) = self.asked.who else {
+            return Polled::Nothing;
+        };
+        let (Some((_, Some(connection))), Some(buffers)) =
+            (self.connections.get(key.index as usize), &mut self.buffers)
+        else {
+            self.asked.who = None;
+            return Polled::Nothing;
+        };
+        if !connection.is(key) || connection.state != State::Open {
+            self.asked.who = None;
+            return Polled::Nothing;
+        }
+        match buffers.receive_now(&connection.fd) {
+            Err(libc::EAGAIN | libc::EINTR) => {
+                self.asked.looks += 1;
+                if self.asked.looks >= LOOKS_IN_VAIN {
+                    Polled::Enough
+                } else {
+                    Polled::Nothing
+                }
+            }
+            result => {
+                self.asked.who = None;
+                self.asked.heard = Some((key.index, result));
+                self.counters.looks_found += 1;
+                Polled::Ready
+            }
+        }
+    }
+}
