@@ -75,6 +75,7 @@ impl TransportCounters {
             ("gather_entries", port.gather_entries),
             ("send_errors", port.send_errors),
             ("gso_fallbacks", port.gso_fallbacks),
+            ("looks_found", port.looks_found),
             ("rx_restarts", port.rx_restarts),
             ("rx_dropped_by_kernel", port.rx_dropped_by_kernel),
         ]);

@@ -23,8 +23,9 @@ use crate::{ConnectOptions, Error, LostReason, TransportCounters};
 
 /// Endpoints of one reactor at most: their owner numbers on it are `0..MAX_ENDPOINTS`.
 const MAX_ENDPOINTS: usize = 64;
-/// NVMe/TCP connections with something outstanding up to which each is asked by a system call of its own.
-const FEW_CONNECTIONS: usize = 2;
+/// Sockets (endpoints, and NVMe/TCP connections with something outstanding) up to which each is asked by a system call
+/// of its own.
+const FEW_SOCKETS: usize = 2;
 /// Submission queue entries. What is in flight at once is trains (32 of an endpoint) and receives; a full queue
 /// only means one more system call. Each entry costs 136 bytes with its share of the completion queue.
 const RING_ENTRIES: u32 = 256;
@@ -297,21 +298,27 @@ impl Home {
                 }
             }
         }
+        let spins = self.asks_sockets();
         for slot in &mut self.endpoints {
             slot.endpoint.flush(&mut self.reactor, now);
+            slot.endpoint.prepare_turn(&mut self.reactor, spins);
         }
-        let spins = self.asks_sockets();
         for connection in self.connections.iter_mut().flatten() {
             connection.flush(&mut self.reactor, spins);
         }
         self.guests.flush(&mut self.reactor);
         let (connections, scratch) = (&mut self.connections, &mut self.scratch);
+        let endpoints = &mut self.endpoints;
         self.reactor
             .turn_polling(wait, &mut self.completions, &mut || {
-                let looks = connections.iter_mut().flatten();
-                looks.fold(Polled::Nothing, |found, connection| {
-                    found.max(connection.look(scratch))
-                })
+                let mut found = Polled::Nothing;
+                for slot in endpoints.iter_mut() {
+                    found = found.max(slot.endpoint.look());
+                }
+                for connection in connections.iter_mut().flatten() {
+                    found = found.max(connection.look(scratch));
+                }
+                found
             })
             .map_err(|error| {
                 tracing::error!(%error, "reactor");
@@ -337,13 +344,13 @@ impl Home {
         Ok(())
     }
 
-    /// Whether connections may ask their sockets instead of the ring: it is quicker for one or two, as long as the
-    /// thread does not sleep.
+    /// Whether sockets may be asked instead of the ring: it is quicker for one or two, as long as the thread does not
+    /// sleep.
     fn asks_sockets(&self) -> bool {
         let waiting = self.connections.iter().flatten();
         self.poll_budget > Duration::ZERO
             && !self.reactor.will_sleep()
-            && waiting.filter(|c| c.is_waiting()).count() <= FEW_CONNECTIONS
+            && waiting.filter(|c| c.is_waiting()).count() + self.endpoints.len() <= FEW_SOCKETS
     }
 
     fn slot(&mut self, endpoint: usize) -> Result<&mut Slot, Error> {
@@ -397,6 +404,7 @@ impl Slot {
         let Self {
             endpoint, queues, ..
         } = self;
+        endpoint.take_looked(now, &mut |_, delivery, _| stray(queues, delivery.user));
         if endpoint.next_timeout().is_some_and(|at| at <= now) {
             endpoint.handle_timeout(now, &mut |_, delivery, _| stray(queues, delivery.user));
         }

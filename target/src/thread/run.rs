@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use flexblk_reactor::{Completion, Reactor, Wait, affinity, mailbox};
+use flexblk_reactor::{Completion, Polled, Reactor, Wait, affinity, mailbox};
 use flexins::endpoint::{Endpoint, EndpointConfig, EndpointError, RxMode};
 use flexins::engine::{EngineConfig, TxMode};
 use flexins::port::udp::UdpError;
@@ -120,9 +120,11 @@ impl Thread {
         loop {
             let wait = self.wait();
             completions.clear();
-            let core = &mut self.core;
-            self.reactor
-                .turn_polling(wait, &mut completions, &mut || core.look_tcp())?;
+            let (core, endpoint) = (&mut self.core, &mut self.endpoint);
+            self.reactor.turn_polling(wait, &mut completions, &mut || {
+                let network = endpoint.as_mut().map_or(Polled::Nothing, Endpoint::look);
+                network.max(core.look_tcp())
+            })?;
             let now = self.reactor.now();
             let Self {
                 reactor,
@@ -159,6 +161,11 @@ impl Thread {
                     owner => tracing::warn!(owner, "a completion that belongs to nobody"),
                 }
             }
+            endpoint.take_looked(now, &mut |engine, delivery, packet| {
+                activities.note(Activity::Flexins);
+                core.look_ahead(engine, packet.behind);
+                core.delivery(engine, &delivery, packet.bytes);
+            });
             if core.has_tcp_news() {
                 activities.note(Activity::Tcp);
                 core.tcp_news(endpoint.engine());
@@ -189,8 +196,10 @@ impl Thread {
             if sleeps {
                 endpoint.prepare_sleep(now);
             }
+            let spins = !sleeps && !self.poll_budget.is_zero();
             endpoint.flush(reactor, now);
-            core.flush_tcp(reactor, !sleeps && !self.poll_budget.is_zero());
+            endpoint.prepare_turn(reactor, spins);
+            core.flush_tcp(reactor, spins);
             activities.end_turn();
             if let Some(until) = self.drain_until
                 && (self.core.is_drained() || now >= until)
@@ -281,6 +290,7 @@ impl Thread {
                 ("bytes_rx", port.bytes_rx),
                 ("send_errors", port.send_errors),
                 ("gso_fallbacks", port.gso_fallbacks),
+                ("looks_found", port.looks_found),
                 ("rx_restarts", port.rx_restarts),
                 ("rx_errors", port.rx_errors),
                 ("rx_truncated", port.rx_truncated),

@@ -79,6 +79,8 @@ pub struct PortCounters {
     pub payload_bytes_copied: u64,
     /// Datagrams or trains received.
     pub trains_rx: u64,
+    /// Of those, found by asking the socket without the ring.
+    pub looks_found: u64,
     /// Packets in them.
     pub segments_rx: u64,
     /// Bytes in them.

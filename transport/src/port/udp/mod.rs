@@ -5,6 +5,7 @@
 //! loopback a train stays one piece from the sender's gather list to the receiver's buffer.
 #![allow(unsafe_code)]
 
+mod asked;
 mod receive;
 mod send;
 mod socket;
@@ -15,7 +16,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 
-use flexblk_reactor::{Completion, Keeper, Op, Reactor, Token};
+use flexblk_reactor::{Completion, Keeper, Op, Polled, Reactor, Token};
 
 use self::receive::Receiver;
 use self::send::Sender;
@@ -202,6 +203,29 @@ impl UdpPort {
         self.inner.sender.cancel(reactor);
     }
 
+    /// How the reactor's next turn receives. A port whose owner calls this before every turn receives without the ring
+    /// while little comes and the thread `spins`: then [`UdpPort::look`] during the turn, and
+    /// [`UdpPort::take_looked`] after it.
+    #[inline]
+    pub fn prepare_turn(&mut self, reactor: &mut Reactor, spins: bool) {
+        self.inner.receiver.choose(reactor, spins);
+    }
+
+    /// Asks the socket by a system call of its own, if that is how the port receives just now.
+    #[inline]
+    pub fn look(&mut self) -> Polled {
+        self.inner.receiver.look()
+    }
+
+    /// Gives `packet` what a look has found.
+    #[inline]
+    pub fn take_looked(&mut self, packet: &mut dyn FnMut(SocketAddr, Packet<'_>)) {
+        let Inner {
+            receiver, counters, ..
+        } = &mut **self.inner;
+        receiver.take_looked(counters, packet);
+    }
+
     /// Whether no train is left for the engine until completions come.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
@@ -230,9 +254,14 @@ impl Port for UdpPort {
 
     fn flush(&mut self, reactor: &mut Reactor, sent: Option<&mut dyn FnMut(&Train)>) {
         let Inner {
-            sender, counters, ..
+            sender,
+            receiver,
+            counters,
+            ..
         } = &mut **self.inner;
-        sender.flush(reactor, counters, sent);
+        if sender.flush(reactor, counters, receiver.is_asked(), sent) {
+            receiver.expect();
+        }
     }
 
     fn on_completion(

@@ -9,17 +9,19 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use flexblk_reactor::{
-    BufferRing, Completion, HugePages, Op, Reactor, ReceivedMessage, SharedMemory, Span, Token,
+    BufferRing, Completion, HugePages, Op, Polled, Reactor, ReceivedMessage, SharedMemory, Span,
+    Token,
 };
 
+use super::asked::{Asked, Change};
 use super::socket::{UDP_GRO, read_address};
 use super::{RxMode, UdpConfig, UdpError};
 use crate::port::{Packet, PortCounters};
 
 /// Room for the sender's address: the larger of the two families.
-const NAME_ROOM: usize = size_of::<libc::sockaddr_in6>();
+pub(super) const NAME_ROOM: usize = size_of::<libc::sockaddr_in6>();
 /// Room for one control message with an `int`: `CMSG_SPACE(4)`.
-const CONTROL_ROOM: usize = size_of::<libc::cmsghdr>() + 8;
+pub(super) const CONTROL_ROOM: usize = size_of::<libc::cmsghdr>() + 8;
 /// A buffer holds the largest datagram (or coalesced train) and what is in front of it.
 const BUFFER_BYTES: u32 = 68 << 10;
 const _: () = assert!(
@@ -37,6 +39,8 @@ pub(super) struct Receiver {
     fd: RawFd,
     owner: u8,
     errors_in_a_row: u32,
+    /// Receiving without the ring; `None` for a long ring, which is to be walked through.
+    asked: Option<Box<Asked>>,
     /// The address of the last datagram as the kernel wrote it (and its length), and decoded: trains
     /// come from the same peer again and again. Packets get a copy of `from` as it lies here: one
     /// decoded afresh in pieces for each call would make its reader wait until all stores before it
@@ -85,6 +89,7 @@ impl Receiver {
             fd,
             owner,
             errors_in_a_row: 0,
+            asked: (config.rx == RxMode::InCache).then(Box::default),
             name: [0; NAME_ROOM],
             name_len: 0,
             from: SocketAddr::from(([0, 0, 0, 0], 0)),
@@ -113,9 +118,16 @@ impl Receiver {
         packet: &mut dyn FnMut(SocketAddr, Packet<'_>),
     ) {
         if let Some(bid) = completion.flags.buffer_id() {
-            if let (Ok(len), Some(buffer)) = (completion.bytes(), buffer(&self.memory, bid)) {
+            if let (Ok(len), Some(buffer)) = (completion.bytes(), buffer(&self.memory, bid))
+                && let Some(filled) = buffer.sub(0, len)
+            {
                 self.errors_in_a_row = 0;
-                self.cut(buffer, len, counters, packet);
+                // SAFETY: the kernel has handed the buffer out and writes to it only after it was
+                // pushed again, which happens after this.
+                let bytes = unsafe { filled.as_slice() };
+                if let Some(message) = ReceivedMessage::parse(bytes, NAME_ROOM, CONTROL_ROOM) {
+                    self.cut(&message, counters, packet);
+                }
             }
             if let (Some(ring), Some(buffer)) = (&mut self.ring, buffer(&self.memory, bid)) {
                 // SAFETY: as in `start`; the kernel had taken this buffer out of the ring.
@@ -123,7 +135,7 @@ impl Receiver {
                 ring.publish();
             }
         }
-        if completion.flags.more() {
+        if completion.flags.more() || self.asked.as_mut().is_some_and(|asked| asked.left()) {
             return;
         }
         match -completion.result {
@@ -144,23 +156,73 @@ impl Receiver {
         self.arm(reactor);
     }
 
-    /// Cuts a received train into its packets.
-    fn cut(
+    /// How the next turn is to receive: see [`Asked`].
+    #[inline]
+    pub(super) fn choose(&mut self, reactor: &mut Reactor, spins: bool) {
+        let Some(asked) = &mut self.asked else { return };
+        match asked.choose(spins) {
+            Change::None => {}
+            Change::Arm => self.arm(reactor),
+            Change::Cancel => {
+                let token = Token::new(self.owner, super::RECEIVE_SLOT);
+                let cancel = Token::new(self.owner, super::CANCEL_SLOT);
+                // SAFETY: no pointers.
+                unsafe { reactor.submit(Op::Cancel { token }, cancel) };
+            }
+        }
+    }
+
+    /// Whether the socket is asked without the ring.
+    #[inline]
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.as_ref().is_some_and(|asked| asked.is_asked())
+    }
+
+    /// Something was sent: an answer may come soon.
+    #[inline]
+    pub(super) fn expect(&mut self) {
+        if let Some(asked) = &mut self.asked {
+            asked.expect();
+        }
+    }
+
+    /// Asks the socket, if that is how it receives just now.
+    #[inline]
+    pub(super) fn look(&mut self) -> Polled {
+        match &mut self.asked {
+            Some(asked) => asked.look(self.fd),
+            None => Polled::Nothing,
+        }
+    }
+
+    /// Takes what a look has found.
+    #[inline]
+    pub(super) fn take_looked(
         &mut self,
-        buffer: Span,
-        len: u32,
         counters: &mut PortCounters,
         packet: &mut dyn FnMut(SocketAddr, Packet<'_>),
     ) {
-        let Some(filled) = buffer.sub(0, len) else {
+        let Some((heard, bytes)) = self.asked.as_mut().and_then(|asked| asked.take()) else {
             return;
         };
-        // SAFETY: the kernel has handed the buffer out and writes to it only after it was pushed
-        // again, which happens after this function.
-        let bytes = unsafe { filled.as_slice() };
-        let Some(message) = ReceivedMessage::parse(bytes, NAME_ROOM, CONTROL_ROOM) else {
-            return;
+        counters.looks_found += 1;
+        let message = ReceivedMessage {
+            name: heard.name.get(..heard.name_len).unwrap_or_default(),
+            control: heard.control.0.get(..heard.control_len).unwrap_or_default(),
+            // SAFETY: the next look is the next to write to it.
+            payload: unsafe { bytes.as_slice() },
+            flags: heard.flags as u32,
         };
+        self.cut(&message, counters, packet);
+    }
+
+    /// Cuts a received train into its packets.
+    fn cut(
+        &mut self,
+        message: &ReceivedMessage<'_>,
+        counters: &mut PortCounters,
+        packet: &mut dyn FnMut(SocketAddr, Packet<'_>),
+    ) {
         if !self.decode_sender(message.name) {
             return;
         }
@@ -171,6 +233,9 @@ impl Receiver {
         counters.trains_rx += 1;
         counters.bytes_rx += message.payload.len() as u64;
         let segment_len = segment_len(message.control).unwrap_or(message.payload.len());
+        if let Some(asked) = &mut self.asked {
+            asked.note(message.payload.len().div_ceil(segment_len.max(1)));
+        }
         let mut segments = message.payload.chunks(segment_len.max(1)).peekable();
         while let Some(bytes) = segments.next() {
             let behind = segments.peek().copied().unwrap_or_default();

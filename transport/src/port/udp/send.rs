@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 
 use flexblk_reactor::{Completion, Error, Op, Reactor, Token};
 
+use super::asked::SMALL_TRAIN;
 use super::socket::{UDP_SEGMENT, write_address};
 use crate::engine::TxMode;
 use crate::port::PortCounters;
@@ -76,15 +77,19 @@ impl Sender {
         })
     }
 
-    /// Queues every train written so far; they leave with the reactor's next turn.
+    /// Queues every train written so far; they leave with the reactor's next turn, small ones at once
+    /// when they are to leave `now`. Whether there was one.
     pub(super) fn flush(
         &mut self,
         reactor: &mut Reactor,
         counters: &mut PortCounters,
+        now: bool,
         mut sent: Option<&mut dyn FnMut(&Train)>,
-    ) {
+    ) -> bool {
         self.queue.finish();
+        let mut any = false;
         while let Some(id) = self.queue.next_ready() {
+            any = true;
             let (Some(train), Some(slot)) = (self.queue.get(id), self.slots.get_mut(id.index()))
             else {
                 continue;
@@ -95,6 +100,17 @@ impl Sender {
             }
             slot.prepare(train);
             let msg = &raw const slot.header;
+            // None may overtake another that the kernel does not have yet.
+            let alone = self.queue.in_flight() == 1;
+            let small = usize::from(train.packets()) <= SMALL_TRAIN;
+            if now && small && alone && !self.zero_copy {
+                // SAFETY: as below, and the call has ended before anything is released.
+                if unsafe { libc::sendmsg(self.fd, msg, libc::MSG_DONTWAIT) } >= 0 {
+                    self.queue.release(id);
+                    continue;
+                }
+                // The ring finds out why.
+            }
             let token = Token::new(self.owner, super::SEND_SLOTS | id.index() as u64);
             let op = if self.zero_copy {
                 Op::SendMsgZc {
@@ -116,6 +132,7 @@ impl Sender {
             // duplicate.) The socket is closed after the reactor has let go, see `UdpPort`.
             unsafe { reactor.submit(op, token) };
         }
+        any
     }
 
     /// Cancels every train; those that are not in flight are not found.
