@@ -85,6 +85,8 @@ pub struct Reactor {
     now: Instant,
     last_activity: Instant,
     will_sleep: bool,
+    /// Something was submitted since the last turn whose end is worth spinning for.
+    asked: bool,
     config: Config,
     stats: Stats,
     keeper: Keeper,
@@ -138,6 +140,7 @@ impl Reactor {
             now,
             last_activity: now,
             will_sleep: false,
+            asked: false,
             config: *config,
             stats: Stats::default(),
             keeper: Keeper::new(),
@@ -149,6 +152,12 @@ impl Reactor {
     #[must_use]
     pub fn features(&self) -> &Features {
         &self.features
+    }
+
+    /// Changes how long the idle thread spins ([`Config::poll_budget`]) from the next turn on.
+    #[inline]
+    pub fn set_poll_budget(&mut self, budget: Duration) {
+        self.config.poll_budget = budget;
     }
 
     /// The time as of the end of the last turn.
@@ -214,8 +223,19 @@ impl Reactor {
     /// the kernel writes is not read, and what it reads not written, before. File descriptors stay
     /// open as long. This holds on past the reactor's drop, which waits for it.
     pub unsafe fn submit(&mut self, op: Op, token: Token) {
-        self.in_flight += 1;
         self.will_sleep = false;
+        self.asked = true;
+        // SAFETY: the caller's promise.
+        unsafe { self.submit_passive(op, token) };
+    }
+
+    /// As [`Reactor::submit`], for what waits until somebody else does something, as a receive does: it
+    /// is no reason to spin, nor to take back the announcement of sleep.
+    ///
+    /// # Safety
+    /// As [`Reactor::submit`].
+    pub unsafe fn submit_passive(&mut self, op: Op, token: Token) {
+        self.in_flight += 1;
         self.push(op.entry(token));
     }
 
@@ -244,7 +264,7 @@ impl Reactor {
         self.stats.turns += 1;
         let before = out.len();
         out.append(&mut self.early);
-        let sqes_before = self.stats.sqes;
+        let asked = std::mem::take(&mut self.asked);
         self.enter_if_useful()?;
         self.reap(out);
         let polled = poll();
@@ -256,7 +276,7 @@ impl Reactor {
             self.last_activity = now;
             self.will_sleep = false;
         } else if wait != Wait::Poll && polled == Polled::Nothing {
-            if self.stats.sqes != sqes_before {
+            if asked {
                 self.last_activity = now; // what was just asked for is worth spinning for
             }
             let idle_since = now;

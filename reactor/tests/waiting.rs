@@ -1,12 +1,16 @@
 //! Sleeping, waking, timers, mailboxes, and what an idle thread costs.
+#![allow(unsafe_code)]
 
+use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use flexblk_reactor::mailbox::{self, TrySendError};
-use flexblk_reactor::{Config, Features, Polled, Reactor, Token, Wait};
+use flexblk_reactor::{Config, Features, Op, Polled, Reactor, Token, Wait};
 
 fn features() -> [Features; 2] {
     [Features::ALL, Features::NONE]
@@ -90,6 +94,39 @@ fn until_returns_in_time_and_poll_at_once() {
         }
         assert!(until.elapsed() < Duration::from_millis(500));
         assert!(announced && reactor.stats().sleeps >= 1);
+    }
+}
+
+#[test]
+fn what_only_waits_for_others_is_no_reason_to_spin() {
+    for wanted in features() {
+        let config = Config {
+            poll_budget: Duration::from_millis(20),
+            ..Config::default()
+        };
+        let mut reactor = Reactor::with_features(&config, &wanted).unwrap();
+        let mut out = Vec::new();
+        while !reactor.will_sleep() {
+            reactor.turn(Wait::Adaptive, &mut out).unwrap();
+        }
+        let (mut socket, peer) = UnixStream::pair().unwrap();
+        let readable = Op::PollAdd {
+            fd: peer.as_raw_fd(),
+            mask: libc::POLLIN as u32,
+            multi: false,
+        };
+        // SAFETY: no pointers; the socket stays open until the completion.
+        unsafe { reactor.submit_passive(readable, Token::new(1, 7)) };
+        let spun = reactor.stats().spun;
+        let until = Wait::Until(Instant::now() + Duration::from_millis(50));
+        reactor.turn(until, &mut out).unwrap();
+        assert_eq!((reactor.stats().sleeps, out.len()), (1, 0));
+        assert!(reactor.stats().spun - spun < Duration::from_millis(10));
+        // What comes wakes it, and is a reason.
+        socket.write_all(b"x").unwrap();
+        reactor.turn(Wait::Adaptive, &mut out).unwrap();
+        assert_eq!(out.len(), 1);
+        assert!(!reactor.will_sleep());
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use flexblk_reactor::{SharedMemory, Waker};
 
+use super::crowd::Crowd;
 use super::lanes::{ANSWER_WITHIN, Current, Lanes, Source};
 use super::shared::{ChannelCounters, Shared};
 use super::{Request, Volume};
@@ -31,6 +32,8 @@ pub struct Channel {
     waker: u64,
     counters: Arc<ChannelCounters>,
     next_publish: Instant,
+    poll_budget: Duration,
+    crowd: Crowd,
     volume: Volume,
 }
 
@@ -62,6 +65,8 @@ impl Channel {
             waker,
             counters: shared.add_counters(),
             next_publish: Instant::now(),
+            poll_budget: shared.poll_budget,
+            crowd: Crowd::new(Instant::now()),
             volume: volume.clone(),
         };
         channel.wait_settled()?;
@@ -110,16 +115,20 @@ impl Channel {
     }
 
     /// Once around: sends what was submitted, receives, appends completions to `out`. When there is nothing to do it
-    /// spins for the polling budget, then sleeps until something happens, `until` at the latest; `None` never sleeps.
+    /// spins for the polling budget (less on a core that others want, too), then sleeps until something happens, `until` at
+    /// the latest; `None` never sleeps.
     #[inline]
     pub fn turn(&mut self, until: Option<Instant>, out: &mut Vec<IoCompletion>) {
         let (now, turns) = {
             let home = self.home.borrow();
             (home.now(), home.turns())
         };
+        let waits = self.outstanding() > 0;
+        let budget = self.crowd.budget(now, self.poll_budget, waits);
         let wait = self.lanes.before_turn(until, turns != self.turns, now, out);
         let now = {
             let mut home = self.home.borrow_mut();
+            home.reactor().set_poll_budget(budget);
             if let Err(reason) = home.turn(wait) {
                 self.lanes.end_all(reason);
                 // The ring is unusable. Whoever calls in a loop shall not burn a core.

@@ -9,8 +9,10 @@
 //! | no write is overtaken by an older one of a lost path | `fence` |
 //! | connecting, reconnecting, ANA: one thread for a volume | `keeper`, `reconnect` |
 //! | the queue pairs of a thread | `lanes`, `channel` |
+//! | how long that thread spins on a core that others want | `crowd` |
 
 mod channel;
+mod crowd;
 pub(crate) mod fence;
 mod identity;
 mod keeper;

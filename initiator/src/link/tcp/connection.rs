@@ -317,7 +317,7 @@ impl Connection {
         let token = self.token(RECEIVE);
         // SAFETY: header, scatter list and the queue's memory are ours and untouched until the completion, and we are
         // boxed and stay so long; buffers of commands are lent until these complete, which takes a received byte.
-        unsafe { reactor.submit(op, token) };
+        unsafe { reactor.submit_passive(op, token) };
     }
 
     pub(crate) fn on_completion(&mut self, completion: &Completion, scratch: &mut Vec<u8>) {

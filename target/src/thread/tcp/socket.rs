@@ -115,7 +115,7 @@ impl ReceiveBuffers {
         };
         // SAFETY: the buffers as above; the socket stays open until the completion, see
         // `Tcp::settle`.
-        unsafe { reactor.submit(op, token) };
+        unsafe { reactor.submit_passive(op, token) };
     }
 }
 

@@ -107,7 +107,7 @@ impl Receiver {
         };
         // SAFETY: the header is boxed and not changed; it, the buffers and the socket outlive the
         // operation, see `UdpPort`.
-        unsafe { reactor.submit(op, Token::new(self.owner, super::RECEIVE_SLOT)) };
+        unsafe { reactor.submit_passive(op, Token::new(self.owner, super::RECEIVE_SLOT)) };
     }
 
     pub(super) fn on_completion(
