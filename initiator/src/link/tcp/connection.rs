@@ -31,8 +31,8 @@ const RECEIVE: u64 = 1;
 const CONNECT: u64 = 2;
 const CANCEL: u64 = 3;
 
-/// Commands outstanding up to which the socket is asked without the ring. With 1 that made an I/O 7 to 11 % faster
-/// (TCP over loopback, 4 KiB), with 32 1 %; with 128 it was 3 to 6 % slower.
+/// Commands outstanding up to which the socket is asked without the ring. With 1 that made an I/O 5 to 11 % faster
+/// (4 KiB over loopback), with 32 1 to 3 %; with 128 it was 3 to 6 % slower.
 const FEW_COMMANDS: u16 = 32;
 /// Looks at the socket in vain, some 50 us, after which the ring is to tell.
 const LOOKS_IN_VAIN: u32 = 256;

@@ -2,8 +2,8 @@
 //!
 //! The ring carries out many operations in one system call, and tells of a thousand connections when something comes.
 //! For one host with little under way that is the longer way: its thread sends the response and asks for the next
-//! command by system calls of its own. So do a thread that spins and serves one connection only just now; otherwise,
-//! before the thread sleeps, and when nothing comes for a while, the ring has the connection as it has all others.
+//! command by system calls of its own, as long as it spins and no other connection is busy. Otherwise, before the thread
+//! sleeps, and when nothing comes for a while, the ring has the connection as it has all others.
 
 use flexblk_reactor::Polled;
 
@@ -19,9 +19,16 @@ pub(super) struct Asked {
     /// Looks in vain at its socket.
     looks: u32,
     /// Bytes that were sent without the ring.
-    pub(super) sent: Option<(u32, u32)>,
+    sent: Option<(ConnKey, u32)>,
     /// What was received so, or why nothing.
-    pub(super) heard: Option<(u32, Result<u32, i32>)>,
+    heard: Option<(ConnKey, Result<u32, i32>)>,
+}
+
+impl Asked {
+    /// Is there something to be taken?
+    pub(super) fn has_news(&self) -> bool {
+        self.sent.is_some() || self.heard.is_some()
+    }
 }
 
 impl Tcp {
@@ -58,6 +65,23 @@ impl Tcp {
         })
     }
 
+    /// So many bytes were sent to the connection that was chosen.
+    pub(super) fn note_sent(&mut self, index: u32, bytes: u32) {
+        self.asked.sent = Some((self.key(index), bytes));
+    }
+
+    /// Takes what was sent, if its connection is still there.
+    pub(super) fn take_sent(&mut self) -> Option<(u32, u32)> {
+        let (key, bytes) = self.asked.sent.take()?;
+        self.get(key).map(|_| (key.index, bytes))
+    }
+
+    /// Takes what was received, if its connection is still there.
+    pub(super) fn take_heard(&mut self) -> Option<(u32, Result<u32, i32>)> {
+        let (key, result) = self.asked.heard.take()?;
+        self.get(key).map(|_| (key.index, result))
+    }
+
     /// The connection is asked from now on.
     pub(super) fn ask(&mut self, index: u32) {
         self.asked.who = Some(self.key(index));
@@ -91,7 +115,7 @@ impl Tcp {
             }
             result => {
                 self.asked.who = None;
-                self.asked.heard = Some((key.index, result));
+                self.asked.heard = Some((key, result));
                 self.counters.looks_found += 1;
                 Polled::Ready
             }

@@ -63,14 +63,14 @@ impl Core {
         if self.parts.tcp.accept_due {
             self.parts.tcp.accept_all(reactor);
         }
-        let little = self.parts.tcp.choose_asked(spins);
+        let chosen = self.parts.tcp.choose_asked(spins);
         if self.parts.tcp.dirty.is_empty() {
             return;
         }
         let mut dirty = core::mem::take(&mut self.parts.tcp.dirty);
         for index in dirty.drain(..) {
             self.parts.tcp.unmark(index);
-            let now = little == Some(index);
+            let now = chosen == Some(index);
             let Some(connection) = self.parts.tcp.at(index) else {
                 continue;
             };
@@ -88,7 +88,7 @@ impl Core {
                 }
             }
             if let Some(bytes) = sent {
-                self.parts.tcp.asked.sent = Some((index, bytes));
+                self.parts.tcp.note_sent(index, bytes);
             }
         }
         // Its memory is used again.
@@ -103,15 +103,15 @@ impl Core {
 
     /// Is there news of NVMe/TCP that no completion tells? See [`super::asked`].
     pub(crate) fn has_tcp_news(&self) -> bool {
-        self.parts.tcp.asked.sent.is_some() || self.parts.tcp.asked.heard.is_some()
+        self.parts.tcp.asked.has_news()
     }
 
     /// Deals with it.
     pub(crate) fn tcp_news(&mut self, engine: &mut Engine) {
-        if let Some((index, bytes)) = self.parts.tcp.asked.sent.take() {
+        if let Some((index, bytes)) = self.parts.tcp.take_sent() {
             self.send_ended(engine, index, Ok(bytes), false);
         }
-        if let Some((index, result)) = self.parts.tcp.asked.heard.take() {
+        if let Some((index, result)) = self.parts.tcp.take_heard() {
             self.received(engine, index, result, Some(ReceiveBuffers::OURS));
         }
     }
