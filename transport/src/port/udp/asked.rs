@@ -7,9 +7,8 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::RawFd;
-use std::sync::Arc;
 
-use flexblk_reactor::{HugePages, Polled, SharedMemory, Span};
+use flexblk_reactor::{Polled, Span};
 
 use super::receive::{CONTROL_ROOM, NAME_ROOM};
 
@@ -24,8 +23,6 @@ const RIGHT: u32 = 1024;
 const AT_ONCE: u32 = 4;
 /// Looks in vain, some 50 us, after which the ring is to tell again.
 const LOOKS_IN_VAIN: u32 = 256;
-/// Room for the largest datagram or coalesced train.
-const BUFFER_BYTES: u32 = 64 << 10;
 
 /// How packets come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +62,8 @@ pub(super) struct Asked {
     at_once: u32,
     /// What a look has found and nobody has taken.
     heard: Option<Heard>,
-    /// Made when it is first needed.
-    buffer: Option<Arc<SharedMemory>>,
+    /// Room for the largest datagram or coalesced train, for looks only.
+    buffer: Span,
 }
 
 /// A received datagram's lengths and what belongs to it.
@@ -85,8 +82,9 @@ pub(super) struct Heard {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Control(pub(super) [u8; CONTROL_ROOM]);
 
-impl Default for Asked {
-    fn default() -> Self {
+impl Asked {
+    /// Told by the ring, at first. The memory of `buffer` outlives it.
+    pub(super) fn new(buffer: Span) -> Self {
         Self {
             state: State::Told,
             small: 0,
@@ -95,12 +93,10 @@ impl Default for Asked {
             looks: 0,
             at_once: 0,
             heard: None,
-            buffer: None,
+            buffer,
         }
     }
-}
 
-impl Asked {
     pub(super) fn is_asked(&self) -> bool {
         self.state == State::Asked
     }
@@ -126,14 +122,6 @@ impl Asked {
     pub(super) fn choose(&mut self, spins: bool) -> Change {
         match self.state {
             State::Told if spins && self.small >= self.enough => {
-                if self.buffer.is_none() {
-                    let bytes = u64::from(BUFFER_BYTES);
-                    self.buffer = SharedMemory::create("flexins-rx", bytes, HugePages::No).ok();
-                }
-                if self.buffer.is_none() {
-                    self.small = 0;
-                    return Change::None;
-                }
                 self.state = State::Leaving;
                 Change::Cancel
             }
@@ -170,13 +158,6 @@ impl Asked {
         if self.state != State::Asked || self.heard.is_some() {
             return Polled::Nothing;
         }
-        let Some(room) = self
-            .buffer
-            .as_ref()
-            .and_then(|buffer| buffer.span(0, BUFFER_BYTES))
-        else {
-            return Polled::Nothing;
-        };
         let mut heard = Heard {
             name: [0; NAME_ROOM],
             name_len: 0,
@@ -186,8 +167,8 @@ impl Asked {
             flags: 0,
         };
         let mut entry = libc::iovec {
-            iov_base: room.as_ptr().cast(),
-            iov_len: room.len() as usize,
+            iov_base: self.buffer.as_ptr().cast(),
+            iov_len: self.buffer.len() as usize,
         };
         // SAFETY: all zeroes is a valid msghdr.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -228,6 +209,6 @@ impl Asked {
     /// What a look has found, and the bytes of the datagram.
     pub(super) fn take(&mut self) -> Option<(Heard, Span)> {
         let heard = self.heard.take()?;
-        Some((heard, self.buffer.as_ref()?.span(0, heard.len)?))
+        Some((heard, self.buffer.sub(0, heard.len)?))
     }
 }

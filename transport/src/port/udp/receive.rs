@@ -67,7 +67,8 @@ impl Receiver {
         let count = wanted.clamp(2, 32_768).next_power_of_two().min(32_768) as u16;
         // Fewer than the ring's power of two may be wanted; a ring of entries costs little.
         let filled = wanted.clamp(2, u64::from(count)) as u16;
-        let bytes = u64::from(filled) * u64::from(BUFFER_BYTES);
+        // One more, for what comes without the ring.
+        let bytes = (u64::from(filled) + 1) * u64::from(BUFFER_BYTES);
         let memory = SharedMemory::create("flexins-rx", bytes, HugePages::Try)?;
         let mut ring = reactor.register_buffer_ring(config.buffer_group, count)?;
         for bid in 0..filled {
@@ -82,6 +83,10 @@ impl Receiver {
         let mut header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
         header.msg_namelen = NAME_ROOM as u32;
         header.msg_controllen = CONTROL_ROOM as _;
+        let asked = match config.rx {
+            RxMode::InCache => buffer(&memory, filled).map(Asked::new).map(Box::new),
+            RxMode::Ring { .. } => None,
+        };
         let mut receiver = Self {
             ring: Some(ring),
             memory,
@@ -89,7 +94,7 @@ impl Receiver {
             fd,
             owner,
             errors_in_a_row: 0,
-            asked: (config.rx == RxMode::InCache).then(Box::default),
+            asked,
             name: [0; NAME_ROOM],
             name_len: 0,
             from: SocketAddr::from(([0, 0, 0, 0], 0)),
