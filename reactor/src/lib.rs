@@ -24,7 +24,7 @@
 //! ```
 //!
 //! While there is work the thread spins on shared memory (the completion queue's tail and one flag
-//! of the submission ring); when nothing has happened for [`Config::poll_budget`] it sleeps in
+//! of the submission ring), and on what [`Reactor::turn_polling`] was given besides; when nothing has happened for [`Config::poll_budget`] it sleeps in
 //! `io_uring_enter` until a completion, a [`Waker`] or the next timer.
 //!
 //! No type of the `io-uring` crate appears in this API.

@@ -135,45 +135,35 @@ fn what_is_polled_ends_a_spinning_turn_and_is_not_asked_in_sleep() {
     for wanted in features() {
         let mut reactor = Reactor::with_features(&Config::default(), &wanted).unwrap();
         let mut out = Vec::new();
-        let mut turn = |reactor: &mut Reactor, wait, answer: fn(u32) -> Polled| {
+        let mut turn = |reactor: &mut Reactor, wait, first: u32, answer: Polled| {
             let mut asked = 0;
             let mut poll = || {
                 asked += 1;
-                answer(asked)
+                if asked < first {
+                    Polled::Nothing
+                } else {
+                    answer
+                }
             };
             reactor.turn_polling(wait, &mut out, &mut poll).unwrap();
             assert!(out.is_empty());
             asked
         };
         // Without waiting, once.
-        assert_eq!(turn(&mut reactor, Wait::Poll, |_| Polled::Nothing), 1);
-        let ready = |asked| {
-            if asked < 3 {
-                Polled::Nothing
-            } else {
-                Polled::Ready
-            }
-        };
-        assert_eq!(turn(&mut reactor, Wait::Adaptive, ready), 3);
-        let enough = |asked| {
-            if asked < 3 {
-                Polled::Nothing
-            } else {
-                Polled::Enough
-            }
-        };
-        assert_eq!(turn(&mut reactor, Wait::Adaptive, enough), 3);
+        assert_eq!(turn(&mut reactor, Wait::Poll, 1, Polled::Nothing), 1);
+        assert_eq!(turn(&mut reactor, Wait::Adaptive, 3, Polled::Ready), 3);
+        assert_eq!(turn(&mut reactor, Wait::Adaptive, 3, Polled::Enough), 3);
         assert!(!reactor.will_sleep());
         // For the polling budget; then once more, and the thread sleeps.
-        assert!(turn(&mut reactor, Wait::Adaptive, |_| Polled::Nothing) > 10);
+        assert!(turn(&mut reactor, Wait::Adaptive, 1, Polled::Nothing) > 10);
         assert!(reactor.will_sleep());
         let until = Wait::Until(Instant::now() + Duration::from_millis(20));
-        assert_eq!(turn(&mut reactor, until, |_| Polled::Nothing), 1);
+        assert_eq!(turn(&mut reactor, until, 1, Polled::Nothing), 1);
         assert_eq!(reactor.stats().sleeps, 1);
         // What it finds is activity: the thread spins again before it sleeps.
-        assert_eq!(turn(&mut reactor, Wait::Adaptive, |_| Polled::Ready), 1);
+        assert_eq!(turn(&mut reactor, Wait::Adaptive, 1, Polled::Ready), 1);
         assert!(!reactor.will_sleep());
-        assert!(turn(&mut reactor, Wait::Adaptive, |_| Polled::Nothing) > 10);
+        assert!(turn(&mut reactor, Wait::Adaptive, 1, Polled::Nothing) > 10);
     }
 }
 

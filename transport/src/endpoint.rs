@@ -279,7 +279,7 @@ impl Endpoint {
     }
 
     /// Builds trains of everything that the engine wants to send; they leave with the reactor's
-    /// next turn. What finds no train waits for the next flush, after trains have come back.
+    /// next turn, or at once. What finds no train waits for the next flush, after trains have come back.
     pub fn flush(&mut self, reactor: &mut Reactor, now: Instant) {
         let Path { local, capture, .. } = &mut self.path;
         loop {

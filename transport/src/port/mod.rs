@@ -42,7 +42,7 @@ pub trait Port {
     /// Address that peers answer to.
     fn local_addr(&self) -> SocketAddr;
 
-    /// Queues everything written so far for sending; it leaves with the reactor's next turn.
+    /// Queues everything written so far for sending; it leaves with the reactor's next turn, or at once.
     /// `sent` sees every train that leaves now.
     fn flush(&mut self, reactor: &mut Reactor, sent: Option<&mut dyn FnMut(&Train)>);
 

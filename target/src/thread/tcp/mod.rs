@@ -5,6 +5,7 @@
 //! accept -> Connection --ICReq--> established --Connect--> Queue (Fabric::Tcp)
 //!              |  recv: buffers that the kernel takes when there is something (a few for all
 //!              |        connections), or straight to where the payload of an H2CData PDU belongs
+//!              |        (the only busy one by a thread that spins: without the ring, `asked`)
 //!              |  send: everything that a round has produced in one sendmsg, gathered from header
 //!              |        bytes, I/O buffers and namespaces in memory
 //! ```

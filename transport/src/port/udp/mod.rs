@@ -1,7 +1,7 @@
 //! A UDP socket as a port: trains out by `UDP_SEGMENT`, trains in by `UDP_GRO`, both through the
-//! reactor's io_uring.
+//! reactor's io_uring; with little traffic by system calls of their own (`asked`).
 //!
-//! Everything sent in a turn leaves with the system call that collects what has arrived. On
+//! By the ring everything sent in a turn leaves with the system call that collects what has arrived. On
 //! loopback a train stays one piece from the sender's gather list to the receiver's buffer.
 #![allow(unsafe_code)]
 

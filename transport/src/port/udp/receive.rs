@@ -67,8 +67,9 @@ impl Receiver {
         let count = wanted.clamp(2, 32_768).next_power_of_two().min(32_768) as u16;
         // Fewer than the ring's power of two may be wanted; a ring of entries costs little.
         let filled = wanted.clamp(2, u64::from(count)) as u16;
-        // One more, for what comes without the ring.
-        let bytes = (u64::from(filled) + 1) * u64::from(BUFFER_BYTES);
+        // One more than few, for what comes without the ring.
+        let looked_into = u64::from(config.rx == RxMode::InCache);
+        let bytes = (u64::from(filled) + looked_into) * u64::from(BUFFER_BYTES);
         let memory = SharedMemory::create("flexins-rx", bytes, HugePages::Try)?;
         let mut ring = reactor.register_buffer_ring(config.buffer_group, count)?;
         for bid in 0..filled {
