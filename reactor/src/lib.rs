@@ -53,7 +53,7 @@ pub use features::Features;
 pub use keeper::Keeper;
 pub use memory::{Buffer, HugePages, Order, Pool, SharedMemory, Span};
 pub use op::Op;
-pub use reactor::{Config, Polled, Reactor, Wait};
+pub use reactor::{Config, LOOKS_IN_VAIN, Polled, Reactor, Wait};
 pub use received::ReceivedMessage;
 pub use stats::Stats;
 pub use timer::TimerId;

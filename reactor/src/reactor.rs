@@ -104,6 +104,10 @@ impl std::fmt::Debug for RingDebug {
 const WAKE_TOKEN: Token = Token::internal(0);
 const CANCEL_TOKEN: Token = Token::internal(1);
 
+/// Looks at a socket in vain, some 50 us, after which whoever asks it by system calls of its own ([`Polled`]) had
+/// better let the ring tell.
+pub const LOOKS_IN_VAIN: u32 = 256;
+
 /// Looks at shared memory between two looks at the clock, while spinning.
 const SPINS_PER_CLOCK: u32 = 16;
 

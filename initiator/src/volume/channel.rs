@@ -134,6 +134,8 @@ impl Channel {
                 // The ring is unusable. Whoever calls in a loop shall not burn a core.
                 std::thread::sleep(STEP);
             }
+            // Others of the thread may turn the same reactor.
+            home.reactor().set_poll_budget(self.poll_budget);
             self.turns = home.turns();
             home.now()
         };

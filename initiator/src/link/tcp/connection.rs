@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use flexblk_nvme::tcp::TERM_MAX;
-use flexblk_reactor::{Completion, Op, Polled, Reactor, Token};
+use flexblk_reactor::{Completion, LOOKS_IN_VAIN, Op, Polled, Reactor, Token};
 use rustix::net::{
     AddressFamily, SendFlags, Shutdown, SocketAddrAny, SocketFlags, SocketType, bind, ipproto,
     send, shutdown, socket_with, sockopt,
@@ -34,8 +34,6 @@ const CANCEL: u64 = 3;
 /// Commands outstanding up to which the socket is asked without the ring. With 1 that made an I/O 5 to 11 % faster
 /// (4 KiB over loopback), with 32 1 to 3 %; with 128 it was 3 to 6 % slower.
 const FEW_COMMANDS: u16 = 32;
-/// Looks at the socket in vain, some 50 us, after which the ring is to tell.
-const LOOKS_IN_VAIN: u32 = 256;
 
 /// The connection that a token of [`OWNER`] belongs to.
 pub(crate) fn index_of(token: Token) -> usize {

@@ -5,12 +5,9 @@
 //! command by system calls of its own, as long as it spins and no other connection is busy. Otherwise, before the thread
 //! sleeps, and when nothing comes for a while, the ring has the connection as it has all others.
 
-use flexblk_reactor::Polled;
+use flexblk_reactor::{LOOKS_IN_VAIN, Polled};
 
 use super::table::{ConnKey, Expect, State, Tcp};
-
-/// Looks at a socket in vain, some 50 us, after which the ring is to tell.
-const LOOKS_IN_VAIN: u32 = 256;
 
 /// Who is asked, and what came of it.
 #[derive(Default)]

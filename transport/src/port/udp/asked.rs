@@ -8,7 +8,7 @@
 
 use std::os::fd::RawFd;
 
-use flexblk_reactor::{Polled, Span};
+use flexblk_reactor::{LOOKS_IN_VAIN, Polled, Span};
 
 use super::receive::{CONTROL_ROOM, NAME_ROOM};
 
@@ -21,8 +21,6 @@ const SMALL_TRAINS: (u32, u32) = (32, 8192);
 const RIGHT: u32 = 1024;
 /// Looks in a row that found something at once, after which much comes, in however small trains.
 const AT_ONCE: u32 = 4;
-/// Looks in vain, some 50 us, after which the ring is to tell again.
-const LOOKS_IN_VAIN: u32 = 256;
 
 /// How packets come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
