@@ -36,6 +36,11 @@ fn ceilings_are_measured() {
         let (sent, received) = (number(&report, "sent"), number(&report, "received"));
         assert!(received > 0.0 && received <= sent, "{report}");
     }
+    for to in ["host", "network"] {
+        let report = json(&["relay", "--to", to, "--size", "10000"]);
+        let (sent, received) = (number(&report, "sent"), number(&report, "received"));
+        assert!(received > 0.0 && received == sent, "{report}");
+    }
     let report = json(&["udp-rtt", "--size", "84", "--reply-size", "4136"]);
     let (p50, p99) = (number(&report, "p50_us"), number(&report, "p99_us"));
     assert!(p50 > 0.1 && p99 >= p50, "{report}");

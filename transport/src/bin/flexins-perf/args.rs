@@ -50,6 +50,9 @@ pub(crate) enum Test {
     UdpStream(StreamArgs),
     /// Ceiling of NVMe/TCP's throughput: a plain TCP stream one way, blocks that arrive are counted
     TcpStream(StreamArgs),
+    /// Ceiling of an export's throughput: bytes moved between a TCP connection and a Unix socket, whose other end is
+    /// used on the same core (the client's)
+    Relay(RelayArgs),
     /// Ceiling of latency: plain UDP round trips, both sides polling
     UdpRtt(RttArgs),
     /// The UDP port without the engine: trains one way
@@ -92,6 +95,39 @@ pub(crate) struct StreamArgs {
     /// Trains under way at most (port-stream)
     #[arg(long, default_value_t = 32)]
     pub(crate) trains: u16,
+}
+
+impl StreamArgs {
+    /// Memory that the payload is taken from, at least so much.
+    pub(crate) fn memory_bytes(&self, least: usize) -> usize {
+        ((self.working_set_kib as usize) << 10).max(least)
+    }
+}
+
+/// A stream through a process in the middle.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RelayArgs {
+    /// Where to: as reads through an export go, or as writes
+    #[arg(long, value_enum, default_value_t = To::Host)]
+    pub(crate) to: To,
+    /// Bytes of a block
+    #[arg(long, default_value_t = 128 << 10, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    pub(crate) size: u32,
+    /// Memory that the end behind the network takes in turn, in KiB; at least one block
+    #[arg(long, default_value_t = 64 << 10, value_parser = clap::value_parser!(u32).range(4..=1 << 20))]
+    pub(crate) working_set_kib: u32,
+    /// Blocks that the end on the host takes in turn, as a program does with so many I/Os under way
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) depth: u32,
+}
+
+/// Direction of a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum To {
+    /// From the TCP connection to the Unix socket
+    Host,
+    /// From the Unix socket to the TCP connection
+    Network,
 }
 
 /// Round trips.

@@ -2,12 +2,13 @@
 //! runs a client and a server thread, pinned to a core each, over 127.0.0.1.
 //!
 //! `udp-stream` and `udp-rtt` are the ceilings (plain sockets, no FlexiNS), `tcp-stream` is that of
-//! NVMe/TCP, `port-stream` is the UDP port without the engine, `write`, `read` and `send` are the verbs.
+//! NVMe/TCP, `relay` that of an export over it, `port-stream` is the UDP port without the engine, `write`, `read` and `send` are the verbs.
 
 mod args;
 mod cpu;
 mod engine_thread;
 mod port_stream;
+mod relay;
 mod report;
 mod socket;
 mod stream_memory;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let outcome = match &args.test {
         Test::UdpStream(options) => udp_stream::run(&args, options),
         Test::TcpStream(options) => tcp_stream::run(&args, options),
+        Test::Relay(options) => relay::run(&args, options),
         Test::UdpRtt(options) => udp_rtt::run(&args, options),
         Test::PortStream(options) => port_stream::run(&args, options),
         Test::Write(options) => verbs::run(&args, options, verbs::Operation::Write),

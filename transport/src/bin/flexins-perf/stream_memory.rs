@@ -6,16 +6,12 @@ use std::sync::Arc;
 
 use flexblk_reactor::{HugePages, SharedMemory};
 
-use crate::args::StreamArgs;
-
 /// Memory as a RAM namespace with transparent huge pages has it, so that a stream from it is what such a namespace
 /// could reach.
 pub(crate) struct StreamMemory(Arc<SharedMemory>);
 
 impl StreamMemory {
-    /// At least one train of `train` blocks.
-    pub(crate) fn new(options: &StreamArgs, train: usize) -> anyhow::Result<Self> {
-        let bytes = ((options.working_set_kib as usize) << 10).max(train * options.size as usize);
+    pub(crate) fn new(bytes: usize) -> anyhow::Result<Self> {
         let len = u32::try_from(bytes)?;
         let memory = SharedMemory::private("stream", len.into(), HugePages::Transparent)?;
         if let Some(span) = memory.span(0, len) {

@@ -86,7 +86,7 @@ fn send(
     pin(core)?;
     let (header, size) = (options.header as usize, options.size as usize);
     let train = train_len(options) as usize;
-    let memory = StreamMemory::new(options, train)?;
+    let memory = StreamMemory::new(options.memory_bytes(train * size))?;
     let headers = vec![1; train * header];
     let mut sent = 0;
     let mut slices = Vec::with_capacity(2 * train);

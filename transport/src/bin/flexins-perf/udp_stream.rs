@@ -83,7 +83,7 @@ fn send(
     pin(core)?;
     let (header, size) = (options.header as usize, options.size as usize);
     let train = train_len(options) as usize;
-    let memory = StreamMemory::new(options, train)?;
+    let memory = StreamMemory::new(options.memory_bytes(train * size))?;
     let trains: Vec<&[u8]> = memory.chunks_exact(train * size).collect();
     let headers = vec![1; train * header];
     let mut sent = 0;

@@ -16,7 +16,7 @@ use flexblk_tests::fio::Measured;
 use serde_json::{Value, json};
 
 use self::servers::{Place, Servers};
-use super::{Arguments, Goal, LIMIT, median};
+use super::{Arguments, Goal, LIMIT, median, number, perf};
 use crate::apt;
 use crate::table::{Table, count, micros};
 
@@ -122,6 +122,9 @@ struct Row {
 
 pub(super) struct Report {
     rows: Vec<Row>,
+    /// Blocks per second of 128 KiB that a process can move between network and host at most, over TCP and NBD's kind
+    /// of socket: as reads go, and as writes.
+    relay: [f64; 2],
     /// Of an emulated guest; empty when it was not asked for.
     guest: Vec<Row>,
     skipped: Vec<String>,
@@ -148,12 +151,22 @@ pub(super) fn measure(
         export.fill(&place).with_context(what)?;
     }
     let mut runs: Vec<Vec<(usize, Cell, Measured)>> = Vec::new();
+    let mut relays: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
     for round in 1..=arguments.rounds {
         arguments.say(&format!(
             "exports, the target and peers' servers on core {far}, the host on core {near}, round {round} of {}",
             arguments.rounds
         ));
         let mut of_round = Vec::new();
+        let memory_kib = (place.mib << 10).to_string();
+        for (to, relay) in ["host", "network"].into_iter().zip(&mut relays) {
+            let report = perf(
+                arguments,
+                binaries,
+                &["relay", "--to", to, "--working-set-kib", &memory_kib],
+            )?;
+            relay.push(number(&report, "blocks_per_second")?);
+        }
         for cell in cells() {
             for (index, export) in servers.exports.iter().enumerate() {
                 let measured = export
@@ -186,6 +199,7 @@ pub(super) fn measure(
     };
     Ok(Report {
         rows,
+        relay: relays.map(|relay| median(relay.into_iter(), |value| *value).unwrap_or_default()),
         guest,
         skipped,
     })
@@ -251,6 +265,10 @@ impl Report {
 
     pub(super) fn print(&self) {
         print(&self.rows);
+        let [to_host, to_network] = self.relay.map(count);
+        println!(
+            "a relay between TCP and a Unix socket without any protocol: {to_host} blocks/s of 128 KiB as reads go, {to_network} as writes"
+        );
         if !self.guest.is_empty() {
             println!("\nBlock devices of an emulated guest, to be compared with one another only:");
             print(&self.guest);
@@ -261,8 +279,10 @@ impl Report {
     }
 
     pub(super) fn as_json(&self) -> Value {
+        let [to_host, to_network] = self.relay;
         json!({
             "runs": as_json(&self.rows),
+            "relay_blocks_per_second": { "to_host": to_host, "to_network": to_network },
             "guest_runs": as_json(&self.guest),
             "skipped": self.skipped,
         })
