@@ -652,6 +652,11 @@ impl QueuePair {
         self.take_events(collected, out);
     }
 
+    /// The time, even if the reactor has not worked since.
+    pub(crate) fn clock(&self) -> Instant {
+        self.link.clock()
+    }
+
     /// It ends with the next [`collect`](Self::collect).
     pub(crate) fn end(&mut self, reason: LostReason) {
         self.refused.get_or_insert(reason);

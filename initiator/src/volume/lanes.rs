@@ -309,6 +309,8 @@ impl Lanes {
             };
             queue.collect(&mut completions);
             let lost = queue.lost();
+            // Until the kernel had let go of all memory it could still send: that may have taken seconds.
+            let now = lost.map_or(now, |_| queue.clock());
             let dead_at = match (lost, &lane.current) {
                 (Some(reason), Some(current)) => {
                     current.dead_at(reason == LostReason::PeerClosed, now)

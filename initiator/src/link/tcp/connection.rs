@@ -190,9 +190,14 @@ impl Connection {
             // What is planned does not know of these commands.
             self.looking = false;
             self.looks = 0;
-            if !(direct && self.send_now()) {
-                self.submit_send(reactor);
+            if direct && self.send_now() {
+                continue;
             }
+            if self.lost.is_some() {
+                self.wake_up(reactor);
+                return;
+            }
+            self.submit_send(reactor);
         }
         if self.receive_in_flight {
             return;
@@ -209,7 +214,7 @@ impl Connection {
         }
     }
 
-    /// Sends without the ring; false when the ring has to send what is left, or to say why nothing can be sent.
+    /// Sends without the ring; false when the ring has to send what is left.
     fn send_now(&mut self) -> bool {
         let Some(mut batch) = self.sending.take() else {
             return true;
@@ -219,15 +224,37 @@ impl Connection {
         // SAFETY: header and gather list are ours; what the list names is as in `submit_send`.
         let sent =
             unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const self.send_header, flags) };
-        if let Ok(len) = u32::try_from(sent) {
-            self.count_sent(len);
-            if batch.sent(len as usize) {
-                self.queue.batch_sent(batch);
-                return true;
+        match u32::try_from(sent) {
+            Ok(len) => {
+                self.count_sent(len);
+                if batch.sent(len as usize) {
+                    self.queue.batch_sent(batch);
+                    return true;
+                }
+            }
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                match error.raw_os_error().unwrap_or(0) {
+                    libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM => {}
+                    // A socket says once why it is over; whoever asks next is told that it is.
+                    errno => self.lose(lost_by(errno)),
+                }
             }
         }
         self.sending = Some(batch);
         false
+    }
+
+    /// The ring does not know that the connection is lost: the end of a receive makes the thread look.
+    #[cold]
+    fn wake_up(&mut self, reactor: &mut Reactor) {
+        // Not connected any more: then the receive ends all the same.
+        let _ = shutdown(&self.fd, Shutdown::Both);
+        if !self.receive_in_flight {
+            self.looking = false;
+            self.plan_receive();
+            self.submit_receive(reactor);
+        }
     }
 
     fn point_at(&mut self, batch: &Batch) {
@@ -423,9 +450,27 @@ impl Connection {
     }
 }
 
+/// Only a reset says that the target is done with the connection (and EPIPE, that one came before). Whatever else ends
+/// it, the kernel has only given up: with the last ICMP message as the reason if there was one, such as ECONNREFUSED for a
+/// firewall's "port unreachable". Then the target may still carry out what it has got (see `volume::fence`).
 fn lost_by(errno: i32) -> LostReason {
     match errno {
-        libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH => LostReason::Retries,
-        _ => LostReason::PeerClosed,
+        libc::ECONNRESET | libc::EPIPE => LostReason::PeerClosed,
+        _ => LostReason::Retries,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_reset_says_that_the_target_ended_it() {
+        for errno in [libc::ECONNRESET, libc::EPIPE] {
+            assert_eq!(lost_by(errno), LostReason::PeerClosed);
+        }
+        for errno in [libc::ETIMEDOUT, libc::ECONNREFUSED, libc::EHOSTDOWN] {
+            assert_eq!(lost_by(errno), LostReason::Retries);
+        }
     }
 }
