@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use flexblk_nvme::command::reservation::ReservationType;
 use flexblk_nvme::{HostId, Nqn, Nsid};
+use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -79,6 +80,14 @@ pub enum StateError {
     /// It could not be read or written.
     #[error("{}: ptpl file: {source}", path.display())]
     Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It could not be replaced when something is to be kept.
+    #[error("{}: ptpl file: its directory cannot be written to: {source} (name another place in `ptpl_file`)", path.display())]
+    Place {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -200,6 +209,16 @@ impl State {
             .sum()
     }
 
+    /// Fails if [`save`](Self::save) could not: better than when a host wants something to be kept.
+    pub fn check_place(path: &Path) -> Result<(), StateError> {
+        access(directory_of(path), Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| {
+            StateError::Place {
+                path: path.to_owned(),
+                source: errno.into(),
+            }
+        })
+    }
+
     /// Replaces the file: readers and a power loss find the old one or the new one, whole.
     pub fn save(&self, path: &Path) -> Result<(), StateError> {
         let replace = || {
@@ -212,11 +231,7 @@ impl State {
             file.write_all(b"\n")?;
             file.sync_all()?;
             std::fs::rename(&temporary, path)?;
-            let directory = match path.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
-            File::open(directory)?.sync_all()
+            File::open(directory_of(path))?.sync_all()
         };
         replace().map_err(|source| StateError::Io {
             path: path.to_owned(),
@@ -246,6 +261,13 @@ impl State {
         self.namespaces.iter().find(|saved| {
             saved.subnqn == subnqn.as_str() && saved.nsid == nsid.get() && saved.uuid == uuid
         })
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }
 
@@ -380,6 +402,19 @@ mod tests {
         assert_eq!(without.mark_count(), 0);
         without.set_marks(marks[0].0, &marks[0].1);
         assert_eq!(without, again);
+    }
+
+    #[test]
+    fn a_place_that_takes_no_file_is_refused_before_it_is_needed() {
+        let directory = tempfile::tempdir().unwrap();
+        State::check_place(&directory.path().join("state.json")).unwrap();
+        State::check_place(Path::new("state.json")).unwrap();
+        let missing = directory.path().join("nowhere/state.json");
+        let error = State::check_place(&missing).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&missing.display().to_string()) && error.contains("`ptpl_file`"),
+            "{error}"
+        );
     }
 
     /// A state that cannot be is refused, naming the file: starting without it would give a

@@ -83,7 +83,10 @@ impl Target {
         let threads = config.cores.len().max(1);
         let buffer_bytes = buffer_bytes(&config, threads)?;
         let state = match &config.ptpl_file {
-            Some(path) => State::load(path)?,
+            Some(path) => {
+                State::check_place(path)?;
+                State::load(path)?
+            }
             None => State::default(),
         };
         let state = Arc::new(state);

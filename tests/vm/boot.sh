@@ -78,6 +78,9 @@ target_unit() {
     systemctl start flexblk-target.service
     active flexblk-target.service
     flexblk discover -a 127.0.0.1 | grep nqn.2026-11.dev.flexblk:guest
+    # What is to be kept goes where the unit may write.
+    flexblk resv-register -a 127.0.0.1 -n nqn.2026-11.dev.flexblk:guest --nrkey 1 --cptpl 3
+    grep nqn.2026-11.dev.flexblk:guest /var/lib/flexblk/target.ptpl.json
     within 10 systemctl stop flexblk-target.service
     inactive flexblk-target.service
 }

@@ -1,5 +1,6 @@
 //! The TOML file. Unknown keys are errors; every error names the file, the line and the key.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -65,10 +66,10 @@ impl Config {
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
         let mut config = Self::from_toml(&text, path)?;
-        // Beside the configuration, unless it says otherwise.
+        let state_directories = std::env::var_os("STATE_DIRECTORY");
         config
             .ptpl_file
-            .get_or_insert_with(|| path.with_extension("ptpl.json"));
+            .get_or_insert_with(|| default_ptpl_file(path, state_directories.as_deref()));
         Ok(config)
     }
 
@@ -82,6 +83,17 @@ impl Config {
             )
         })?;
         file.check(&at)
+    }
+}
+
+/// Where `ptpl_file` is unless the configuration says so: where a service has its state if systemd runs us
+/// (`StateDirectory=`, systemd.exec(5)), else beside the configuration.
+fn default_ptpl_file(config: &Path, state_directories: Option<&OsStr>) -> PathBuf {
+    let beside = config.with_extension("ptpl.json");
+    let first = state_directories.and_then(|list| std::env::split_paths(list).next());
+    match (first, beside.file_name()) {
+        (Some(directory), Some(name)) if directory.is_absolute() => directory.join(name),
+        _ => beside,
     }
 }
 

@@ -179,3 +179,20 @@ fn a_file_that_is_not_there() {
         "{error}"
     );
 }
+
+#[test]
+fn what_is_kept_is_where_a_service_has_its_state() {
+    let config = Path::new("/etc/flexblk/target.toml");
+    for (directories, expected) in [
+        (None, "/etc/flexblk/target.ptpl.json"),
+        (Some(""), "/etc/flexblk/target.ptpl.json"),
+        (
+            Some("/var/lib/flexblk"),
+            "/var/lib/flexblk/target.ptpl.json",
+        ),
+        (Some("/var/lib/a:/var/lib/b"), "/var/lib/a/target.ptpl.json"),
+    ] {
+        let found = default_ptpl_file(config, directories.map(OsStr::new));
+        assert_eq!(found, Path::new(expected), "{directories:?}");
+    }
+}
