@@ -57,7 +57,7 @@ impl Parts {
     ) {
         let operation = match slot.what {
             What::Read | What::Compare | What::Verify => Operation::Read,
-            What::Write { .. } | What::WriteZeroes { .. } => Operation::Write,
+            What::Write { .. } | What::WriteZeroes { .. } | What::Copy { .. } => Operation::Write,
             _ => Operation::Other,
         };
         let success = status.is_success();
