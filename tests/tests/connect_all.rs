@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use flexblk_rpc::RpcClient;
 use flexblk_tests::attachment::unavailable;
+use flexblk_tests::ports::free_tcp_port;
 use flexblk_tests::process::{Finished, Process, eventually, run};
 use flexblk_tests::setup::Setup;
 use flexblk_tests::target::{Target, TargetOptions};
@@ -85,9 +86,13 @@ impl Drop for Offered<'_> {
 }
 
 fn offered<'a>(setup: &'a Setup, hint: &str) -> Result<Offered<'a>> {
+    offered_with(setup, hint, TargetOptions::default())
+}
+
+fn offered_with<'a>(setup: &'a Setup, hint: &str, options: TargetOptions) -> Result<Offered<'a>> {
     let target = setup.target_with(TargetOptions {
         no_subsystem: true,
-        ..TargetOptions::default()
+        ..options
     })?;
     Ok(Offered {
         setup,
@@ -118,6 +123,51 @@ fn everything_offered_is_attached_once() -> Result<()> {
     offered.detach(1, 1)?.success()?;
     offered.detach(1, 2)?.success()?;
     ensure!(!offered.link(1, 1).exists());
+    Ok(())
+}
+
+#[test]
+fn a_subsystem_is_attached_over_the_transport_that_it_has() -> Result<()> {
+    if unavailable("a_subsystem_is_attached_over_the_transport_that_it_has") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let port = free_tcp_port()?;
+    let options = TargetOptions {
+        tcp_port: Some(port),
+        ..TargetOptions::default()
+    };
+    let offered = offered_with(&setup, "tcp", options)?;
+    offered.add(1, 1)?;
+    offered.add(2, 1)?;
+    let address = json!({ "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port.to_string() });
+    RpcClient::connect(&offered.target.rpc_socket())?.call(
+        "flexblk_subsystem_set_listeners",
+        json!({ "nqn": offered.nqn(2), "listen_addresses": [address] }),
+    )?;
+    // Asked over FlexiNS.
+    let done = run(&mut offered.command(&[]), LIMIT)?.success()?;
+    ensure!(done.stdout.lines().count() == 2, "{}", done.stdout);
+    let list = run(
+        Command::new(&setup.binaries().flexblk).args(["list", "-o", "json"]),
+        LIMIT,
+    )?
+    .success()?;
+    let list: serde_json::Value = serde_json::from_str(&list.stdout)?;
+    let transports = |number| {
+        let name = offered.name(number, 1);
+        let all = list["Attachments"].as_array().into_iter().flatten();
+        let ours = all.filter(|attached| attached["Name"] == name.as_str());
+        let paths = ours.flat_map(|attached| attached["Paths"].as_array().into_iter().flatten());
+        paths
+            .map(|path| path["Transport"].to_string())
+            .collect::<Vec<_>>()
+    };
+    let (both, tcp) = (transports(1), transports(2));
+    ensure!(both.len() == 1 && both[0].contains("flexins"), "{list}");
+    ensure!(tcp.len() == 1 && tcp[0].contains("tcp"), "{list}");
+    offered.detach(1, 1)?.success()?;
+    offered.detach(2, 1)?.success()?;
     Ok(())
 }
 

@@ -109,7 +109,8 @@ fn attach_offered(args: &ConnectAll, options: &ConnectOptions, log: &DiscoveryLo
     }
 }
 
-/// The subsystems, each with its addresses of the transport that the service itself was asked over.
+/// The subsystems, each with its addresses of the transport that the service itself was asked over; those of the other
+/// one where there is no such address.
 fn subsystems<'a>(
     options: &ConnectOptions,
     log: &'a DiscoveryLog,
@@ -118,9 +119,14 @@ fn subsystems<'a>(
     for record in &log.records {
         if record.subtype == SubsystemType::Nvm
             && let Some(path) = TransportId::from_record(record)
-            && path.trtype == options.target.trtype
         {
             subsystems.entry(&record.subnqn).or_default().push(path);
+        }
+    }
+    let asked = |path: &TransportId| path.trtype == options.target.trtype;
+    for paths in subsystems.values_mut() {
+        if paths.iter().any(asked) {
+            paths.retain(asked);
         }
     }
     subsystems
