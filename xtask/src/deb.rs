@@ -85,7 +85,7 @@ pub(crate) fn check(binaries: &Binaries, directory: &Path) -> Result<()> {
         "usr/lib/systemd/system/multi-user.target.wants/flexblk-shutdown.service",
         "usr/lib/systemd/system-generators/flexblk-generator",
         "usr/lib/udev/rules.d/65-flexblk.rules",
-        "usr/share/doc/flexblk/mount.md",
+        "usr/share/doc/flexblk/docs/mount.md",
         "usr/share/doc/flexblk/examples/attach.toml",
         "usr/share/man/man1/flexblk.1",
         "usr/share/man/man1/flexblk-attach.1",
@@ -338,10 +338,16 @@ impl Tree {
             copyright += &fs::read_to_string(license)?;
         }
         self.write(&format!("{doc}/copyright"), &copyright)?;
-        for file in ["README.md", "CHANGELOG.md"] {
+        // Where they find one another.
+        for file in [
+            "README.md",
+            "ARCHITECTURE.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+        ] {
             self.copy(&workspace().join(file), &format!("{doc}/{file}"), 0o644)?;
         }
-        self.folder("docs", &doc)
+        self.folder("docs", &format!("{doc}/docs"))
     }
 
     fn control(&self, package: &Package, architecture: &str) -> Result<()> {
