@@ -1,8 +1,8 @@
 //! One thread, one io_uring: completions, timers, mailboxes, registered memory.
 //!
 //! A [`Reactor`] belongs to one thread for life. Its owner queues operations with
-//! [`Reactor::submit`], then calls [`Reactor::turn`], which enters the kernel at most once to submit
-//! everything queued and to collect everything finished, and appends the [`Completion`]s to a list:
+//! [`Reactor::submit`], then calls [`Reactor::turn`], which enters the kernel once to submit
+//! everything queued and to collect everything finished, and again only to wait, and appends the [`Completion`]s to a list:
 //!
 //! ```no_run
 //! use flexblk_reactor::{Config, Reactor, Token, Wait};

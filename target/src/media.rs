@@ -6,7 +6,7 @@
 //! ([`crate::ptpl`]), those of devices whose data outlives it are kept there: the control thread alone
 //! changes them, saves them first, and then they are in force and the host has its answer. A write over
 //! marked blocks is forced to the medium before its marks go, so that a power loss shows the mark or the
-//! new data, never the data of before. All other marks live as long as the target.
+//! new data, never the data of before. All other marks live as long as their device is open.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use crate::association::lock;
 
 /// Ranges that a device can have marked: bounds the memory that hosts can take.
 pub const MAX_RANGES: usize = 4096;
-/// Ranges that all devices together can have in the file: bounds its size.
+/// Ranges that all devices together have in the file, when nothing new is marked any more.
 pub(crate) const MAX_KEPT_RANGES: usize = 65_536;
 
 /// The unreadable blocks of a device.

@@ -1,4 +1,5 @@
-//! Memory as a block device: one memfd, sparse, shared by all threads, resizable within its mapping.
+//! Memory as a block device, shared by all threads, resizable within its mapping: one memfd, sparse, or with huge pages
+//! private memory that is taken at once.
 
 mod channel;
 mod locks;

@@ -11,7 +11,7 @@
 //! Guest::flush     ->  replies and receives go to the kernel; all of it leaves with the next turn
 //! ```
 //!
-//! Data lies in buffers out of one registered memory of fixed size (`buffers.rs`), where the target's data is placed
+//! Data lies in registered memory of fixed size, of NBD in buffers out of a pool (`buffers.rs`), where the target's data is placed
 //! and where the host's is received; when it is used up, the host waits. Byte ranges become logical blocks and requests
 //! of a size that the target takes (`requests.rs`).
 //!

@@ -2,8 +2,8 @@
 //! results of SPDK's methods where they mean the same, so that its `rpc.py` drives this target too.
 //!
 //! It has threads of its own, off the data threads' cores if there are others. What it changes goes
-//! through [`Target`], which puts a new snapshot in force; no request ever waits on a data thread
-//! other than for its counters.
+//! through [`Target`], which puts a new snapshot in force. A request waits on data threads for
+//! their counters, queue pairs and captures only, and until a change of write protection is in force, with a limit each.
 
 mod apply;
 mod cores;

@@ -1,5 +1,5 @@
-//! A small server: one thread that only moves bytes, and two that do what is asked, so that neither
-//! a slow client nor a slow request delays anybody else.
+//! A small server: one thread that only moves bytes, and two that do what is asked, so that a
+//! slow client delays nobody else, and a slow change no question.
 //!
 //! A client has one request under way at a time; the next is read when it has been answered. What a
 //! client may keep of us is bounded in bytes and time, and when all places are taken the one that

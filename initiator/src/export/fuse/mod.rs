@@ -1,4 +1,4 @@
-//! A volume as one file of a FUSE file system: on Linux of any age, and the ground for a loop device.
+//! A volume as one file of a FUSE file system: on Linux 5.4 and newer, and the ground for a loop device.
 //!
 //! The file is the root of its file system, mounted on an empty file: the kernel asks for nothing but what a block
 //! device needs. Own server instead of libfuse's because requests move on the thread's own ring, beside the queue pair

@@ -1,4 +1,5 @@
-//! One descriptor of `/dev/fuse` on a thread's reactor: requests come in, replies go out, both through the ring.
+//! One descriptor of `/dev/fuse` on a thread's reactor: requests come in, replies go out, both through the ring
+//! (before Linux 6.9 by system calls).
 //!
 //! A slot is one stretch of memory, `[ ... head | payload ... ]`, with the payload at a page boundary. A request is read
 //! so that its arguments end where the payload begins, and a reply to a read begins as far before it as its header is

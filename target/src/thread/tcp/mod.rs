@@ -19,7 +19,7 @@
 //! | has not sent a Connect that succeeded | 10 s from accept | closed |
 //! | one more than [`MAX_STRANGERS`] without a queue | | the oldest of them is closed |
 //! | has broken the protocol | 2 s after C2HTermReq | closed |
-//! | has more commands under way than its queue has entries | | is not read until one has ended |
+//! | has used up its queue's slots (a quarter and 8 more than entries) | | is not read until one has ended |
 
 mod asked;
 mod lent;

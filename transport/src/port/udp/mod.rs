@@ -31,7 +31,7 @@ pub const ROCE_UDP_PORT: u16 = 4791;
 /// Where received packets lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum RxMode {
-    /// Few buffers, used again at once: they stay in the cache however much arrives.
+    /// Few buffers, used in turn: they stay in the cache however much arrives.
     #[default]
     InCache,
     /// A long ring, filled from end to end.

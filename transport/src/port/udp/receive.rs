@@ -1,4 +1,5 @@
-//! The receiving side: one multishot `recvmsg` into a ring of provided buffers.
+//! The receiving side: one multishot `recvmsg` into a ring of provided buffers, or, with little traffic, what
+//! [`asked`](super::asked) has found.
 //!
 //! `rx=in-cache` keeps few buffers in the ring, so that the same memory is filled again and again
 //! however much arrives; `rx=ring` walks through as many as asked for.
