@@ -122,21 +122,18 @@ pub(crate) struct Control {
     shared: Arc<Shared>,
     inbox: Receiver<Option<Order>>,
     path: Option<PathBuf>,
-    /// What the file holds.
-    state: State,
     /// Messages to a thread that has no mailbox.
     unsent: Vec<Mail>,
 }
 
 impl Control {
     /// `None` when there is one already.
-    pub(crate) fn new(shared: Arc<Shared>, path: Option<PathBuf>, state: State) -> Option<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, path: Option<PathBuf>) -> Option<Self> {
         let inbox = lock(&shared.desk.inbox).take()?;
         Some(Self {
             shared,
             inbox,
             path,
-            state,
             unsent: Vec::new(),
         })
     }
@@ -183,7 +180,7 @@ impl Control {
     }
 
     fn handle_marks(&mut self, orders: &[Order]) {
-        let mut state = self.state.clone();
+        let mut state = State::clone(&self.kept());
         let mut media: Vec<(Arc<Media>, Ranges)> = Vec::new();
         let changed: Vec<Result<(), Status>> = orders
             .iter()
@@ -292,21 +289,26 @@ impl Control {
 
     /// Saves what has to survive, before anybody sees it.
     fn save(&mut self, next: &Snapshot) -> Result<(), Status> {
-        self.put_away(State::of(next, &self.state))
+        self.put_away(State::of(next, &self.kept()))
+    }
+
+    /// What the file holds.
+    fn kept(&self) -> Arc<State> {
+        Arc::clone(&lock(&self.shared.kept))
     }
 
     fn put_away(&mut self, state: State) -> Result<(), Status> {
         let Some(path) = &self.path else {
             return Ok(());
         };
-        if state == self.state {
+        if state == *self.kept() {
             return Ok(());
         }
         if let Err(error) = state.save(path) {
             tracing::error!(%error, "a change that has to survive a power loss is refused");
             return Err(StatusCode::InternalError.into());
         }
-        self.state = state;
+        *lock(&self.shared.kept) = Arc::new(state);
         Ok(())
     }
 

@@ -36,7 +36,7 @@ pub(crate) struct Draft {
     /// FlexiNS's address: all of its services are on it.
     pub(crate) flexins: IpAddr,
     pub(crate) next_device: u64,
-    /// What survived from before the start.
+    /// What is kept of namespaces that are not there.
     pub(crate) state: Arc<State>,
     /// Marks of Write Uncorrectable that are kept; `None` without a file to keep them in.
     pub(crate) kept_media: Option<Arc<KeptMedia>>,

@@ -213,6 +213,35 @@ impl Snapshot {
             .find(|subsystem| subsystem.nqn == *nqn)
     }
 
+    /// Takes over what hosts have changed between `base`, which this was made out of, and `current`.
+    pub(crate) fn follow_hosts(&mut self, base: &Self, current: &Self) {
+        if current.epoch == base.epoch {
+            return;
+        }
+        for subsystem in current.subsystems.iter().flatten() {
+            let slot = subsystem.slot;
+            let same = |other: &&Arc<Subsystem>| other.nqn == subsystem.nqn;
+            for namespace in subsystem.active() {
+                let in_slot = |all: &Self| {
+                    let found = all.subsystem(slot).filter(same)?;
+                    found.namespace(namespace.nsid).cloned()
+                };
+                let unchanged = in_slot(base).is_some_and(|was| Arc::ptr_eq(&was, namespace));
+                if let Some(ours) = in_slot(self)
+                    && !unchanged
+                    && ours.device_id == namespace.device_id
+                {
+                    let next = Namespace {
+                        reservations: Arc::clone(&namespace.reservations),
+                        protection: namespace.protection,
+                        ..Namespace::clone(&ours)
+                    };
+                    self.set_namespace(slot, next);
+                }
+            }
+        }
+    }
+
     /// Puts another value in the place of a namespace that is there.
     pub(crate) fn set_namespace(&mut self, slot: usize, namespace: Namespace) {
         let Some(Some(place)) = self.subsystems.get_mut(slot) else {

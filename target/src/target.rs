@@ -56,7 +56,6 @@ pub struct Target {
     captures: Captures,
     threads: Mutex<Vec<JoinHandle<Result<(), flexblk_reactor::Error>>>>,
     bdevs: Mutex<Vec<Bdev>>,
-    state: Arc<State>,
     kept_media: Option<Arc<KeptMedia>>,
     control: Mutex<Option<JoinHandle<()>>>,
 }
@@ -89,7 +88,6 @@ impl Target {
             }
             None => State::default(),
         };
-        let state = Arc::new(state);
         let kept_media = config
             .ptpl_file
             .is_some()
@@ -110,7 +108,9 @@ impl Target {
             addresses,
             threads,
             recorders: (0..threads).map(|_| Recorder::default()).collect(),
+            managing: Mutex::default(),
             changing: Mutex::default(),
+            kept: Mutex::new(Arc::new(state)),
             epochs: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             desk: Desk::default(),
             can_persist: config.ptpl_file.is_some(),
@@ -123,7 +123,6 @@ impl Target {
             config: Arc::new(config),
             threads: Mutex::default(),
             bdevs: Mutex::default(),
-            state: Arc::clone(&state),
             kept_media,
             control: Mutex::default(),
         };
@@ -175,8 +174,7 @@ impl Target {
 
     /// Who carries out what hosts want changed; only the first call gives it.
     pub(crate) fn control(&self) -> Option<Control> {
-        let (path, state) = (self.config.ptpl_file.clone(), State::clone(&self.state));
-        Control::new(Arc::clone(&self.shared), path, state)
+        Control::new(Arc::clone(&self.shared), self.config.ptpl_file.clone())
     }
 
     fn start_threads(&self, buffer_bytes: u64) -> Result<(), StartError> {
@@ -467,7 +465,7 @@ impl Target {
 
     /// Looks at what is exported, as a change would find it.
     pub(crate) fn look<R>(&self, look: impl FnOnce(&Draft) -> R) -> R {
-        let next_device = lock(&self.shared.changing);
+        let next_device = lock(&self.shared.managing);
         look(&self.draft(*next_device))
     }
 
@@ -478,27 +476,32 @@ impl Target {
             threads: self.shared.threads,
             flexins: self.config.listener.address.ip(),
             next_device,
-            state: Arc::clone(&self.state),
+            state: Arc::clone(&lock(&self.shared.kept)),
             kept_media: self.kept_media.clone(),
         }
     }
 
     /// Makes a change on a copy of what is exported, puts the copy in force when all of it has
     /// succeeded, and sends it to the threads, which swap to it between two I/Os. One change at a
-    /// time.
+    /// time; what hosts change meanwhile (reservations, write protection) is not held up, and kept.
     pub(crate) fn change<R, E>(
         &self,
         change: impl FnOnce(&mut Draft) -> Result<R, E>,
     ) -> Result<R, E> {
-        let mut next_device = lock(&self.shared.changing);
+        let mut next_device = lock(&self.shared.managing);
         let mut draft = self.draft(*next_device);
+        let base = draft.snapshot.clone();
         let result = change(&mut draft)?;
         *next_device = draft.next_device;
+        let changing = lock(&self.shared.changing);
+        let current = self.shared.directory.snapshot();
+        draft.snapshot.follow_hosts(&base, &current);
         let snapshot = self.shared.directory.replace(draft.snapshot);
         let closed = core::mem::replace(&mut *lock(&self.bdevs), draft.bdevs);
         for mailbox in self.shared.mail.get().into_iter().flatten() {
             send(mailbox, || Mail::Snapshot(Arc::clone(&snapshot)));
         }
+        drop(changing);
         drop(closed);
         self.shared
             .metrics
@@ -726,4 +729,66 @@ fn is_there(snapshot: &Snapshot, series: &Series) -> bool {
     let subsystem = subsystems.find(|subsystem| subsystem.nqn.as_str() == series.subsystem);
     let namespace = subsystem.and_then(|subsystem| subsystem.namespace(Nsid::new(series.nsid)));
     namespace.is_some_and(|namespace| namespace.device_id == series.device_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+    use crate::config;
+
+    /// As opening an image on a server that hangs does.
+    #[test]
+    fn a_change_that_takes_long_does_not_hold_up_what_hosts_change() {
+        let nqn = Nqn::new("nqn.2026-11.test:slow").unwrap();
+        let mut subsystem = config::Subsystem::new(nqn.clone());
+        subsystem.namespaces.push(config::Namespace::new("ram:1M"));
+        let mut config = Config {
+            subsystems: vec![subsystem],
+            ..Config::default()
+        };
+        config.listener.address.set_port(0);
+        config.listener.udp_port = free_udp_port();
+        let target = Target::start(config).unwrap();
+        let nsid = Nsid::new(1);
+        let protection = || {
+            let snapshot = target.snapshot();
+            snapshot
+                .find(&nqn)
+                .unwrap()
+                .namespace(nsid)
+                .unwrap()
+                .protection
+        };
+        let ([begun, ended], target) = ([(); 2].map(|()| Barrier::new(2)), &target);
+        std::thread::scope(|scope| {
+            let slow = scope.spawn(|| {
+                target.change(|draft| {
+                    begun.wait();
+                    ended.wait();
+                    draft.create_bdev("null:1M,name=late".parse().unwrap(), false)?;
+                    Ok::<_, NamespaceError>(())
+                })
+            });
+            begun.wait();
+            let done = target.set_write_protection(&nqn, nsid, Protection::Protect);
+            let meanwhile = protection();
+            ended.wait();
+            slow.join().unwrap().unwrap();
+            done.unwrap();
+            assert_eq!(meanwhile, Protection::Protect);
+        });
+        assert_eq!(
+            protection(),
+            Protection::Protect,
+            "taken back by the change"
+        );
+        assert!(target.bdev("late").is_ok());
+    }
+
+    fn free_udp_port() -> u16 {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.local_addr().unwrap().port()
+    }
 }

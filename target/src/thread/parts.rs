@@ -26,6 +26,7 @@ use crate::controller::{Addresses, Reason};
 use crate::counters::IoCounters;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
+use crate::ptpl::State;
 use crate::queue::request::View;
 use crate::recorder::Recorder;
 use crate::snapshot::{Namespace, Snapshot, Subsystem};
@@ -42,8 +43,13 @@ pub(crate) struct Shared {
     pub(crate) threads: usize,
     /// What has happened lately, by thread.
     pub(crate) recorders: Box<[Recorder]>,
-    /// Held while what is exported is changed; the number that the next device gets.
-    pub(crate) changing: Mutex<u64>,
+    /// Held by management for as long as it makes a change, and that may be long: opening an image on a server that
+    /// hangs. The number that the next device gets.
+    pub(crate) managing: Mutex<u64>,
+    /// Held while the snapshot in force is replaced by one made out of it: by management, and by the control thread.
+    pub(crate) changing: Mutex<()>,
+    /// What the file for what has to survive holds.
+    pub(crate) kept: Mutex<Arc<State>>,
     /// The snapshot that each thread goes by.
     pub(crate) epochs: Box<[AtomicU64]>,
     /// Orders to the control thread.

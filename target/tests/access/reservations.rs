@@ -13,7 +13,7 @@ use flexblk_nvme::features::{
 };
 use flexblk_nvme::log::{LogPageId, ReservationNotification};
 use flexblk_nvme::{Cid, Lba, Nsid, Sgl, StatusCode, U64};
-use flexblk_target::config::Config;
+use flexblk_target::config::{Config, Namespace};
 
 use crate::kept::Kept;
 use crate::member::{BLOCK, CONFLICT, Member, NSID, OK, ram};
@@ -340,4 +340,35 @@ fn reservations_survive_a_restart() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("ptpl.json"), "{error}");
+}
+
+/// What is kept is what hosts have made of it last, not what was there when the target started.
+#[test]
+fn a_namespace_that_is_added_again_has_what_is_kept_by_then() {
+    use ReservationType::*;
+    let kept = Kept::new();
+    {
+        let world = kept.start();
+        let mut a = Member::new(&world, 1);
+        assert_eq!(a.register(persist_change::SET), OK);
+        assert_eq!(a.acquire(acquire_action::ACQUIRE, WriteExclusive, 0), OK);
+    }
+    let world = kept.start();
+    {
+        let mut b = Member::new(&world, 2);
+        assert_eq!(
+            (b.register(persist_change::NONE), b.may()),
+            (OK, (true, false))
+        );
+        assert_eq!(b.acquire(acquire_action::PREEMPT, WriteExclusive, 10), OK);
+        assert_eq!(b.may(), (true, true));
+        b.host.hang_up(b.io);
+        b.host.hang_up(b.admin);
+    }
+    world.target.remove_namespace(&nqn(), NSID).unwrap();
+    let again = Namespace::new(&kept.bdev);
+    assert_eq!(world.target.add_namespace(&nqn(), &again).unwrap(), NSID);
+    let (mut a, mut b) = (Member::new(&world, 1), Member::new(&world, 2));
+    assert_eq!((a.may(), b.may()), ((true, false), (true, true)));
+    assert_eq!(b.report().1.len(), 1);
 }
