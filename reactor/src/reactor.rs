@@ -219,6 +219,14 @@ impl Reactor {
         entered
     }
 
+    /// Something was asked for without an operation, by a system call of the caller's own: the answer is worth
+    /// spinning for as that of [`Reactor::submit`] is.
+    #[inline]
+    pub fn note_asked(&mut self) {
+        self.will_sleep = false;
+        self.asked = true;
+    }
+
     /// Queues an operation; it goes to the kernel with the next turn (earlier only to make room).
     ///
     /// # Safety
@@ -227,8 +235,7 @@ impl Reactor {
     /// the kernel writes is not read, and what it reads not written, before. File descriptors stay
     /// open as long. This holds on past the reactor's drop, which waits for it.
     pub unsafe fn submit(&mut self, op: Op, token: Token) {
-        self.will_sleep = false;
-        self.asked = true;
+        self.note_asked();
         // SAFETY: the caller's promise.
         unsafe { self.submit_passive(op, token) };
     }

@@ -191,6 +191,7 @@ impl Connection {
             self.looking = false;
             self.looks = 0;
             if direct && self.send_now() {
+                reactor.note_asked();
                 continue;
             }
             if self.lost.is_some() {

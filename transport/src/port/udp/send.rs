@@ -107,6 +107,7 @@ impl Sender {
                 // SAFETY: as below, and the call has ended before anything is released.
                 if unsafe { libc::sendmsg(self.fd, msg, libc::MSG_DONTWAIT) } >= 0 {
                     self.queue.release(id);
+                    reactor.note_asked();
                     continue;
                 }
                 // The ring finds out why.
