@@ -19,7 +19,7 @@ use std::sync::Arc;
 use super::batch::Batch;
 use super::order::{Linked, Links, Order};
 use super::receive::{Foresight, Planned, RX_BYTES};
-use crate::link::{Data, LinkEvent, PostRefused};
+use crate::link::{Data, LinkEvent, MAX_SMALL_BYTES, PostRefused};
 use crate::{LostReason, TcpCounters};
 
 /// Why the connection is over.
@@ -111,6 +111,10 @@ impl Command {
         self.links.newer()
     }
 }
+
+/// What a command can need of the memory for what is ours: a capsule's header as far padded as a controller may ask
+/// for, small data, and a digest of that.
+const OWN_BYTES_MAX: usize = HEAD_MAX + MAX_SMALL_BYTES + size_of::<u32>();
 
 /// A transfer of no bytes.
 const NOTHING: Cursor = match Cursor::new(0, 0) {
@@ -271,8 +275,7 @@ impl Queue {
         if command.phase != Phase::Free {
             return Err(LOST);
         }
-        // Small data is at most as long as a header may be.
-        if !self.filling.has_room(HEAD_MAX) {
+        if !self.filling.has_room(OWN_BYTES_MAX) {
             return Err(PostRefused::Full);
         }
         let in_capsule = |length| Sgl::InCapsule { offset: 0, length };

@@ -771,3 +771,26 @@ fn a_full_batch_and_a_command_identifier_in_use_are_refused() {
     }
     assert!(refused);
 }
+
+/// Whatever padding of headers a controller asks for: a batch is full before its memory is, which must not move, since
+/// its entries point into it.
+#[test]
+fn a_batch_is_full_before_its_memory_is() {
+    for digests in [Digests::empty(), Digests::all()] {
+        for dwords in [0, 16, 17, 31] {
+            let alignment = Alignment::from_raw(dwords).unwrap();
+            let mut world = World::new(digests, alignment, 4096, Kind::Io);
+            // Answered without being sent, so that the batch grows beyond the queue's depth.
+            let posted = (0..1000).take_while(|_| {
+                let posted = world.post(0, Data::Small(&[7; 16]));
+                let cqe = Cqe::success(Cid::new(0));
+                world
+                    .peer
+                    .send(|framing, head| framing.capsule_resp(&cqe, head), &[]);
+                posted == Ok(()) && world.flow_to_host(usize::MAX).is_ok()
+            });
+            let posted = posted.count();
+            assert!((usize::from(DEPTH)..1000).contains(&posted), "{posted}");
+        }
+    }
+}
