@@ -403,6 +403,14 @@ impl Controller {
         self.shared.ask_for(Request::ReadAna);
     }
 
+    /// How long a controller at most takes for a Keep Alive Timeout: it may round up to its granularity (Base 3.9.1;
+    /// 5.1.13.2.1, KAS).
+    pub(crate) fn longest_kato(&self) -> Duration {
+        let unit_ms = 100 * u64::from(self.shared.facts.identify.kas.get()).max(1);
+        let kato_ms = u64::try_from(self.options().kato.as_millis()).unwrap_or(u64::MAX / 2);
+        Duration::from_millis(kato_ms.next_multiple_of(unit_ms))
+    }
+
     /// Command Quiesce Time (Base 5.1.13.2.1, CQT); zero: not reported.
     pub(crate) fn quiesce_time(&self) -> Duration {
         Duration::from_millis(self.shared.facts.identify.cqt.get().into())
@@ -601,7 +609,7 @@ fn serve(
 }
 
 fn rescan(up: &mut BroughtUp, view: &ControllerView, events: &Events) -> Result<(), Error> {
-    let namespaces = read_namespaces(&mut up.queue, &up.facts)?;
+    let namespaces = read_namespaces(&mut up.queue, &up.facts, &view.namespaces())?;
     if view.set_namespaces(namespaces) {
         events.push(Event::NamespacesChanged);
     }

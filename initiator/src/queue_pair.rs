@@ -331,6 +331,9 @@ impl QueuePair {
         if let &[range] = ranges {
             return self.start(Transfer::Small(range_bytes(range)), tag, sqe);
         }
+        if !self.may_post() {
+            return Err(Busy);
+        }
         let Some((bounce, span)) = self.bounce.take(16 * ranges.len() as u32) else {
             return Err(Busy);
         };

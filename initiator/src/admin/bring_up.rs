@@ -11,7 +11,7 @@ use flexblk_nvme::identify::{self, Oncs, descriptors};
 use flexblk_nvme::property::{Cap, Cc, Csts, Property};
 use flexblk_nvme::status::{CodeSpace, StatusCode};
 use flexblk_nvme::transport_id::TrType;
-use flexblk_nvme::{Cntlid, Nqn, Nsid, Qid, Sgl};
+use flexblk_nvme::{Cntlid, Nqn, Nsid, Qid, Sgl, Status};
 
 use super::runner::{Payload, Reply, Runner};
 use super::{ADMIN_DEPTH, AdminQueue};
@@ -163,7 +163,7 @@ pub(crate) fn bring_up_io(
         Err(other) => return Err(other),
     }
     up.facts.nvm = read_limits(&mut up.queue)?;
-    let namespaces = read_namespaces(&mut up.queue, &up.facts)?;
+    let namespaces = read_namespaces(&mut up.queue, &up.facts, &[])?;
     Ok((granted, namespaces))
 }
 
@@ -236,10 +236,11 @@ fn read_limits(queue: &mut AdminQueue) -> Result<identify::NvmController, Error>
     }
 }
 
-/// Active namespaces of a controller, described.
+/// Active namespaces of a controller, described; `known` are those of before.
 pub(crate) fn read_namespaces(
     queue: &mut AdminQueue,
     facts: &Facts,
+    known: &[Namespace],
 ) -> Result<Vec<Namespace>, Error> {
     let mut namespaces = Vec::new();
     let mut after = Nsid::NONE;
@@ -256,8 +257,14 @@ pub(crate) fn read_namespaces(
             match read_namespace(queue, facts, nsid) {
                 Ok(namespace) => namespaces.extend(namespace),
                 // It went away between the two commands.
-                Err(Error::Status { status, .. }) => {
+                Err(Error::Status { status, .. }) if is_final(status) => {
                     tracing::info!(%nsid, %status, "namespace left out")
+                }
+                // That says nothing of the namespace: taking it away would fail I/O, or hold it, for nothing.
+                Err(Error::Status { status, .. }) => {
+                    let before = known.iter().find(|known| known.nsid == nsid);
+                    tracing::warn!(%nsid, %status, kept = before.is_some(), "a namespace cannot be read");
+                    namespaces.extend(before.cloned());
                 }
                 Err(other) => return Err(other),
             }
@@ -268,13 +275,40 @@ pub(crate) fn read_namespaces(
     }
 }
 
+/// Times that Identify is tried when its status says that it may go better.
+const ATTEMPTS: u32 = 3;
+
+/// Whether trying again is of no use.
+fn is_final(status: Status) -> bool {
+    let final_codes = [
+        StatusCode::InvalidNamespaceOrFormat,
+        StatusCode::InvalidField,
+        StatusCode::InvalidOpcode,
+    ];
+    status.dnr() || final_codes.contains(&status.code())
+}
+
+/// Identify; again after a status that passes, such as a damaged transfer's.
+fn identify(queue: &mut AdminQueue, cns: Cns, nsid: Nsid) -> Result<Vec<u8>, Error> {
+    let mut result = queue.identify(cns, nsid);
+    for _ in 1..ATTEMPTS {
+        match &result {
+            Err(Error::Status { status, .. }) if !is_final(*status) => {
+                result = queue.identify(cns, nsid);
+            }
+            _ => break,
+        }
+    }
+    result
+}
+
 /// `None`: not one that we can use.
 fn read_namespace(
     queue: &mut AdminQueue,
     facts: &Facts,
     nsid: Nsid,
 ) -> Result<Option<Namespace>, Error> {
-    let data = queue.identify(Cns::Namespace, nsid)?;
+    let data = identify(queue, Cns::Namespace, nsid)?;
     let id = identify::Namespace::view(&data)
         .ok_or(Error::Protocol("Identify Namespace is too short"))?;
     let (block_count, format) = (id.nsze.get(), id.format());
@@ -309,7 +343,7 @@ fn read_namespace(
     namespace.write_zeroes = optional.contains(Oncs::WRITE_ZEROES);
     namespace.verify = optional.contains(Oncs::VERIFY);
     // Descriptors are optional before 1.3.
-    match queue.identify(Cns::NamespaceDescriptors, nsid) {
+    match identify(queue, Cns::NamespaceDescriptors, nsid) {
         Ok(data) => {
             for descriptor in descriptors::iter(&data).map_while(Result::ok) {
                 match descriptor {

@@ -55,6 +55,14 @@ impl KeepAlive {
         let limit = self.asked? + self.kato;
         Some(self.hurry.map_or(limit, |hurry| hurry.min(limit)))
     }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.limit().is_some_and(|limit| now >= limit)
+    }
+
+    fn answered(&mut self) {
+        (self.asked, self.hurry) = (None, None);
+    }
 }
 
 impl AdminQueue {
@@ -128,9 +136,16 @@ impl AdminQueue {
     ) -> Result<Reply, Error> {
         let (timeout, keep_alive) = (self.timeout, &mut self.keep_alive);
         let reply = self.runner.execute(name, payload, timeout, sqe, |runner| {
-            // Answers stay in the runner until `service`; only the sending cannot wait.
+            // Other answers stay in the runner until `service`; staying alive cannot wait.
             if let Some(keep_alive) = keep_alive {
+                if runner.take_success(KEEP_ALIVE_CID) {
+                    keep_alive.answered();
+                }
+                // Failing ends the queue, which the next turn tells.
                 let _ = send_keep_alive(runner, keep_alive);
+                if keep_alive.is_over(runner.now()) {
+                    let _ = runner.end(LostReason::KeepAlive);
+                }
             }
         })?;
         match reply.status.ok() {
@@ -184,7 +199,12 @@ impl AdminQueue {
         if let Some(keep_alive) = &self.keep_alive {
             until = until.min(keep_alive.limit().unwrap_or(keep_alive.next));
         }
-        self.runner.turn(Wait::Until(until))?;
+        // Some may have come while a command was carried out.
+        let wait = match self.runner.has_answers() {
+            true => Wait::Poll,
+            false => Wait::Until(until),
+        };
+        self.runner.turn(wait)?;
         while let Some(answer) = self.runner.next_answer() {
             match answer.cid {
                 KEEP_ALIVE_CID => self.on_keep_alive(answer.status)?,
@@ -194,10 +214,7 @@ impl AdminQueue {
         }
         if let Some(keep_alive) = &mut self.keep_alive {
             send_keep_alive(&mut self.runner, keep_alive)?;
-            if keep_alive
-                .limit()
-                .is_some_and(|limit| self.runner.now() >= limit)
-            {
+            if keep_alive.is_over(self.runner.now()) {
                 return Err(self.runner.end(LostReason::KeepAlive));
             }
         }
@@ -218,8 +235,7 @@ impl AdminQueue {
             return Err(self.runner.end(LostReason::KeepAlive));
         }
         if let Some(keep_alive) = &mut self.keep_alive {
-            keep_alive.asked = None;
-            keep_alive.hurry = None;
+            keep_alive.answered();
         }
         Ok(())
     }

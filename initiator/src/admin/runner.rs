@@ -1,5 +1,6 @@
 //! One command at a time on a link: how queues are connected and admin commands are carried out.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,9 @@ pub(crate) struct Runner {
     events: Vec<LinkEvent>,
     executed: Option<Answer>,
     /// Answers to posted commands, for [`next_answer`](Self::next_answer).
-    answers: Vec<Answer>,
+    answers: VecDeque<Answer>,
+    /// Commands that have not been answered, a bit for each identifier.
+    asked: u64,
     lost: Option<LostReason>,
     /// Whoever says there that the controller is lost ends us, also in the middle of a command.
     view: Option<Arc<ControllerView>>,
@@ -70,7 +73,8 @@ impl Runner {
             key,
             events: Vec::with_capacity(64),
             executed: None,
-            answers: Vec::new(),
+            answers: VecDeque::new(),
+            asked: 0,
             lost: None,
             view: None,
         })
@@ -132,6 +136,7 @@ impl Runner {
         };
         let mut sqe = sqe(Cid::new(EXECUTE));
         self.executed = None;
+        self.asked |= 1 << EXECUTE;
         loop {
             match self.link.post(EXECUTE, &mut sqe, data) {
                 Ok(_) => break,
@@ -176,6 +181,7 @@ impl Runner {
         span.copy_from_slice(data);
         let mut sqe = sqe(Cid::new(EXECUTE));
         self.executed = None;
+        self.asked |= 1 << EXECUTE;
         match self
             .link
             .post(EXECUTE, &mut sqe, Data::ToController(span, self.key))
@@ -192,8 +198,8 @@ impl Runner {
             return Err(Error::Lost(reason));
         }
         let collected = self.link.collect(&mut self.events);
-        self.take_answers();
-        collected.map_err(|reason| self.end(reason))?;
+        let taken = self.take_answers();
+        collected.and(taken).map_err(|reason| self.end(reason))?;
         Ok(self.executed.take().map(|answer| Reply {
             status: answer.status,
             result: answer.result,
@@ -204,6 +210,7 @@ impl Runner {
     /// Sends a command without data whose answer comes by [`next_answer`](Self::next_answer). `cid` is not 0.
     pub(crate) fn post(&mut self, cid: u16, mut sqe: [u8; 64]) -> Result<(), Error> {
         debug_assert_ne!(cid, EXECUTE);
+        self.asked |= 1 << cid;
         match self.link.post(cid, &mut sqe, Data::None) {
             Ok(_) => Ok(()),
             Err(PostRefused::Full) => Err(self.end(LostReason::Protocol)),
@@ -212,11 +219,18 @@ impl Runner {
     }
 
     pub(crate) fn next_answer(&mut self) -> Option<Answer> {
-        if self.answers.is_empty() {
-            None
-        } else {
-            Some(self.answers.remove(0))
-        }
+        self.answers.pop_front()
+    }
+
+    pub(crate) fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// Takes a posted command's answer out of its turn, if it is here and the command has succeeded.
+    pub(crate) fn take_success(&mut self, cid: u16) -> bool {
+        let found = |answer: &Answer| answer.cid == cid && answer.status.is_success();
+        let at = self.answers.iter().position(found);
+        at.and_then(|at| self.answers.remove(at)).is_some()
     }
 
     pub(crate) fn turn(&mut self, wait: Wait) -> Result<(), Error> {
@@ -227,11 +241,12 @@ impl Runner {
             return Err(self.end(reason));
         }
         let turned = self.link.turn(wait, &mut self.events);
-        self.take_answers();
-        turned.map_err(|reason| self.end(reason))
+        let taken = self.take_answers();
+        turned.and(taken).map_err(|reason| self.end(reason))
     }
 
-    fn take_answers(&mut self) {
+    /// An answer that nobody waits for is the end: a controller may send as many as it likes.
+    fn take_answers(&mut self) -> Result<(), LostReason> {
         for event in self.events.drain(..) {
             if let LinkEvent::Response {
                 cid,
@@ -240,6 +255,11 @@ impl Runner {
                 ..
             } = event
             {
+                let bit = 1_u64.checked_shl(cid.into()).unwrap_or(0);
+                if self.asked & bit == 0 {
+                    return Err(LostReason::Protocol);
+                }
+                self.asked &= !bit;
                 let answer = Answer {
                     cid,
                     status,
@@ -248,10 +268,11 @@ impl Runner {
                 if cid == EXECUTE {
                     self.executed = Some(answer);
                 } else {
-                    self.answers.push(answer);
+                    self.answers.push_back(answer);
                 }
             }
         }
+        Ok(())
     }
 
     /// Ends the connection for a reason of our own.

@@ -217,7 +217,7 @@ impl Source for Paths {
             number: up.number,
             nsid: up.nsid,
             access: up.access(),
-            silent: 2 * up.controller.options().kato,
+            silent: 2 * up.controller.longest_kato(),
             quiesce: self.0.multipath.cqt.max(up.controller.quiesce_time()),
         })
     }

@@ -345,6 +345,8 @@ impl Multipath {
                 }
             },
             Err(IoError::Invalid(InvalidCommand::Namespace)) => {
+                // It may be back by now.
+                self.doubts |= 1 << path;
                 self.set_access(path, Access::None, now);
                 true
             }
