@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use flexblk_nvme::{Cid, HostId, Nsid, Status, StatusCode};
+use flexblk_nvme::{Cid, HostId, Nqn, Nsid, Status, StatusCode};
 
 use crate::association::lock;
 use crate::media::{Full, MAX_KEPT_RANGES, Media, Ranges};
@@ -60,6 +60,8 @@ pub(crate) enum Why {
 #[derive(Debug)]
 pub(crate) struct Order {
     pub(crate) subsystem: usize,
+    /// The subsystem's name: its place may be taken by another one meanwhile.
+    pub(crate) subnqn: Nqn,
     pub(crate) nsid: Nsid,
     pub(crate) what: What,
     pub(crate) from: Asker,
@@ -234,7 +236,9 @@ impl Control {
         let shared = Arc::clone(&self.shared);
         let changing = lock(&shared.changing);
         let mut next = Snapshot::clone(&self.shared.directory.snapshot());
-        let subsystem = next.subsystem(order.subsystem).ok_or_else(gone)?;
+        let subsystem = next.subsystem(order.subsystem);
+        let subsystem = subsystem.filter(|subsystem| subsystem.nqn == order.subnqn);
+        let subsystem = subsystem.ok_or_else(gone)?;
         let namespace = subsystem.namespace(order.nsid).ok_or_else(gone)?;
         let mut changed = Namespace::clone(namespace);
         let mut notices = Vec::new();

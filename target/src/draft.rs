@@ -145,7 +145,6 @@ impl Draft {
             Ok(())
         })?;
         self.snapshot.generation += 1;
-        self.close_ports();
         Ok(())
     }
 
@@ -182,8 +181,9 @@ impl Draft {
         Ok(id)
     }
 
-    /// Closes the ports at which nothing is reached.
-    fn close_ports(&mut self) {
+    /// Closes the ports at which nothing is reached: when the whole change is made, since a later part of it may want
+    /// the same address, and since threads know a port by its number, which must not be another's at once.
+    pub(crate) fn close_ports(&mut self) {
         let Snapshot {
             ports,
             subsystems,
@@ -208,7 +208,6 @@ impl Draft {
         }
         self.snapshot.generation += 1;
         self.close_unused();
-        self.close_ports();
         Ok(())
     }
 
@@ -362,7 +361,6 @@ impl Draft {
         }
         self.snapshot.discovery = Arc::new(discovery);
         self.snapshot.generation += 1;
-        self.close_ports();
         Ok(())
     }
 

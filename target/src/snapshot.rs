@@ -10,6 +10,7 @@ use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::{Nqn, Nsid, Status, StatusCode};
 use uuid::Uuid;
 
+use crate::association::Association;
 use crate::config::{AllowedHosts, Discovery, ListenAddress};
 use crate::counters::IoCounters;
 use crate::histogram::LatencyHistogram;
@@ -171,6 +172,13 @@ impl Snapshot {
     #[must_use]
     pub fn subsystem(&self, slot: usize) -> Option<&Arc<Subsystem>> {
         self.subsystems.get(slot)?.as_ref()
+    }
+
+    /// The slot of a controller's subsystem; `None` when it is gone, even if its place is taken.
+    pub(crate) fn slot_of(&self, association: &Association) -> Option<usize> {
+        let slot = association.subsystem?;
+        let subsystem = self.subsystem(slot)?;
+        (subsystem.nqn == association.subnqn).then_some(slot)
     }
 
     /// Is that a name of the discovery service?

@@ -361,6 +361,7 @@ impl Target {
         let (reply, answer) = mpsc::sync_channel(1);
         let ordered = self.shared.desk.order(Order {
             subsystem: subsystem.slot,
+            subnqn: nqn.clone(),
             nsid,
             what: What::Protect(protection),
             from: Asker::Management(reply),
@@ -463,6 +464,11 @@ impl Target {
         })
     }
 
+    /// Is there a file for what has to survive a power loss?
+    pub(crate) fn can_persist(&self) -> bool {
+        self.shared.can_persist
+    }
+
     /// Looks at what is exported, as a change would find it.
     pub(crate) fn look<R>(&self, look: impl FnOnce(&Draft) -> R) -> R {
         let next_device = lock(&self.shared.managing);
@@ -493,6 +499,7 @@ impl Target {
         let base = draft.snapshot.clone();
         let result = change(&mut draft)?;
         *next_device = draft.next_device;
+        draft.close_ports();
         let changing = lock(&self.shared.changing);
         let current = self.shared.directory.snapshot();
         draft.snapshot.follow_hosts(&base, &current);

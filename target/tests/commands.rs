@@ -205,6 +205,50 @@ fn compare_and_write_is_one_command() {
     }
 }
 
+/// A namespace that a Copy is going to write to goes while its source is read, and another one comes: it
+/// is not written to, though its device has the place of the other one.
+#[test]
+fn a_copy_does_not_write_to_what_came_later() {
+    let world = slow(500_000, 0);
+    let added = || {
+        let new = Namespace::new("ram:1M,block_size=4096");
+        let nsid = world.target.add_namespace(&nqn(), &new).unwrap();
+        assert_eq!(nsid, Nsid::new(2));
+    };
+    added();
+    let mut host = world.host();
+    let (admin, _, io) = open(&mut host);
+    allow_copies_between_namespaces(&mut host, admin);
+    let data = pattern(1, BLOCK as usize);
+    assert!(
+        write_in_capsule(&mut host, io, &write(0, 1), &data)
+            .status()
+            .is_success()
+    );
+    let (copying, entry) = copy_entry(&mut host, Nsid::new(2), 0, 2, &[source(1, 0, 1)]);
+    host.send(io, &entry, None);
+    // Until the source is being read.
+    assert!(
+        host.try_answer(io, copying, Duration::from_millis(100))
+            .is_none()
+    );
+    world.target.remove_namespace(&nqn(), Nsid::new(2)).unwrap();
+    added();
+    let status = host.answer(io, copying).status();
+    assert!(!status.is_success(), "{status:?}");
+    let sgl = host.keyed(0, BLOCK);
+    let read = Read {
+        nsid: Nsid::new(2),
+        ..read(0, 1)
+    };
+    assert!(
+        host.command(io, |cid| read.emit(cid, &sgl))
+            .status()
+            .is_success()
+    );
+    assert_eq!(host.get(0, BLOCK), vec![0; BLOCK as usize]);
+}
+
 /// What must not be fused, and halves that stay alone.
 #[test]
 fn wrong_pairs() {
@@ -371,10 +415,22 @@ fn source(nsid: u32, lba: u64, blocks: u16) -> [u8; 32] {
 }
 
 fn copy(host: &mut Host, io: Queue, to: u64, format: u8, sources: &[[u8; 32]]) -> Answer {
+    let (cid, entry) = copy_entry(host, Nsid::new(1), to, format, sources);
+    host.send(io, &entry, None);
+    host.answer(io, cid)
+}
+
+fn copy_entry(
+    host: &mut Host,
+    nsid: Nsid,
+    to: u64,
+    format: u8,
+    sources: &[[u8; 32]],
+) -> (Cid, [u8; 64]) {
     let bytes = sources.concat();
     host.put(3 << 20, &bytes);
     let copy = Copy {
-        nsid: Nsid::new(1),
+        nsid,
         sdlba: Lba::new(to),
         ranges: sources.len() as u16,
         format,
@@ -383,8 +439,27 @@ fn copy(host: &mut Host, io: Queue, to: u64, format: u8, sources: &[[u8; 32]]) -
         dspec: 0,
         tags: Tags::default(),
     };
-    let sgl = host.keyed(3 << 20, bytes.len() as u32);
-    host.command(io, |cid| copy.emit(cid, &sgl))
+    let (cid, sgl) = (host.cid(), host.keyed(3 << 20, bytes.len() as u32));
+    (cid, copy.emit(cid, &sgl))
+}
+
+fn allow_copies_between_namespaces(host: &mut Host, admin: Queue) {
+    let mut behavior = HostBehavior::zeroed();
+    behavior.cdfe = U16::new(1 << 2);
+    host.put(0, behavior.bytes());
+    let sgl = host.keyed(0, 512);
+    let set = flexblk_nvme::command::admin::SetFeatures {
+        fid: flexblk_nvme::features::FeatureId::HostBehavior,
+        nsid: Nsid::NONE,
+        save: false,
+        cdw11: 0,
+        cdw12: 0,
+        cdw13: 0,
+        cdw15: 0,
+        uuid_index: 0,
+    };
+    let answer = host.command(admin, |cid| set.emit(cid, &sgl));
+    assert!(answer.status().is_success(), "{answer:?}");
 }
 
 /// NVM 3.3.2: ranges of any order and number go one after the other to the destination, also when
@@ -466,25 +541,7 @@ fn ranges_are_copied() {
             code(&copy(&mut host, io, 0, 2, &[source(2, 3, 1)])),
             StatusCode::InvalidField
         );
-        let mut behavior = HostBehavior::zeroed();
-        behavior.cdfe = U16::new(1 << 2);
-        host.put(0, behavior.bytes());
-        let sgl = host.keyed(0, 512);
-        let set = flexblk_nvme::command::admin::SetFeatures {
-            fid: flexblk_nvme::features::FeatureId::HostBehavior,
-            nsid: Nsid::NONE,
-            save: false,
-            cdw11: 0,
-            cdw12: 0,
-            cdw13: 0,
-            cdw15: 0,
-            uuid_index: 0,
-        };
-        assert!(
-            host.command(admin, |cid| set.emit(cid, &sgl))
-                .status()
-                .is_success()
-        );
+        allow_copies_between_namespaces(&mut host, admin);
         assert!(
             copy(&mut host, io, 50, 2, &[source(2, 3, 1), source(1, 100, 1)])
                 .status()

@@ -294,7 +294,7 @@ impl Parts {
                 let event = event_of(Kind::ConnectQueue, &association, connect.qid, queue.peer);
                 self.record(event);
                 queue.timer = None;
-                let subsystem = association.subsystem.unwrap_or(usize::MAX);
+                let subsystem = self.snapshot.slot_of(&association).unwrap_or(usize::MAX);
                 self.connects.1 += 1;
                 queue.role = Role::Io(Io {
                     qid: connect.qid,

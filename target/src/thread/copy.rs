@@ -13,15 +13,24 @@ use crate::queue::request::{self, Range, View};
 /// A Copy whose source ranges are known.
 #[derive(Debug)]
 pub(crate) struct Copy {
-    sources: Vec<Range>,
-    destination: Range,
+    sources: Vec<Placed>,
+    destination: Placed,
     /// The source to be read next; after the last the destination is written.
     next: usize,
+}
+
+/// A range, and the number of its device: while another device has its turn, it may be closed and its
+/// place be taken.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    range: Range,
+    device_id: Option<u64>,
 }
 
 /// What a Copy does next.
 pub(super) struct Step {
     pub(super) range: Range,
+    device_id: Option<u64>,
     /// Where its data lies in the buffers.
     pub(super) offset: u32,
     pub(super) writes: bool,
@@ -31,18 +40,16 @@ impl Copy {
     /// What is to be done now.
     pub(super) fn step(&self) -> Step {
         let before = self.sources.iter().take(self.next);
-        let offset: u64 = before.map(Range::len_bytes).sum();
-        match self.sources.get(self.next) {
-            Some(source) => Step {
-                range: *source,
-                offset: offset as u32,
-                writes: false,
-            },
-            None => Step {
-                range: self.destination,
-                offset: 0,
-                writes: true,
-            },
+        let offset: u64 = before.map(|source| source.range.len_bytes()).sum();
+        let (placed, offset, writes) = match self.sources.get(self.next) {
+            Some(source) => (source, offset as u32, false),
+            None => (&self.destination, 0, true),
+        };
+        Step {
+            range: placed.range,
+            device_id: placed.device_id,
+            offset,
+            writes,
         }
     }
 }
@@ -52,7 +59,7 @@ impl Parts {
     pub(super) fn copy_ranges(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
         match self.plan(queue, index) {
             Ok(copy) => {
-                let length = copy.destination.len_bytes() as u32;
+                let length = copy.destination.range.len_bytes() as u32;
                 let Some(slot) = queue.slot(index) else {
                     return;
                 };
@@ -106,14 +113,19 @@ impl Parts {
             }
             let source = request::copy_source(range, from, view)?;
             blocks = blocks.saturating_add(source.blocks);
-            sources.push(source);
+            sources.push(self.placed(source));
         }
         let destination = request::copy_destination(slot.range.lba, blocks, view)?;
         Ok(Copy {
             sources,
-            destination,
+            destination: self.placed(destination),
             next: 0,
         })
+    }
+
+    fn placed(&self, range: Range) -> Placed {
+        let device_id = self.devices.id_of(range.device);
+        Placed { range, device_id }
     }
 
     /// The next step of a Copy goes to its device.
@@ -122,6 +134,10 @@ impl Parts {
         let Some(step) = step else {
             return self.finish(engine, queue, index, StatusCode::InternalError.into());
         };
+        if step.device_id.is_none() || self.devices.id_of(step.range.device) != step.device_id {
+            let gone = StatusCode::InvalidNamespaceOrFormat.dnr();
+            return self.finish(engine, queue, index, gone);
+        }
         let Some(slot) = queue.slot(index) else {
             return;
         };
@@ -142,7 +158,7 @@ impl Parts {
             return self.finish(engine, queue, index, StatusCode::InternalError.into());
         };
         if copy.step().writes {
-            let range = copy.destination;
+            let range = copy.destination.range;
             return self.written(engine, queue, index, &range);
         }
         copy.next += 1;

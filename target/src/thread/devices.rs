@@ -163,7 +163,7 @@ impl Devices {
             stats: Arc::clone(&namespace.stats),
             histogram: namespace.histogram.clone(),
             flushes: namespace.info.caps.contains(Caps::FLUSH),
-            writable: !namespace.read_only(),
+            writable: !namespace.info.caps.contains(Caps::READ_ONLY),
             users: 1,
             in_flight: 0,
             backlog: VecDeque::new(),

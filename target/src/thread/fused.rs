@@ -181,11 +181,18 @@ impl Parts {
             return Err(StatusCode::InvalidField.dnr());
         };
         let views = self.subsystems.get(io.subsystem).and_then(Option::as_ref);
+        let view = views.and_then(|views| views.view(sqe.nsid()));
+        if view.is_some_and(|view| view.gated) {
+            self.gate(io, queue.port, sqe.nsid(), sqe.opcode)?;
+        }
         let mut single = *sqe;
         single.set_fuse(Fuse::Normal);
-        Request::parse(&single, data_len, queue.fabric.addressing(), |nsid| {
-            views?.view(nsid)
-        })
+        let addressing = queue.fabric.addressing();
+        let mut request = Request::parse(&single, data_len, addressing, |_| view)?;
+        if let Request::Write { fua, .. } = &mut request {
+            *fua |= io.association.write_through();
+        }
+        Ok(request)
     }
 
     fn refuse_half(&mut self, engine: &mut Engine, queue: &mut Queue, sqe: &Sqe, status: Status) {

@@ -83,6 +83,8 @@ pub(crate) struct Core {
     completions: Vec<WorkCompletion>,
     done: Vec<IoDone>,
     outbox: VecDeque<(usize, Mail)>,
+    /// Queues that were refused buffers in this round.
+    refused: Vec<QueueKey>,
     preempts: Vec<Preempt>,
     purges: Vec<Purge>,
     /// FlexiNS services that are listened to, with their ports.
@@ -135,6 +137,7 @@ impl Core {
             completions: Vec::new(),
             done: Vec::new(),
             outbox: VecDeque::new(),
+            refused: Vec::new(),
             preempts: Vec::new(),
             purges: Vec::new(),
             services: Vec::new(),
@@ -275,20 +278,27 @@ impl Core {
             return;
         }
         let mut passed_over = 0;
+        // A queue that has been refused is not asked again in this round: a host with all it may have, and hundreds
+        // of commands behind that, keeps nobody else from what is there.
+        self.refused.clear();
         for _ in 0..self.parts.waiters.len() {
             let Some((key, slot)) = self.parts.waiters.pop_front() else {
                 break;
             };
             let served = match self.queues.get_mut(key) {
-                Some(queue) if passed_over < MAX_PASSED_OVER => {
-                    self.parts.buffers_for_waiter(engine, queue, slot)
+                Some(queue) if passed_over < MAX_PASSED_OVER && !self.refused.contains(&key) => {
+                    let served = self.parts.buffers_for_waiter(engine, queue, slot);
+                    if !served {
+                        passed_over += 1;
+                        self.refused.push(key);
+                    }
+                    served
                 }
                 Some(_) => false,
                 None => true,
             };
             if !served {
                 // All go round once, so the order stays.
-                passed_over += 1;
                 self.parts.waiters.push_back((key, slot));
             }
         }
@@ -469,15 +479,22 @@ impl Core {
         let Some(mailboxes) = self.parts.shared.mail.get() else {
             return;
         };
+        // Messages to a thread stay in their order: a fence must not come after its end.
+        let mut full = Vec::new();
         for _ in 0..self.outbox.len() {
             let Some((thread, mail)) = self.outbox.pop_front() else {
                 return;
             };
+            if full.contains(&thread) {
+                self.outbox.push_back((thread, mail));
+                continue;
+            }
             // A thread that is gone has closed its queues: what it cannot take any more is no loss.
             if let Some(Err(TrySendError::Full(mail))) =
                 mailboxes.get(thread).map(|mailbox| mailbox.try_send(mail))
             {
                 self.outbox.push_back((thread, mail));
+                full.push(thread);
             }
         }
     }
@@ -501,6 +518,10 @@ impl Core {
         }
         let discovery = self.parts.snapshot.generation != generation;
         for queue in self.queues.iter_mut() {
+            if let Role::Io(io) = &mut queue.role {
+                let snapshot = &self.parts.snapshot;
+                io.subsystem = snapshot.slot_of(&io.association).unwrap_or(usize::MAX);
+            }
             if let Role::Io(io) = &mut queue.role
                 && changes.iter().any(|(slot, _)| *slot == io.subsystem)
             {
@@ -514,7 +535,8 @@ impl Core {
             match association.subsystem {
                 Some(slot) => match self.parts.snapshot.subsystem(slot) {
                     Some(subsystem)
-                        if subsystem.hosts.allows(&association.hostnqn)
+                        if subsystem.nqn == association.subnqn
+                            && subsystem.hosts.allows(&association.hostnqn)
                             && self.parts.snapshot.is_reached(subsystem, queue.port) =>
                     {
                         let own = changes.iter().filter(|(changed, _)| *changed == slot);

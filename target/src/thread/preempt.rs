@@ -47,18 +47,19 @@ impl Parts {
         nsid: Nsid,
         what: What,
     ) -> bool {
-        let subsystem = match &queue.role {
-            Role::Io(io) => Some(io.subsystem),
-            Role::Admin(admin) => admin.controller.association().subsystem,
+        let association = match &queue.role {
+            Role::Io(io) => Some(&io.association),
+            Role::Admin(admin) => Some(admin.controller.association()),
             Role::Unconnected(_) => None,
         };
         let place = Place {
             thread: self.id,
             queue: queue.key,
         };
-        subsystem.is_some_and(|subsystem| {
+        association.is_some_and(|association| {
             self.shared.desk.order(Order {
-                subsystem,
+                subsystem: association.subsystem.unwrap_or(usize::MAX),
+                subnqn: association.subnqn.clone(),
                 nsid,
                 what,
                 from: Asker::Command(From { place, slot, cid }),
@@ -221,7 +222,9 @@ fn concerns(slot: &Slot, purge: &Purge) -> bool {
         slot.stage,
         Stage::Free | Stage::Response | Stage::Abandoned | Stage::Control
     ) || slot.stage == Stage::Post && !slot.fetches;
-    slot.nsid == purge.nsid && !answered
+    // Of data that is still to come into buffers nothing is written.
+    let doomed = slot.stage == Stage::Fetch && !slot.doomed.is_success();
+    slot.nsid == purge.nsid && !answered && !doomed
 }
 
 fn is_busy(queues: &mut QueueTable, purge: &Purge) -> bool {

@@ -75,6 +75,8 @@ struct Thread {
     drain_until: Option<Instant>,
     poll_budget: Duration,
     activities: Activities,
+    /// Messages wait that the last turn had no time for.
+    mail_left: bool,
 }
 
 impl Thread {
@@ -111,6 +113,7 @@ impl Thread {
             drain_until: None,
             poll_budget,
             activities: Activities::default(),
+            mail_left: false,
         };
         Ok((thread, sender))
     }
@@ -210,7 +213,8 @@ impl Thread {
     }
 
     fn wait(&self) -> Wait {
-        if self.core.has_work() || self.core.has_unsent_mail() || self.core.has_tcp_news() {
+        let core = &self.core;
+        if self.mail_left || core.has_work() || core.has_unsent_mail() || core.has_tcp_news() {
             return Wait::Poll;
         }
         let endpoint = self.endpoint.as_ref().and_then(Endpoint::next_timeout);
@@ -222,6 +226,7 @@ impl Thread {
     }
 
     fn read_mail(&mut self, now: Instant) {
+        self.mail_left = false;
         for _ in 0..MAIL_PER_TURN {
             let Some(mail) = self.mail.try_recv() else {
                 return;
@@ -253,6 +258,7 @@ impl Thread {
                 }
             }
         }
+        self.mail_left = true;
     }
 
     fn stats(&mut self) -> ThreadStats {

@@ -3,15 +3,17 @@
 use flexblk_nvme::command::admin::{
     AsyncEventRequest, Cns, GetFeatures, GetLogPage, Identify, Select, SetFeatures,
 };
+use flexblk_nvme::command::nvm::Compare;
 use flexblk_nvme::command::reservation::{
     RegisteredController, ReservationAcquire, ReservationKeys, ReservationRegister,
     ReservationRelease, ReservationReport, ReservationStatus, ReservationType, register_action,
 };
+use flexblk_nvme::command::{Fuse, Sqe};
 use flexblk_nvme::features::{FeatureId, FeatureValue};
 use flexblk_nvme::identify::NamespaceList;
 use flexblk_nvme::log::ana::AnaState;
 use flexblk_nvme::log::{LogPageId, ReservationNotification, ana};
-use flexblk_nvme::{Cid, HostId, Nqn, Nsid, Sgl, StatusCode, U64, identify};
+use flexblk_nvme::{Cid, HostId, Lba, Nqn, Nsid, Sgl, StatusCode, U64, identify};
 
 use crate::host::{Host, Queue};
 use crate::world::{World, code, open, read, write};
@@ -120,6 +122,28 @@ impl Member {
                 .host
                 .command(self.io, |cid| write(0, 1).emit(cid, &sgl)),
         )
+    }
+
+    /// Compare and Write as one of the first block.
+    pub(crate) fn compares_and_writes(&mut self) -> [StatusCode; 2] {
+        let (first, second) = (self.host.cid(), self.host.cid());
+        let (expected, new) = (self.host.keyed(0, BLOCK), self.host.keyed(BLOCK, BLOCK));
+        let compare = Compare {
+            nsid: NSID,
+            slba: Lba::new(0),
+            blocks: 1,
+            ..Default::default()
+        };
+        for (mut entry, fuse) in [
+            (compare.emit(first, &expected), Fuse::First),
+            (write(0, 1).emit(second, &new), Fuse::Second),
+        ] {
+            let mut sqe = *Sqe::cast(&entry);
+            sqe.set_fuse(fuse);
+            entry = sqe.to_bytes();
+            self.host.send(self.io, &entry, None);
+        }
+        [first, second].map(|cid| code(&self.host.answer(self.io, cid)))
     }
 
     pub(crate) fn may(&mut self) -> (bool, bool) {

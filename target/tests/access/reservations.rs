@@ -372,3 +372,23 @@ fn a_namespace_that_is_added_again_has_what_is_kept_by_then() {
     assert_eq!((a.may(), b.may()), ((true, false), (true, true)));
     assert_eq!(b.report().1.len(), 1);
 }
+
+/// Fused commands are kept out as their halves are alone.
+#[test]
+fn fused_commands_are_kept_out_too() {
+    let world = ram(1);
+    let (mut a, mut b) = (Member::new(&world, 1), Member::new(&world, 2));
+    let zeroes = vec![0; BLOCK as usize];
+    for member in [&mut a, &mut b] {
+        member.host.put(0, &zeroes);
+        member.host.put(BLOCK, &zeroes);
+    }
+    assert_eq!(b.compares_and_writes(), [OK, OK]);
+    assert_eq!(a.register(persist_change::NONE), OK);
+    let exclusive = ReservationType::ExclusiveAccess;
+    assert_eq!(a.acquire(acquire_action::ACQUIRE, exclusive, 0), OK);
+    assert_eq!(a.compares_and_writes(), [OK, OK]);
+    let [compare, write] = b.compares_and_writes();
+    assert_eq!(compare, CONFLICT);
+    assert_ne!(write, OK);
+}

@@ -1,13 +1,18 @@
 //! Whole configurations: saved, applied, kept.
 
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use flexblk_nvme::{Nqn, Nsid};
 use flexblk_target::Target;
 use flexblk_target::config::Config;
 use flexblk_target::manage::{Management, Options};
+use flexblk_target::snapshot::Protection;
+use flexblk_tests::ports::{free_tcp_port, free_udp_port};
 use serde_json::{Value, json};
 
+use crate::host::Host;
 use crate::world::{Client, NQN, World};
 
 /// What a configuration makes, `framework_get_config` gives back: replayed on another target it makes
@@ -317,4 +322,146 @@ fn the_state_file_brings_back_what_ran() {
     std::fs::write(&state, unknown.to_string()).unwrap();
     let unknown = start(4).err().unwrap().to_string();
     assert!(unknown.contains("nope"), "{unknown}");
+}
+
+/// A subsystem that takes the place of another one within one change has none of its controllers.
+#[test]
+fn a_subsystem_that_is_replaced_takes_its_controllers_with_it() {
+    let world = World::new();
+    let mut rpc = world.client();
+    let port = world.target.config().listener.udp_port;
+    let toml = |nqn: &str| {
+        format!(
+            "[listener]\nudp_port = {port}\n[[subsystem]]\nnqn = \"{nqn}\"\n\
+             [[subsystem.namespace]]\nbdev = \"ram:1M\"\n"
+        )
+    };
+    rpc.ok(
+        "flexblk_apply",
+        json!({ "toml": toml("nqn.2026-11.test:old") }),
+    );
+    let old = Nqn::new("nqn.2026-11.test:old").unwrap();
+    let mut host = Host::new(port);
+    let (admin, cntlid) = host.controller(&old);
+    assert_eq!(host.queues(admin, 1), 1);
+    let _io = host.io_queue(1, 8, cntlid, &old);
+    assert_eq!(world.target.stats().controllers, 1);
+    rpc.ok(
+        "flexblk_apply",
+        json!({ "toml": toml("nqn.2026-11.test:new") }),
+    );
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while world.target.stats().controllers > 0 {
+        assert!(Instant::now() < deadline, "the controller is there still");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Addresses may change hands within one change, and those at which nothing is reached are closed.
+#[test]
+fn listeners_change_places_in_one_change() {
+    let world = World::new();
+    let mut rpc = world.client();
+    let port = world.target.config().listener.udp_port;
+    let subsystem = |name: &str, address: &str| {
+        format!(
+            "[[subsystem]]\nnqn = \"nqn.2026-11.test:{name}\"\n\
+             [[subsystem.listener]]\ntrtype = \"tcp\"\naddress = \"{address}\"\n"
+        )
+    };
+    let mut apply = |subsystems: &[String]| {
+        let toml = format!("[listener]\nudp_port = {port}\n{}", subsystems.concat());
+        rpc.ok("flexblk_apply", json!({ "toml": toml }));
+    };
+    let addresses: Vec<String> = (0..4)
+        .map(|_| format!("127.0.0.1:{}", free_tcp_port().unwrap()))
+        .collect();
+    let [a, b, c, d] = addresses.as_slice() else {
+        unreachable!()
+    };
+    let expect = |open: [&String; 2], closed: [&String; 2]| {
+        for address in open {
+            TcpStream::connect(address).unwrap();
+        }
+        for address in closed {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while TcpStream::connect(address).is_ok() {
+                assert!(Instant::now() < deadline, "{address} is open still");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    };
+    apply(&[subsystem("one", a), subsystem("two", b)]);
+    expect([a, b], [c, d]);
+    apply(&[subsystem("one", c), subsystem("two", d)]);
+    expect([c, d], [a, b]);
+    // An address goes to another subsystem, which comes for it.
+    apply(&[subsystem("one", d), subsystem("three", c)]);
+    expect([c, d], [a, b]);
+}
+
+/// With a file for what has to survive, that file says how a namespace is protected, not the state file,
+/// which does not follow what hosts change.
+#[test]
+fn protection_is_restored_as_hosts_left_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_udp_port().unwrap();
+    let start = || {
+        let mut config = Config {
+            ptpl_file: Some(directory.path().join("ptpl.json")),
+            ..Config::default()
+        };
+        config.listener.udp_port = port;
+        let target = Arc::new(Target::start(config).unwrap());
+        let options = Options {
+            rpc_socket: Some(directory.path().join("rpc.sock")),
+            state_file: Some(directory.path().join("state.json")),
+            ..Options::default()
+        };
+        let management = Management::start(&target, options);
+        (target, management)
+    };
+    let nqn = Nqn::new(NQN).unwrap();
+    let nsid = Nsid::new(1);
+    let image = directory.path().join("disk.img");
+    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let protection = |target: &Target| {
+        let snapshot = target.snapshot();
+        snapshot
+            .find(&nqn)
+            .unwrap()
+            .namespace(nsid)
+            .unwrap()
+            .protection
+    };
+    // By a host, that is: management does not hear of it.
+    let protect = |target: &Target, protection| target.set_write_protection(&nqn, nsid, protection);
+    {
+        let (target, management) = start();
+        let management = management.unwrap();
+        let mut rpc = Client::new(management.rpc_socket().unwrap());
+        let device = json!({ "name": "disk", "filename": image, "block_size": 512 });
+        rpc.ok("bdev_aio_create", device);
+        rpc.ok(
+            "nvmf_create_subsystem",
+            json!({ "nqn": NQN, "allow_any_host": true }),
+        );
+        let namespace = json!({ "bdev_name": "disk" });
+        rpc.ok(
+            "nvmf_subsystem_add_ns",
+            json!({ "nqn": NQN, "namespace": namespace }),
+        );
+        let word = json!({ "nqn": NQN, "nsid": 1, "write_protect": "write_protect" });
+        rpc.ok("flexblk_ns_set_write_protect", word);
+        protect(&target, Protection::None).unwrap();
+    }
+    {
+        let (target, management) = start();
+        management.unwrap();
+        assert_eq!(protection(&target), Protection::None);
+        protect(&target, Protection::Permanent).unwrap();
+    }
+    let (target, management) = start();
+    management.unwrap();
+    assert_eq!(protection(&target), Protection::Permanent);
 }

@@ -1,5 +1,8 @@
 //! Management over the RPC socket: every method, bad input, clients that misbehave.
 
+#[path = "../host/mod.rs"]
+mod host;
+
 mod configurations;
 mod error_devices;
 mod methods;
