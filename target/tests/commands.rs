@@ -4,7 +4,7 @@
 mod host;
 mod world;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flexblk_nvme::command::Fuse;
 use flexblk_nvme::command::admin::{Abort, Cns, Identify};
@@ -202,6 +202,38 @@ fn compare_and_write_is_one_command() {
         host.hang_up(io);
         host.hang_up(admin);
         world.expect_idle();
+    }
+}
+
+/// A host that takes nothing, with more commands behind what it may have than are looked at in a round, leaves
+/// buffers to the others, and they get them.
+#[test]
+fn a_host_that_takes_nothing_keeps_nobody_from_buffers() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("disk.img");
+    std::fs::write(&image, vec![0; 4 << 20]).unwrap();
+    let world = World::new(&[&format!("file:{},block_size=4096", image.display())]);
+    let mut stuck = world.host();
+    let (admin, cntlid) = stuck.controller(&nqn());
+    assert_eq!(stuck.queues(admin, 1), 1);
+    let io = stuck.io_queue(1, 128, cntlid, &nqn());
+    let sgl = stuck.keyed(0, 1 << 20);
+    for _ in 0..120 {
+        let cid = stuck.cid();
+        stuck.send(io, &read(0, 256).emit(cid, &sgl), None);
+    }
+    let sent = Instant::now();
+    while world.target.stats().threads[0].buffer_waits < 100 {
+        assert!(sent.elapsed() < Duration::from_secs(10), "not sent");
+        stuck.turn();
+    }
+    // From now on it neither takes data nor acknowledges any.
+    let mut other = world.host();
+    let (_, _, io) = open(&mut other);
+    let sgl = other.keyed(0, BLOCK);
+    for _ in 0..10 {
+        let answer = other.command(io, |cid| read(0, 1).emit(cid, &sgl));
+        assert!(answer.status().is_success(), "{answer:?}");
     }
 }
 
