@@ -729,3 +729,25 @@ fn hosts_are_told_of_a_stop() {
         "they had to find out by time-out"
     );
 }
+
+/// Queues that nobody connects to a controller make room for who comes later, before their time is up.
+#[test]
+fn queues_without_a_controller_make_room() {
+    let world = World::with(&["ram:1M"], |config| config.memory_budget_bytes = 32 << 20);
+    let mut strangers = world.host();
+    let large = Offer {
+        entries: 1024,
+        ..Offer::admin()
+    };
+    let mut made = 0;
+    while strangers.connect_queue(large).is_ok() {
+        made += 1;
+        assert!(made < 1000, "the budget has no end");
+    }
+    assert!(made > 1);
+    let mut host = world.host();
+    let begin = Instant::now();
+    while host.connect_queue(Offer::admin()).is_err() {
+        assert!(begin.elapsed() < Duration::from_secs(5), "no room");
+    }
+}

@@ -130,7 +130,10 @@ impl Core {
             request.cntlid()
         };
         let memory = self.parts.shared.directory.reserve_queue(cntlid, bytes);
-        let memory = memory.ok_or(RejectStatus::NoResources)?;
+        let Some(memory) = memory else {
+            self.evict_stranger();
+            return Err(RejectStatus::NoResources);
+        };
 
         let requests = send_requests_for(announced.entries);
         let cq = self
@@ -268,6 +271,18 @@ impl Core {
             if !queue.is_busy() {
                 self.free_queue(engine, key);
             }
+        }
+    }
+
+    /// Memory has run out: who has had a queue for longest without connecting it to a controller loses it, so that
+    /// somebody who may get one does with the next attempt.
+    pub(super) fn evict_stranger(&mut self) {
+        let strangers = self.queues.iter_mut();
+        let strangers =
+            strangers.filter(|queue| matches!(queue.role, Role::Unconnected(_)) && !queue.closing);
+        if let Some(oldest) = strangers.min_by_key(|queue| queue.timer) {
+            tracing::info!(peer = %oldest.peer, "a queue that has not been connected goes: memory is short");
+            self.parts.to_close.push_back(oldest.key);
         }
     }
 

@@ -559,6 +559,7 @@ impl Core {
             let len = connection.sender.framing.capsule_resp(&cqe, &mut out);
             let response = out.get(..len).unwrap_or_default();
             self.parts.tcp.end_after(index, response, now);
+            self.evict_stranger();
             return Err(Stop::Ended);
         };
         let key = self.queues.next_key();
