@@ -99,10 +99,27 @@ enum Place {
     Waiting,
     /// On its way to the target and back.
     Volume { started: std::time::Instant, op: Op },
-    /// The kernel was told of the end while the channel still had it.
+    /// The kernel was told of the end while the channel still had it, and its buffer.
     Abandoned,
     /// It will not come back.
     Ended,
+}
+
+/// A request that the kernel gets back; its tag waits for the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Commit {
+    tag: u16,
+    result: i32,
+    buffer: TagBuffer,
+}
+
+/// Where the kernel finds the data of what was read, and copies that of the next write to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TagBuffer {
+    /// The tag's own.
+    Own,
+    /// The one behind those of all tags, whose contents nobody looks at.
+    Spare,
 }
 
 /// One queue.
@@ -111,14 +128,13 @@ pub(crate) struct Queue {
     config: QueueConfig,
     owner: u8,
     descriptors: Descriptors,
-    /// A buffer for each tag: the kernel copies a write's data there and a read's data from there.
+    /// A buffer for each tag: the kernel copies a write's data there and a read's data from there. Then the spare one.
     memory: Arc<SharedMemory>,
     places: Vec<Place>,
     ended: u16,
     /// Tags with requests that nobody has looked at.
     incoming: VecDeque<u16>,
-    /// Tags to give back, with the kernel's result.
-    commits: Vec<(u16, i32)>,
+    commits: Vec<Commit>,
     counters: Arc<Counters>,
     /// Requests are answered with an error from now on: the device goes, and nothing may hold it back.
     aborting: bool,
@@ -135,10 +151,19 @@ impl Queue {
             what: "mapping the requests of a ublk queue",
             cause: cause.into(),
         })?;
-        let bytes = u64::from(config.depth) * u64::from(config.buffer_bytes);
+        let queue = Queue::with_descriptors(config, counters, descriptors)?;
+        channel.register_memory(&queue.memory)?;
+        Ok(queue)
+    }
+
+    fn with_descriptors(
+        config: QueueConfig,
+        counters: Arc<Counters>,
+        descriptors: Descriptors,
+    ) -> Result<Queue, Error> {
+        let bytes = (u64::from(config.depth) + 1) * u64::from(config.buffer_bytes);
         let memory = SharedMemory::create("flexblk ublk", bytes, HugePages::No)
             .map_err(|error| Error::Transport(error.to_string()))?;
-        channel.register_memory(&memory)?;
         let depth = usize::from(config.depth);
         Ok(Queue {
             owner: 0,
@@ -154,15 +179,23 @@ impl Queue {
         })
     }
 
-    fn command(&self, reactor: &mut Reactor, code: IoCommandCode, tag: u16, result: i32) {
-        let offset = u64::from(tag) * u64::from(self.config.buffer_bytes);
-        let addr = self.memory.as_ptr() as u64 + offset;
-        let command = IoCommand {
-            q_id: self.config.q_id,
-            tag,
-            result,
-            addr,
+    /// What the driver is told, with a fetch as if there were something to give back.
+    fn io_command(&self, commit: &Commit) -> IoCommand {
+        let index = match commit.buffer {
+            TagBuffer::Own => commit.tag,
+            TagBuffer::Spare => self.config.depth,
         };
+        let offset = u64::from(index) * u64::from(self.config.buffer_bytes);
+        IoCommand {
+            q_id: self.config.q_id,
+            tag: commit.tag,
+            result: commit.result,
+            addr: self.memory.as_ptr() as u64 + offset,
+        }
+    }
+
+    fn command(&self, reactor: &mut Reactor, code: IoCommandCode, commit: &Commit) {
+        let command = self.io_command(commit);
         let mut cmd = [0; 16];
         cmd.copy_from_slice(command.as_bytes());
         let op = ReactorOp::UringCmd {
@@ -172,8 +205,9 @@ impl Queue {
         };
         // SAFETY: the driver copies at most `buffer_bytes` (its max_io_buf_bytes) to and from the buffer, which is memory of
         // ours as long as the reactor lives: a worker that ends gives the server to its keeper, the file with it. While a
-        // request is ours the driver does not touch the buffer.
-        unsafe { reactor.submit(op, Token::new(self.owner, u64::from(tag))) };
+        // request is ours the driver does not touch the buffer, and while the channel still has the buffer of one that was
+        // given back the driver gets the spare one, which nobody reads.
+        unsafe { reactor.submit(op, Token::new(self.owner, u64::from(commit.tag))) };
     }
 
     /// Begins a request; false when there was no room.
@@ -233,15 +267,27 @@ impl Queue {
 
     fn commit(&mut self, tag: u16, result: i32) {
         self.set(tag, Place::Kernel);
-        self.commits.push((tag, result));
+        // The kernel makes another request of the tag at once. The channel may still have the tag's own buffer then, and
+        // send what that request puts there as the data of the one that was given back. Once we abort, every result is
+        // an error, so there is nothing in the buffer to be looked at either.
+        let buffer = if self.aborting {
+            TagBuffer::Spare
+        } else {
+            TagBuffer::Own
+        };
+        self.commits.push(Commit {
+            tag,
+            result,
+            buffer,
+        });
     }
 }
 
 impl Guest for Queue {
     fn flush(&mut self, reactor: &mut Reactor) {
         let mut commits = std::mem::take(&mut self.commits);
-        for (tag, result) in commits.drain(..) {
-            self.command(reactor, IoCommandCode::CommitAndFetch, tag, result);
+        for commit in commits.drain(..) {
+            self.command(reactor, IoCommandCode::CommitAndFetch, &commit);
         }
         self.commits = commits;
     }
@@ -270,7 +316,12 @@ impl Server for Queue {
     fn start(&mut self, owner: u8, reactor: &mut Reactor) -> Result<(), Error> {
         self.owner = owner;
         for tag in 0..self.config.depth {
-            self.command(reactor, IoCommandCode::Fetch, tag, 0);
+            let fetch = Commit {
+                tag,
+                result: 0,
+                buffer: TagBuffer::Own,
+            };
+            self.command(reactor, IoCommandCode::Fetch, &fetch);
         }
         // The kernel starts the device when it has them all.
         reactor
@@ -317,7 +368,6 @@ impl Server for Queue {
             if let Place::Volume { started, op } = self.place(tag) {
                 self.counters
                     .count(Kind::of(op), 0, true, started.elapsed());
-                // The channel may still write to its buffer, which the kernel looks at only after a success.
                 self.commit(tag, -libc::EIO);
                 self.set(tag, Place::Abandoned);
             }
@@ -336,3 +386,6 @@ impl Server for Queue {
 fn error_of(error: &IoError) -> i32 {
     -error.errno().abs()
 }
+
+#[cfg(test)]
+mod tests;
