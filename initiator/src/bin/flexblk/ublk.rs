@@ -64,9 +64,9 @@ pub(crate) fn serve(args: &Ublk) -> Result<()> {
             },
         ),
     };
-    let export = export.map_err(unwrapped)?;
+    let mut export = export.map_err(unwrapped)?;
     println!("{}", export.path().display());
-    let ran = watch(&volume, &export, &mut signals);
+    let ran = watch(&volume, &mut export, &mut signals);
     if !export.end(GRACE) {
         bail!("the device is not gone: somebody still has it open");
     }
@@ -74,7 +74,9 @@ pub(crate) fn serve(args: &Ublk) -> Result<()> {
 }
 
 /// Until a signal comes or the device goes.
-fn watch(volume: &Volume, export: &UblkExport, signals: &mut Signals) -> Result<()> {
+fn watch(volume: &Volume, export: &mut UblkExport, signals: &mut Signals) -> Result<()> {
+    // A device that was taken over has the size of then.
+    follow(export, volume.namespace()?.len_bytes());
     let mut lost = false;
     loop {
         if signals.pending().next().is_some() {
@@ -89,11 +91,7 @@ fn watch(volume: &Volume, export: &UblkExport, signals: &mut Signals) -> Result<
         }
         match volume.next_event(TICK) {
             Some(VolumeEvent::NamespaceChanged) => {
-                let size = volume.namespace()?.len_bytes();
-                match export.resize(size) {
-                    Ok(()) => tracing::info!(size, "the namespace has another size"),
-                    Err(error) => tracing::error!(%error, size, "the namespace has another size"),
-                }
+                follow(export, volume.namespace()?.len_bytes());
             }
             Some(VolumeEvent::Lost) => {
                 tracing::error!("the namespace is lost: I/O fails from now on");
@@ -101,6 +99,20 @@ fn watch(volume: &Volume, export: &UblkExport, signals: &mut Signals) -> Result<
             }
             Some(other) => tracing::info!(?other, "the volume"),
             None => {}
+        }
+    }
+}
+
+/// The device gets the size of the namespace, where the kernel can do that.
+fn follow(export: &mut UblkExport, now: u64) {
+    let was = export.len_bytes();
+    if now == was {
+        return;
+    }
+    match export.resize(now) {
+        Ok(()) => tracing::info!(was, now, "the namespace has another size"),
+        Err(error) => {
+            tracing::error!(%error, was, now, "the device does not follow the size of the namespace");
         }
     }
 }

@@ -114,6 +114,7 @@ impl Drop for UblkDevice {
 #[derive(Debug)]
 pub struct UblkExport {
     number: u32,
+    len_bytes: u64,
     workers: Vec<Worker>,
     counters: Vec<Arc<Counters>>,
 }
@@ -125,7 +126,8 @@ impl UblkExport {
     }
 
     /// Serves a device of this volume whose server has died. Requests that it had not answered are done again, and
-    /// the users of the device only see that they took longer.
+    /// the users of the device only see that they took longer. It keeps its size, which need not be that of the namespace
+    /// any more: see [`len_bytes`](Self::len_bytes) and [`resize`](Self::resize).
     pub fn take_over(volume: &Volume, number: u32) -> Result<UblkExport, UblkError> {
         let namespace = volume.namespace()?;
         check(&namespace)?;
@@ -148,11 +150,10 @@ impl UblkExport {
         if !control.start_recovery(number, limit)? {
             return Err(UblkError::Served(number, info.ublksrv_pid));
         }
-        let export = UblkExport::serve(volume, &namespace, &control, &info)?;
+        let mut export = UblkExport::serve(volume, &namespace, &control, &info)?;
         control.end_recovery(number)?;
-        if parameters.dev_sectors != expected.dev_sectors {
-            export.resize(namespace.len_bytes())?;
-        }
+        let sectors = parameters.dev_sectors;
+        export.len_bytes = sectors.saturating_mul(u64::from(SECTOR_BYTES));
         Ok(export)
     }
 
@@ -166,6 +167,11 @@ impl UblkExport {
         self.number
     }
 
+    /// Bytes of the device: of the namespace, unless that has changed and the device has not followed.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
     /// Whether no queue is served any more: somebody has removed the device.
     pub fn has_ended(&self) -> bool {
         self.workers.iter().all(Worker::has_ended)
@@ -177,9 +183,11 @@ impl UblkExport {
     }
 
     /// The namespace has another size.
-    pub fn resize(&self, len_bytes: u64) -> Result<(), UblkError> {
+    pub fn resize(&mut self, len_bytes: u64) -> Result<(), UblkError> {
         let sectors = len_bytes / u64::from(SECTOR_BYTES);
-        Control::open()?.update_size(self.number, sectors)
+        Control::open()?.update_size(self.number, sectors)?;
+        self.len_bytes = len_bytes;
+        Ok(())
     }
 
     /// Removes the device. What is under way may end within `grace`, then it fails; afterwards a further second may pass.
@@ -269,6 +277,7 @@ impl UblkExport {
         }
         Ok(UblkExport {
             number: info.dev_id,
+            len_bytes: namespace.len_bytes(),
             workers,
             counters,
         })

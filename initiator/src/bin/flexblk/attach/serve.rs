@@ -175,7 +175,11 @@ enum Wish {
 
 impl Attachment {
     fn build(order: &Order<'_>, left: Option<u32>) -> Result<Attachment> {
-        let Made { backend, how } = match left {
+        let Made {
+            backend,
+            how,
+            size_bytes,
+        } = match left {
             Some(number) => backend::take_over(order, number)?,
             None => backend::make(order)?,
         };
@@ -190,7 +194,7 @@ impl Attachment {
             how,
             path,
             namespace: namespace.clone(),
-            size_bytes: namespace.len_bytes(),
+            size_bytes,
             note: None,
             state: State::Live,
             shutdown: None,
@@ -203,7 +207,10 @@ impl Attachment {
         if known.is_err() {
             built.end();
         }
-        known.map(|()| built)
+        known?;
+        // The namespace may have another size than when the process was killed.
+        built.resize();
+        Ok(built)
     }
 
     fn say_ready(&self, args: &Attach) -> Result<()> {
@@ -392,9 +399,18 @@ impl Attachment {
         if namespace.block_count == self.namespace.block_count {
             return;
         }
-        let (was, now) = (self.size_bytes, namespace.len_bytes());
         self.namespace = namespace;
+        self.resize();
+    }
+
+    /// The device gets the size of the namespace. One that cannot is served all the same: without a server, its users
+    /// would lose all of it.
+    fn resize(&mut self) {
+        let (was, now) = (self.size_bytes, self.namespace.len_bytes());
         self.note = None;
+        if now == was {
+            return;
+        }
         match self.backend.resize(now) {
             Ok(()) => {
                 self.size_bytes = now;
@@ -472,3 +488,6 @@ impl Rate {
         self.since = Some((Instant::now(), *now));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,6 +62,8 @@ pub(super) struct Made {
     pub(super) backend: Box<dyn Backend>,
     /// Which way, and why, for the user.
     pub(super) how: String,
+    /// Of the device: when it was taken over, not necessarily of the namespace.
+    pub(super) size_bytes: u64,
 }
 
 /// The device that is wanted.
@@ -105,7 +107,8 @@ pub(super) fn make(order: &Order<'_>) -> Result<Made> {
                     Some(_) => "because --via says so",
                     None => "which is faster than a loop device over FUSE",
                 };
-                return Ok(made(backend, format!("ublk, {why}")));
+                let size_bytes = order.namespace.len_bytes();
+                return Ok(made(backend, format!("ublk, {why}"), size_bytes));
             }
             Err(error) if via.is_none() && is_of_ublk(&error) => {
                 tracing::warn!(error = format!("{error:#}"), "ublk does not work here");
@@ -116,22 +119,21 @@ pub(super) fn make(order: &Order<'_>) -> Result<Made> {
     };
     let backend = fuse_loop::make(order)?;
     let how = format!("loop device over FUSE, because {why_not_ublk}");
-    Ok(made(backend, how))
+    Ok(made(backend, how, order.namespace.len_bytes()))
 }
 
 /// Goes on serving the device of a killed process, which waits for that.
 pub(super) fn take_over(order: &Order<'_>, number: u32) -> Result<Made> {
-    let backend = ublk::take_over(order, number)?;
-    Ok(made(
-        backend,
-        "ublk, taken over from a killed process".into(),
-    ))
+    let (backend, size_bytes) = ublk::take_over(order, number)?;
+    let how = "ublk, taken over from a killed process".into();
+    Ok(made(backend, how, size_bytes))
 }
 
-fn made(backend: impl Backend + 'static, how: String) -> Made {
+fn made(backend: impl Backend + 'static, how: String, size_bytes: u64) -> Made {
     Made {
         backend: Box::new(backend),
         how,
+        size_bytes,
     }
 }
 

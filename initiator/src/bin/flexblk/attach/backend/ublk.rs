@@ -48,9 +48,11 @@ pub(super) fn make(order: &Order<'_>) -> Result<Ublk> {
     }
 }
 
-pub(super) fn take_over(order: &Order<'_>, number: u32) -> Result<Ublk> {
+/// The device, and its size.
+pub(super) fn take_over(order: &Order<'_>, number: u32) -> Result<(Ublk, u64)> {
     let export = UblkExport::take_over(order.volume, number).map_err(unwrapped)?;
-    Ok(Ublk::new(export))
+    let size_bytes = export.len_bytes();
+    Ok((Ublk::new(export), size_bytes))
 }
 
 impl Ublk {
@@ -84,7 +86,7 @@ impl Backend for Ublk {
     }
 
     fn resize(&mut self, len_bytes: u64) -> Result<()> {
-        match &self.export {
+        match &mut self.export {
             Some(export) => Ok(export.resize(len_bytes)?),
             None => Ok(()),
         }
