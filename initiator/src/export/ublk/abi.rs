@@ -178,8 +178,9 @@ const _: () = assert!(std::mem::offset_of!(Parameters, discard_alignment) == 40)
 const _: () = assert!(std::mem::offset_of!(Parameters, max_discard_segments) == 56);
 const _: () = assert!(size_of::<Parameters>() == 64);
 
-/// Longest discard: 2 GiB.
-const MAX_DISCARD_SECTORS: u32 = 1 << 22;
+/// Longest discard and write of zeroes: 1 GiB, whose bytes a result can tell.
+const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+const _: () = assert!(MAX_DISCARD_SECTORS <= i32::MAX as u32 / SECTOR_BYTES);
 
 impl Parameters {
     /// Of a device that is the namespace. Every request is then one command, since none is longer than one.
@@ -326,6 +327,7 @@ mod tests {
         assert_eq!((all.logical_bs_shift, all.io_opt_shift), (12, 16));
         assert_eq!((all.max_sectors, all.max_discard_segments), (256, 1));
         assert_eq!(all.max_write_zeroes_sectors, 65536 * 8);
+        assert_eq!(all.max_discard_sectors, 1 << 21);
         assert_eq!(all.attrs, attribute::VOLATILE_CACHE | attribute::FUA);
         let read_only = Namespace {
             read_only: true,

@@ -339,7 +339,7 @@ impl Server for Queue {
         let sectors = self.descriptors.get(tag).map_or(0, |it| it.nr_sectors);
         let bytes = sectors.saturating_mul(SECTOR_BYTES);
         let result = match completion.result {
-            Ok(()) => bytes as i32,
+            Ok(()) => result_of(op, bytes),
             Err(error) => {
                 tracing::warn!(%error, "request failed");
                 error_of(&error)
@@ -379,6 +379,15 @@ impl Server for Queue {
 
     fn is_stopped(&self) -> bool {
         self.ended >= self.config.depth
+    }
+}
+
+/// What the driver is told of a request that was done: bytes, if it carries data. Of others it looks at the sign only, and
+/// 2 GiB would be an error.
+fn result_of(op: Op, bytes: u32) -> i32 {
+    match op {
+        Op::Read | Op::Write { .. } => i32::try_from(bytes).unwrap_or(i32::MAX),
+        _ => 0,
     }
 }
 

@@ -8,7 +8,12 @@ use super::*;
 
 const DEPTH: u16 = 4;
 const BUFFER_BYTES: u32 = 8192;
+/// Of requests, as the kernel numbers them.
+const READ: u32 = 0;
 const WRITE: u32 = 1;
+const FLUSH: u32 = 2;
+const DISCARD: u32 = 3;
+const WRITE_ZEROES: u32 = 5;
 
 /// A queue without a driver: a file has the descriptors that the kernel would write.
 fn queue() -> (Queue, Arc<File>) {
@@ -66,7 +71,7 @@ fn driver_range(queue: &Queue, commit: &Commit) -> std::ops::Range<u64> {
 fn the_kernel_gets_no_buffer_that_the_channel_still_has() {
     let (mut queue, node) = queue();
     let mut reactor = Reactor::new(&Config::default()).unwrap();
-    begun(&mut queue, &node, 0, 0, 8);
+    begun(&mut queue, &node, 0, READ, 8);
     begun(&mut queue, &node, 1, WRITE, 8);
     // What a read brought lies in the tag's own buffer, also when the end comes before the kernel was told.
     queue.on_io(&IoCompletion {
@@ -117,4 +122,18 @@ fn each_tag_has_a_buffer_of_its_own() {
             from..from + u64::from(BUFFER_BYTES)
         );
     }
+}
+
+#[test]
+fn what_was_done_is_no_error_whatever_its_length() {
+    let (mut queue, node) = queue();
+    // What the driver of a device from before may ask for: 2 GiB, whose bytes as a result would be negative.
+    for op in [DISCARD, WRITE_ZEROES] {
+        begun(&mut queue, &node, 2, op, 1 << 22);
+        assert_eq!(ended(&mut queue, 2).result, 0);
+    }
+    begun(&mut queue, &node, 2, FLUSH, 0);
+    assert_eq!(ended(&mut queue, 2).result, 0);
+    begun(&mut queue, &node, 2, READ, 16);
+    assert_eq!(ended(&mut queue, 2).result, 8192);
 }
