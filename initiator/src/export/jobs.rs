@@ -28,6 +28,16 @@ impl Submit for Channel {
     }
 }
 
+/// A request as somebody wants it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) op: Op,
+    pub(crate) lba: u64,
+    pub(crate) blocks: u64,
+    /// A flush follows when it has succeeded, and the request ends with that.
+    pub(crate) then_flush: bool,
+}
+
 /// A request that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Done {
@@ -61,6 +71,7 @@ struct Job {
     /// What was submitted of that.
     next: u64,
     outstanding: u32,
+    then_flush: bool,
     result: Result<(), IoError>,
     tag: u64,
     /// The memory; empty without data. Keeps its room from one request to the next.
@@ -101,6 +112,7 @@ impl Jobs {
             len: 0,
             next: 0,
             outstanding: 0,
+            then_flush: false,
             result: Ok(()),
             tag: 0,
             spans: Vec::new(),
@@ -134,28 +146,28 @@ impl Jobs {
         !self.free_jobs.is_empty()
     }
 
-    /// Takes a request: `blocks` from `lba`, with `spans` as its memory if it carries data (as many bytes, which is for
+    /// Takes a request, with `spans` as its memory if it carries data (as many bytes, which is for
     /// the caller to see to). What can be submitted is. `Busy`: as many as there may be are under way.
     pub(crate) fn start(
         &mut self,
         channel: &mut impl Submit,
-        request: (Op, u64, u64),
+        wanted: &Wanted,
         spans: &[Span],
         tag: u64,
     ) -> Result<(), Busy> {
-        let (op, lba, blocks) = request;
         let index = self.free_jobs.pop().ok_or(Busy)?;
         let Some(job) = self.jobs.get_mut(index as usize) else {
             return Err(Busy);
         };
         let carries_data = !spans.is_empty();
-        job.op = op;
-        job.lba = lba;
+        job.op = wanted.op;
+        job.lba = wanted.lba;
         job.len = if carries_data {
-            blocks.saturating_mul(u64::from(self.block_size))
+            wanted.blocks.saturating_mul(u64::from(self.block_size))
         } else {
-            blocks
+            wanted.blocks
         };
+        job.then_flush = wanted.then_flush;
         job.next = 0;
         job.outstanding = 0;
         job.result = Ok(());
@@ -178,7 +190,7 @@ impl Jobs {
         }
     }
 
-    /// A command has ended; `Some` when its request has.
+    /// A command has ended; `Some` when its request has. [`submit_waiting`](Self::submit_waiting) sends what follows.
     #[inline]
     pub(crate) fn completed(&mut self, completion: &IoCompletion) -> Option<Done> {
         let piece_index = u32::try_from(completion.tag).ok()?;
@@ -204,6 +216,11 @@ impl Jobs {
             }
         }
         if job.outstanding > 0 || job.next < job.len {
+            return None;
+        }
+        if std::mem::take(&mut job.then_flush) && job.result.is_ok() {
+            job.become_flush();
+            self.waiting.push_back(piece.job);
             return None;
         }
         let done = Done {
@@ -299,6 +316,15 @@ impl Jobs {
                 return true;
             }
         }
+    }
+}
+
+impl Job {
+    /// All of it is done, and has to be durable before it ends.
+    fn become_flush(&mut self) {
+        self.op = Op::Flush;
+        (self.lba, self.len, self.next) = (0, 0, 0);
+        self.spans.clear();
     }
 }
 

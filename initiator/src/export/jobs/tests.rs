@@ -60,6 +60,15 @@ impl Disk {
     }
 }
 
+fn wanted(op: Op, lba: u64, blocks: u64) -> Wanted {
+    Wanted {
+        op,
+        lba,
+        blocks,
+        then_flush: false,
+    }
+}
+
 /// Memory in pieces of these lengths, each away from the others.
 fn pieces(memory: &Arc<SharedMemory>, lengths: &[u32]) -> Vec<Span> {
     let mut at = 0;
@@ -99,7 +108,7 @@ proptest! {
             expected[range.clone()].copy_from_slice(&pattern);
         }
         let op = if write { Op::Write { fua: false } } else { Op::Read };
-        jobs.start(&mut disk, (op, lba, total / 512), &spans, 77).unwrap();
+        jobs.start(&mut disk, &wanted(op, lba, total / 512), &spans, 77).unwrap();
         let mut order = order.iter().cycle();
         let done = loop {
             let completion = disk.complete(*order.next().unwrap());
@@ -131,7 +140,7 @@ fn what_lies_in_one_piece_is_not_copied() {
     let span = memory.span(512, 200 << 10).unwrap();
     let mut disk = Disk::new(1024, 8);
     let mut jobs = Jobs::new(&Namespace::example(), 1, 8, 0).unwrap();
-    jobs.start(&mut disk, (Op::Read, 0, 400), &[span], 1)
+    jobs.start(&mut disk, &wanted(Op::Read, 0, 400), &[span], 1)
         .unwrap();
     let lengths: Vec<u32> = disk.taken.iter().map(|(it, _)| it.blocks).collect();
     assert_eq!(lengths, [128, 128, 128, 16]);
@@ -140,7 +149,7 @@ fn what_lies_in_one_piece_is_not_copied() {
         assert_eq!(at as u64, request.lba * 512);
     }
     assert!(!jobs.has_room());
-    let again = jobs.start(&mut disk, (Op::Read, 0, 1), &[span], 2);
+    let again = jobs.start(&mut disk, &wanted(Op::Read, 0, 1), &[span], 2);
     assert_eq!(again, Err(Busy));
 }
 
@@ -152,7 +161,8 @@ fn an_error_ends_the_request_once_and_spares_the_rest() {
     disk.bad_lba = Some(130);
     let mut jobs = Jobs::new(&Namespace::example(), 2, 2, 0).unwrap();
     let write = Op::Write { fua: true };
-    jobs.start(&mut disk, (write, 0, 2048), &[span], 5).unwrap();
+    jobs.start(&mut disk, &wanted(write, 0, 2048), &[span], 5)
+        .unwrap();
     assert_eq!(disk.taken.len(), 2);
     let bad = disk.complete(1);
     assert_eq!(jobs.completed(&bad), None);
@@ -175,11 +185,12 @@ fn without_data_only_the_number_of_blocks_counts() {
     };
     let mut jobs = Jobs::new(&namespace, 8, 8, 0).unwrap();
     let zeroes = Op::WriteZeroes { deallocate: true };
-    jobs.start(&mut disk, (zeroes, 10, 150_000), &[], 1)
+    jobs.start(&mut disk, &wanted(zeroes, 10, 150_000), &[], 1)
         .unwrap();
-    jobs.start(&mut disk, (Op::Discard, 10, 150_000), &[], 2)
+    jobs.start(&mut disk, &wanted(Op::Discard, 10, 150_000), &[], 2)
         .unwrap();
-    jobs.start(&mut disk, (Op::Flush, 0, 0), &[], 3).unwrap();
+    jobs.start(&mut disk, &wanted(Op::Flush, 0, 0), &[], 3)
+        .unwrap();
     let taken: Vec<(u64, u32)> = (disk.taken.iter())
         .map(|(it, _)| (it.lba, it.blocks))
         .collect();
@@ -188,4 +199,47 @@ fn without_data_only_the_number_of_blocks_counts() {
     let mut left = jobs.abandon();
     left.sort_unstable();
     assert_eq!((left, jobs.outstanding()), (vec![1, 2, 3], 0));
+}
+
+#[test]
+fn what_has_to_be_durable_ends_with_a_flush() {
+    let mut disk = Disk::new(1024, 2);
+    let namespace = Namespace {
+        max_blocks: MaxBlocks {
+            write_zeroes: 64,
+            ..MaxBlocks::EXPRESSIBLE
+        },
+        ..Namespace::example()
+    };
+    let mut jobs = Jobs::new(&namespace, 2, 2, 0).unwrap();
+    let zeroes = Wanted {
+        then_flush: true,
+        ..wanted(Op::WriteZeroes { deallocate: false }, 0, 160)
+    };
+    jobs.start(&mut disk, &zeroes, &[], 9).unwrap();
+    // All of it, which takes longer than there is room for at once, before the flush.
+    for _ in 0..3 {
+        assert!((disk.taken.iter()).all(|(it, _)| it.op != Op::Flush));
+        let part = disk.complete(0);
+        assert_eq!(jobs.completed(&part), None);
+        jobs.submit_waiting(&mut disk);
+    }
+    let ops: Vec<Op> = disk.taken.iter().map(|(it, _)| it.op).collect();
+    assert_eq!(ops, [Op::Flush]);
+    assert!(disk.bytes[..160 * 512].iter().all(|byte| *byte == 0));
+    let flushed = disk.complete(0);
+    let result = Ok(());
+    assert_eq!(jobs.completed(&flushed), Some(Done { tag: 9, result }));
+    // What failed is not flushed, and the next request is one of its own.
+    disk.bad_lba = Some(3);
+    jobs.start(&mut disk, &zeroes, &[], 10).unwrap();
+    let bad = disk.taken.iter().position(|(it, _)| it.lba == 0).unwrap();
+    let bad = disk.complete(bad);
+    assert_eq!(jobs.completed(&bad), None);
+    let other = disk.complete(0);
+    let result = Err(IoError::TimedOut);
+    assert_eq!(jobs.completed(&other), Some(Done { tag: 10, result }));
+    jobs.submit_waiting(&mut disk);
+    assert!(disk.taken.is_empty());
+    assert_eq!(jobs.outstanding(), 0);
 }

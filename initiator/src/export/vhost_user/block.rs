@@ -60,8 +60,8 @@ pub(crate) struct Device {
     block_size: u32,
     namespace: Namespace,
     queues: u16,
-    /// Completed writes are durable; decided by the features and by the driver.
-    write_through: bool,
+    /// The driver sends no flushes: a write has to be durable when it completes.
+    no_flushes: bool,
 }
 
 impl Device {
@@ -70,7 +70,7 @@ impl Device {
             block_size: namespace.block_size,
             namespace: namespace.clone(),
             queues,
-            write_through: false,
+            no_flushes: false,
         }
     }
 
@@ -79,7 +79,7 @@ impl Device {
         self.namespace = namespace.clone();
     }
 
-    /// What we offer.
+    /// What we offer. A driver cannot switch the cache off (CONFIG_WCE): a monitor does not tell the next back-end of that.
     pub(crate) fn features(&self) -> u64 {
         use feature::*;
         let has = |condition: bool, features: u64| if condition { features } else { 0 };
@@ -93,20 +93,35 @@ impl Device {
             | TOPOLOGY
             | MQ
             | has(namespace.read_only, RO)
-            | has(namespace.volatile_write_cache, FLUSH | CONFIG_WCE)
+            | has(namespace.volatile_write_cache, FLUSH)
             | has(namespace.discard && writable, DISCARD)
             | has(namespace.write_zeroes && writable, WRITE_ZEROES)
     }
 
-    /// What the driver takes of them. Without FLUSH it expects writes to be durable when they complete (5.2.6.2).
+    /// What a driver may have taken: earlier versions offered CONFIG_WCE, and a running guest keeps what it took.
+    pub(crate) fn known_features(&self) -> u64 {
+        self.features() | feature::CONFIG_WCE
+    }
+
+    /// What the driver takes of them. Without FLUSH it expects writes to be durable when they complete (5.2.6.2). With
+    /// CONFIG_WCE it may expect that, too: it may have said so to a back-end before us.
     pub(crate) fn set_features(&mut self, taken: u64) {
-        let volatile = self.namespace.volatile_write_cache;
-        self.write_through = volatile && taken & feature::FLUSH == 0;
+        self.no_flushes = taken & feature::FLUSH == 0 || taken & feature::CONFIG_WCE != 0;
     }
 
     /// The driver's choice of the cache (5.2.5).
     pub(crate) fn set_writeback(&mut self, writeback: bool) {
-        self.write_through = self.namespace.volatile_write_cache && !writeback;
+        self.no_flushes = !writeback;
+    }
+
+    /// Completed writes are durable.
+    fn write_through(&self) -> bool {
+        self.namespace.volatile_write_cache && self.no_flushes
+    }
+
+    /// Whether `op` is to be followed by a flush before the driver is told of its end: zeroes have no FUA with us.
+    pub(crate) fn then_flush(&self, op: Op) -> bool {
+        self.write_through() && matches!(op, Op::WriteZeroes { .. })
     }
 
     /// The configuration space (5.2.4).
@@ -126,7 +141,7 @@ impl Device {
         put(20, &namespace.block_size.to_le_bytes());
         put(26, &1_u16.to_le_bytes());
         put(28, &optimal_blocks.to_le_bytes());
-        put(CONFIG_WRITEBACK, &[u8::from(!self.write_through)]);
+        put(CONFIG_WRITEBACK, &[u8::from(!self.write_through())]);
         put(34, &self.queues.to_le_bytes());
         put(36, &MAX_RANGE_SECTORS.to_le_bytes());
         put(40, &1_u32.to_le_bytes());
@@ -183,7 +198,7 @@ impl Device {
         let bytes: u64 = data.iter().map(|span| u64::from(span.len())).sum();
         let op = if out {
             Op::Write {
-                fua: self.write_through,
+                fua: self.write_through(),
             }
         } else {
             Op::Read

@@ -149,7 +149,7 @@ impl<'a> Session<'a> {
                 return Ok(true);
             }
             Request::SetFeatures(features) => {
-                let unknown = features & !(self.device.features() | F_PROTOCOL_FEATURES);
+                let unknown = features & !(self.device.known_features() | F_PROTOCOL_FEATURES);
                 if unknown != 0 {
                     return refuse(format!("features {unknown:#x}, which were not offered"));
                 }

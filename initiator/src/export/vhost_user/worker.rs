@@ -19,7 +19,7 @@ use super::inflight::InflightQueue;
 use super::memory::GuestMemory;
 use super::message::RingAddress;
 use super::virtqueue::{Chain, RingError, Virtqueue};
-use crate::export::jobs::{Done, Jobs};
+use crate::export::jobs::{Done, Jobs, Wanted};
 use crate::link::home::{self, SharedHome};
 use crate::volume::{Channel, Volume};
 use crate::{Error, IoCompletion, Op};
@@ -373,8 +373,13 @@ impl Worker {
                 };
                 let tag = (index as u64) << 16 | u64::from(head);
                 let started = self.channel.as_mut().map(|channel| {
-                    let request = (op, lba, blocks);
-                    self.jobs.start(channel, request, spans, tag)
+                    let wanted = Wanted {
+                        op,
+                        lba,
+                        blocks,
+                        then_flush: self.device.then_flush(op),
+                    };
+                    self.jobs.start(channel, &wanted, spans, tag)
                 });
                 match started {
                     Some(Ok(())) => return Ok(()),

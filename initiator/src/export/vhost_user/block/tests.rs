@@ -158,15 +158,36 @@ fn writes_are_durable_when_the_driver_expects_it() {
         Some(Work::Volume(Op::Write { fua }, 0, 1)) => fua,
         other => panic!("{other:?}"),
     };
+    let zeroes = Op::WriteZeroes { deallocate: false };
     device.set_features(device.features());
-    assert!(!fua(&device));
+    assert!(!fua(&device) && !device.then_flush(zeroes));
     assert_eq!(device.config()[CONFIG_WRITEBACK], 1);
-    device.set_writeback(false);
-    assert!(fua(&device));
-    device.set_writeback(true);
     device.set_features(device.features() & !feature::FLUSH);
-    assert!(fua(&device));
+    assert!(fua(&device) && device.then_flush(zeroes));
+    assert!(!device.then_flush(Op::Discard) && !device.then_flush(Op::Read));
+    assert!(!device.then_flush(Op::Write { fua: true }));
     assert_eq!(device.config()[CONFIG_WRITEBACK], 0);
+    // Nothing is lost without a cache; one that appears is honoured.
+    device.namespace.volatile_write_cache = false;
+    assert!(!fua(&device) && !device.then_flush(zeroes));
+    device.namespace.volatile_write_cache = true;
+    assert!(fua(&device));
+}
+
+#[test]
+fn the_cache_is_not_the_driver_s_to_switch_off() {
+    let mut device = device(512);
+    assert_eq!(device.features() & feature::CONFIG_WCE, 0);
+    assert_ne!(device.features() & feature::FLUSH, 0);
+    // A guest from before took it, and may have switched the cache off: nobody tells us.
+    let taken = device.features() | feature::CONFIG_WCE;
+    assert_eq!(taken & !device.known_features(), 0);
+    device.set_features(taken);
+    assert!(device.write_through());
+    device.set_writeback(true);
+    assert!(!device.write_through());
+    device.set_writeback(false);
+    assert!(device.write_through());
 }
 
 #[test]
