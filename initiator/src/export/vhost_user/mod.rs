@@ -12,6 +12,7 @@ mod message;
 mod server;
 mod session;
 mod socket;
+mod turns;
 mod virtqueue;
 mod worker;
 

@@ -18,6 +18,7 @@ use super::events::Events;
 use super::inflight::InflightQueue;
 use super::memory::GuestMemory;
 use super::message::RingAddress;
+use super::turns::{TURN, Turns};
 use super::virtqueue::{Chain, RingError, Virtqueue};
 use crate::export::jobs::{Done, Jobs, Wanted};
 use crate::link::home::{self, SharedHome};
@@ -73,6 +74,7 @@ pub(crate) struct Worker {
     events: Rc<RefCell<Events>>,
     owner: u8,
     rings: Vec<Option<Ring>>,
+    turns: Turns,
     memory: Arc<GuestMemory>,
     device: Device,
     orders: Receiver<Order>,
@@ -131,6 +133,7 @@ impl Worker {
             events,
             owner,
             rings: (0..queues).map(|_| None).collect(),
+            turns: Turns::new(queues),
             memory: Arc::default(),
             device,
             orders,
@@ -152,10 +155,7 @@ impl Worker {
             if !self.take_orders()? {
                 return Ok(());
             }
-            let mut active = false;
-            for ring in 0..self.rings.len() {
-                active |= self.serve(ring);
-            }
+            let active = self.serve();
             self.signal();
             let now = self.home.borrow().now();
             if active {
@@ -293,16 +293,30 @@ impl Worker {
         true
     }
 
-    /// Takes what is available on a ring, as far as there is room; whether there was something.
-    fn serve(&mut self, index: usize) -> bool {
-        let kicked = self.events.borrow_mut().take_kick(index);
+    /// Takes what is available on the rings, as far as there is room; whether there was something.
+    fn serve(&mut self) -> bool {
         let mut active = false;
-        while self.jobs.has_room() {
+        for index in 0..self.rings.len() {
+            active |= self.events.borrow_mut().take_kick(index);
+        }
+        let mut turns = self.turns;
+        active |= turns.round(|index| self.serve_ring(index));
+        self.turns = turns;
+        active
+    }
+
+    /// A turn of one ring: how many requests were taken from it; `None` when there is no room for any.
+    fn serve_ring(&mut self, index: usize) -> Option<u16> {
+        if !self.jobs.has_room() {
+            return None;
+        }
+        let mut taken = 0;
+        while taken < TURN && self.jobs.has_room() {
             let Some(Some(ring)) = self.rings.get_mut(index) else {
-                return false;
+                break;
             };
             if ring.broken || ring.stopping.is_some() {
-                return active;
+                break;
             }
             let head = match ring.again.pop_front() {
                 Some(head) => head,
@@ -320,17 +334,19 @@ impl Worker {
                     }
                 },
             };
-            if !active && let Some(Some(ring)) = self.rings.get(index) {
+            if taken == 0
+                && let Some(Some(ring)) = self.rings.get(index)
+            {
                 ring.queue.suppress();
             }
-            active = true;
+            taken += 1;
             if let Err(error) = self.begin(index, head)
                 && let Some(Some(ring)) = self.rings.get_mut(index)
             {
                 ring.fail(index, error);
             }
         }
-        active || kicked
+        Some(taken)
     }
 
     /// Begins the request at `head`.
