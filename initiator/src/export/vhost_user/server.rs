@@ -255,6 +255,20 @@ impl Workers {
         })
     }
 
+    /// Without threads: whoever has the other ends of `orders` is the workers.
+    #[cfg(test)]
+    pub(crate) fn played(queues: usize, orders: Vec<Sender<Order>>, waker: &Waker) -> Workers {
+        let handle = |orders| Handle {
+            orders: Some(orders),
+            waker: waker.clone(),
+            thread: Mutex::new(None),
+        };
+        Workers {
+            workers: orders.into_iter().map(handle).collect(),
+            queues,
+        }
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.workers.len()
     }

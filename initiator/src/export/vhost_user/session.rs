@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use rustix::net::SendFlags;
@@ -16,7 +17,7 @@ use super::message::{
 };
 use super::server::Workers;
 use super::socket::{Fds, Incoming, Socket, SocketError, send};
-use super::worker::{Order, RingSetup};
+use super::worker::{DRAIN, Order, RingSetup};
 use crate::Namespace;
 
 /// What we offer.
@@ -125,9 +126,7 @@ impl<'a> Session<'a> {
 
     /// Stops everything and forgets the guest's memory.
     pub(crate) fn end(&mut self) -> Result<(), SessionError> {
-        for index in 0..self.rings.len() {
-            self.stop(index)?;
-        }
+        self.stop_all()?;
         if self.memory.mappings().next().is_some() {
             self.memory = GuestMemory::default();
             self.tell_memory(false)?;
@@ -162,12 +161,8 @@ impl<'a> Session<'a> {
             }
             Request::SetOwner => {}
             Request::ResetOwner | Request::ResetDevice => {
-                for index in 0..self.rings.len() {
-                    self.stop(index)?;
-                    if let Some(ring) = self.rings.get_mut(index) {
-                        *ring = RingState::default();
-                    }
-                }
+                self.stop_all()?;
+                self.rings.fill_with(RingState::default);
             }
             Request::GetProtocolFeatures => {
                 self.reply(number, &Reply::Number(PROTOCOL_FEATURES))?;
@@ -300,16 +295,11 @@ impl<'a> Session<'a> {
 
     /// Rings stop for as long as the memory changes.
     fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), SessionError> {
-        let running: Vec<usize> = (0..self.rings.len())
-            .filter(|index| self.rings.get(*index).is_some_and(|ring| ring.running))
-            .collect();
-        for index in &running {
-            self.stop(*index)?;
-        }
+        let stopped = self.stop_all()?;
         let first = self.memory.mappings().next().is_none() && memory.mappings().count() == 1;
         self.memory = memory;
         self.tell_memory(first)?;
-        for index in running {
+        for index in stopped {
             self.start(index)?;
         }
         Ok(())
@@ -317,10 +307,14 @@ impl<'a> Session<'a> {
 
     fn tell_memory(&self, only_more: bool) -> Result<(), SessionError> {
         let memory = Arc::new(self.memory.clone());
+        let mut answers = Vec::with_capacity(self.workers.count());
         for worker in 0..self.workers.count() {
             let (reply, answer) = channel();
             let order = Order::Memory(Arc::clone(&memory), only_more, reply);
             self.workers.send(worker, order)?;
+            answers.push(answer);
+        }
+        for answer in answers {
             answer
                 .recv()
                 .map_err(|_| SessionError::Worker)?
@@ -380,14 +374,38 @@ impl<'a> Session<'a> {
 
     /// Stops a ring if it runs; afterwards nothing of it is under way.
     fn stop(&mut self, index: usize) -> Result<(), SessionError> {
-        let Some(ring) = self.rings.get_mut(index).filter(|ring| ring.running) else {
-            return Ok(());
-        };
-        let (reply, answer) = channel();
-        self.workers.send(index, Order::Stop(index, reply))?;
-        ring.next_available = answer.recv().map_err(|_| SessionError::Worker)?;
-        ring.running = false;
-        Ok(())
+        self.stop_those([index]).map(drop)
+    }
+
+    /// Stops all rings; those that ran.
+    fn stop_all(&mut self) -> Result<Vec<usize>, SessionError> {
+        self.stop_those(0..self.rings.len())
+    }
+
+    /// Stops rings, all at once: what they wait for may take as long for each of them. Those that ran.
+    fn stop_those(
+        &mut self,
+        rings: impl IntoIterator<Item = usize>,
+    ) -> Result<Vec<usize>, SessionError> {
+        let until = Instant::now() + DRAIN;
+        let mut answers = Vec::new();
+        for index in rings {
+            if self.rings.get(index).is_some_and(|ring| ring.running) {
+                let (reply, answer) = channel();
+                self.workers.send(index, Order::Stop(index, until, reply))?;
+                answers.push((index, answer));
+            }
+        }
+        let mut stopped = Vec::with_capacity(answers.len());
+        for (index, answer) in answers {
+            let next_available = answer.recv().map_err(|_| SessionError::Worker)?;
+            if let Some(ring) = self.rings.get_mut(index) {
+                ring.next_available = next_available;
+                ring.running = false;
+            }
+            stopped.push(index);
+        }
+        Ok(stopped)
     }
 
     fn ring(&mut self, index: u8) -> Result<&mut RingState, SessionError> {
@@ -428,3 +446,6 @@ fn clone(fd: &Option<OwnedFd>) -> Result<Option<OwnedFd>, SessionError> {
         .transpose()
         .map_err(|error| SocketError::Io(error).into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,7 @@ const DEPTH: u16 = 128;
 const BOUNCE_BYTES: u64 = 16 << 20;
 /// How long requests under way may take when their ring has to stop; then the connection goes instead, and nobody
 /// touches the guest's memory any more.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 /// A ring that is to be served.
@@ -57,8 +57,9 @@ pub(crate) enum Order {
     Device(Box<Device>),
     /// Serve a ring; false: it is not where it should be.
     Start(usize, Box<RingSetup>, Sender<bool>),
-    /// Serve it no more. The answer is the next available index; it comes when no request of the ring is under way.
-    Stop(usize, Sender<u16>),
+    /// Serve it no more. The answer is the next available index; it comes when no request of the ring is under way, which
+    /// they are given until then for.
+    Stop(usize, Instant, Sender<u16>),
     /// Its other descriptor for calls.
     Call(usize, Option<OwnedFd>),
 }
@@ -208,8 +209,8 @@ impl Worker {
                 Ok(Order::Start(index, setup, reply)) => {
                     let _ = reply.send(self.start(index, *setup));
                 }
-                Ok(Order::Stop(index, reply)) => match self.rings.get_mut(index) {
-                    Some(Some(ring)) => ring.stopping = Some((reply, Instant::now() + DRAIN)),
+                Ok(Order::Stop(index, until, reply)) => match self.rings.get_mut(index) {
+                    Some(Some(ring)) => ring.stopping = Some((reply, until)),
                     _ => drop(reply.send(0)),
                 },
                 Ok(Order::Call(index, fd)) => self.events.borrow_mut().set_call(index, fd),
