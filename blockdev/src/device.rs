@@ -130,6 +130,12 @@ pub trait Channel {
     /// The most I/Os in flight.
     fn depth(&self) -> usize;
 
+    /// Whether somebody who writes into the device's memory ([`Channel::direct_read`]) may leave a block half-written
+    /// for a while: the device was told that its blocks need not be atomic (NVM Command Set, AWUN).
+    fn may_tear_blocks(&self) -> bool {
+        false
+    }
+
     /// The device's own memory for a range, to be sent from in place instead of a read, or `None`:
     /// read it into a buffer. `None` also when another thread may be writing just now, since a block
     /// must be seen as it was before a write or after it, never half. What the span shows is what

@@ -488,6 +488,46 @@ fn hosts_that_vanish() {
     world.expect_idle();
 }
 
+/// A block is seen as it was before a write or after it, also while the write's data is coming, and when its
+/// host goes in the middle (NVM Command Set, AWUN).
+#[test]
+fn blocks_are_never_half_written() {
+    const BLOCK: usize = 4096;
+    let world = World::new("ram:1M,block_size=4096");
+    let mut reader = world.pair(IcReq::default());
+    {
+        let mut pair = world.pair(IcReq::default());
+        let cid = pair.io.cid();
+        pair.io
+            .send(&write(0, 4).emit(cid, &transport(4 * BLOCK)), &[]);
+        let Got::R2t(r2t) = pair.io.next_of(cid) else {
+            panic!("an R2T")
+        };
+        let header = H2cData {
+            cid,
+            ttag: r2t.ttag,
+            offset: 0,
+            len_bytes: 4 * BLOCK as u32,
+            last: true,
+        };
+        let bytes = pair.io.h2c(&header, &vec![1; 4 * BLOCK]);
+        // All of the first block, a half of the second.
+        pair.io.write(&bytes[..bytes.len() - 5 * BLOCK / 2]);
+        std::thread::sleep(Duration::from_millis(100));
+        let seen = read_back(&mut reader.io, 0, 4 * BLOCK, BLOCK);
+        assert!(
+            seen.chunks(BLOCK)
+                .all(|block| block.iter().all(|byte| *byte == block[0]))
+        );
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let left = read_back(&mut reader.io, 0, 4 * BLOCK, BLOCK);
+    assert!(
+        left.chunks(BLOCK)
+            .all(|block| block.iter().all(|byte| *byte == block[0]))
+    );
+}
+
 /// A host that does not read its answers holds up nobody, and goes with its controller.
 #[test]
 fn a_host_that_does_not_read() {

@@ -163,7 +163,8 @@ pub struct RamConfig {
     #[serde(default)]
     pub hugepages: HugePagesMode,
     /// Keep [`crate::Channel::direct_read`] from being used while several threads have the device
-    /// open (default), so that no block is ever read half-written.
+    /// open (default), so that no block is ever read half-written. And keep NVMe/TCP from receiving what is not sent
+    /// with its command straight into the device, where a host that dies would leave a block half-written.
     #[serde(default = "yes")]
     pub atomic_blocks: bool,
     /// I/Os in flight per thread.

@@ -193,6 +193,10 @@ impl Channel for RamChannel {
         self.long.len()
     }
 
+    fn may_tear_blocks(&self) -> bool {
+        !self.shared.atomic_blocks
+    }
+
     fn direct_read(&self, lba: u64, blocks: u32) -> Option<Span> {
         let shared = &self.shared;
         // With one channel, reads and writes are one thread's, so a block in the device's memory is always

@@ -233,7 +233,8 @@ impl Parts {
                 }
             }
             Source::Remote(remote)
-                if self.may_fetch_in_place(queue) && self.devices.direct(&range).is_some() =>
+                if self.may_fetch_in_place(queue, range.device)
+                    && self.devices.direct(&range).is_some() =>
             {
                 slot.place = Place::Device;
                 slot.remote = remote;

@@ -759,12 +759,17 @@ fn accept(slot: &mut Slot, data: &H2cData) -> Result<(), Error> {
 
 impl Parts {
     /// May data be fetched straight into a device's memory? With data digests it has to be seen whole
-    /// first: wrong data must not be written.
+    /// first: wrong data must not be written. And a stream ends anywhere: a block could be read, or stay
+    /// when the host goes, half-written, which a device has to be told to allow.
     #[inline]
-    pub(crate) fn may_fetch_in_place(&mut self, queue: &Queue) -> bool {
+    pub(crate) fn may_fetch_in_place(&mut self, queue: &Queue, device: u32) -> bool {
         match queue.fabric {
             Fabric::Flexins { .. } => true,
-            Fabric::Tcp(conn) => !self.tcp.has_data_digest(conn),
+            Fabric::Tcp(conn) => {
+                let device = self.devices.get(device);
+                let may_tear = device.is_some_and(|device| device.channel.may_tear_blocks());
+                may_tear && !self.tcp.has_data_digest(conn)
+            }
         }
     }
 
