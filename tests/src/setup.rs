@@ -7,13 +7,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use flexblk_rpc::RpcClient;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::binaries::Binaries;
 use crate::fio::Fio;
 use crate::process::{Finished, run};
-use crate::target::{Target, TargetOptions};
+use crate::target::{SUBNQN, Target, TargetOptions};
 
 /// A test's own folder and the programs under test.
 pub struct Setup {
@@ -48,6 +49,33 @@ impl Setup {
     /// A target.
     pub fn target_with(&self, options: TargetOptions) -> Result<Target> {
         Target::start(self.binaries, self.path(), options)
+    }
+
+    /// A target with 16 MiB as namespace 1, on the device `EE_m` that errors can be injected into.
+    pub fn target_with_errors(&self) -> Result<(Target, RpcClient)> {
+        let target = self.target_with(TargetOptions {
+            no_subsystem: true,
+            ..TargetOptions::default()
+        })?;
+        let mut rpc = RpcClient::connect(&target.rpc_socket())?;
+        for (method, params) in [
+            (
+                "bdev_malloc_create",
+                json!({ "name": "m", "num_blocks": 4096, "block_size": 4096 }),
+            ),
+            ("bdev_error_create", json!({ "base_name": "m" })),
+            (
+                "nvmf_create_subsystem",
+                json!({ "nqn": SUBNQN, "allow_any_host": true }),
+            ),
+            (
+                "nvmf_subsystem_add_ns",
+                json!({ "nqn": SUBNQN, "namespace": { "bdev_name": "EE_m" } }),
+            ),
+        ] {
+            rpc.call(method, params)?;
+        }
+        Ok((target, rpc))
     }
 
     /// A fio job on a namespace.

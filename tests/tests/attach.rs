@@ -12,7 +12,7 @@ use flexblk_tests::ports::free_udp_port;
 use flexblk_tests::process::{Process, eventually, find_program, run};
 use flexblk_tests::setup::Setup;
 use flexblk_tests::skip;
-use flexblk_tests::target::{SUBNQN, TargetOptions};
+use flexblk_tests::target::{SUBNQN, Target, TargetOptions};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -45,9 +45,36 @@ fn compare_tree(with: &Path) -> Result<()> {
     Ok(())
 }
 
-fn kill(process: u32) -> Result<()> {
+fn signal(process: u32, signal: Signal) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(process)?).context("a process id")?;
-    Ok(kill_process(pid, Signal::KILL)?)
+    Ok(kill_process(pid, signal)?)
+}
+
+fn kill(process: u32) -> Result<()> {
+    signal(process, Signal::KILL)
+}
+
+/// Bytes of a file that is written through a device's cache.
+const WRITTEN: usize = 8 << 20;
+
+/// Writes a file of noise through the device's cache, and nobody syncs.
+fn write_through_cache(setup: &Setup, attached: &Attachment, seed: u64) -> Result<Vec<u8>> {
+    let data = setup.file("noise", WRITTEN, seed)?;
+    let from = format!("if={}", setup.path().join("noise").display());
+    let to = format!("of={}", attached.device_text());
+    system("dd", &[&from, &to, "bs=1M", "conv=notrunc"])?;
+    Ok(data)
+}
+
+/// The target has it.
+fn ensure_on_namespace(setup: &Setup, target: &Target, data: &[u8]) -> Result<()> {
+    let length = data.len().to_string();
+    let read = ["-N", "1", "--length", &length, "-o", "read"];
+    setup.flexblk_at(target, "read", &read)?.success()?;
+    let found = fs::read(setup.path().join("read"))?;
+    let same = found.iter().zip(data).take_while(|(a, b)| a == b).count();
+    ensure!(found == data, "{same} of {length} B are on the namespace");
+    Ok(())
 }
 
 /// mkfs, mount, copy, unmount, check, mount again, compare.
@@ -298,6 +325,122 @@ fn detach_waits_for_no_io() -> Result<()> {
     println!("detached after {:?}", forced.took);
     ensure!(forced.took < BOUND, "{:?}", forced.took);
     ensure!(!reader.wait(BOUND)?.success(), "the read failed");
+    attached.check_gone()
+}
+
+#[test]
+fn what_was_written_without_a_sync_is_there_after_the_end() -> Result<()> {
+    if unavailable("what_was_written_without_a_sync_is_there_after_the_end") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:64M"])?;
+    let name = Attachment::unique_name("unsynced");
+    for (seed, options) in [(1, &[][..]), (2, &["--no-partitions"])] {
+        let attached = Attachment::new(setup.binaries(), &target, &name, options)?;
+        let data = write_through_cache(&setup, &attached, seed)?;
+        let detached = attached.detach(&[])?.success()?;
+        ensure!(detached.stderr.is_empty(), "{}", detached.stderr);
+        attached.check_gone()?;
+        ensure_on_namespace(&setup, &target, &data)?;
+    }
+    let attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    let data = write_through_cache(&setup, &attached, 3)?;
+    attached.detach(&["--lazy"])?.success()?;
+    attached.check_gone()?;
+    ensure_on_namespace(&setup, &target, &data)?;
+
+    let attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    let data = write_through_cache(&setup, &attached, 4)?;
+    signal(attached.process(), Signal::TERM)?;
+    attached.check_gone()?;
+    ensure_on_namespace(&setup, &target, &data)
+}
+
+#[test]
+fn a_process_killed_after_a_write_without_a_sync_ends() -> Result<()> {
+    if unavailable("a_process_killed_after_a_write_without_a_sync_ends") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:64M"])?;
+    let name = Attachment::unique_name("unsynced-killed");
+    let attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    let data = write_through_cache(&setup, &attached, 1)?;
+    kill(attached.process())?;
+    let process = format!("/proc/{}", attached.process());
+    eventually("it has ended", BOUND, || !Path::new(&process).exists())?;
+    ensure_on_namespace(&setup, &target, &data)?;
+    let next = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    let data = write_through_cache(&setup, &next, 2)?;
+    next.detach(&[])?.success()?;
+    next.check_gone()?;
+    ensure_on_namespace(&setup, &target, &data)
+}
+
+/// A program that is closing the device waits in the kernel for what it wrote: /proc does not show that it has it open.
+#[test]
+fn detach_refuses_while_what_was_written_is_not_there() -> Result<()> {
+    if unavailable("detach_refuses_while_what_was_written_is_not_there") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let (target, mut rpc) = setup.target_with_errors()?;
+    let name = Attachment::unique_name("slow");
+    let attached = Attachment::new(setup.binaries(), &target, &name, &["--policy", "queue"])?;
+    let data = setup.file("noise", 1 << 20, 1)?;
+    let from = format!("if={}", setup.path().join("noise").display());
+    let to = format!("of={}", attached.device_text());
+    let mut write = |name: &str| -> Result<Process> {
+        rpc.call(
+            "bdev_error_inject_error",
+            json!({ "name": "EE_m", "io_type": "write", "error_type": "pending", "num": 1000 }),
+        )?;
+        let mut command = Command::new(find_program("dd")?);
+        command.args([&from, &to, "bs=1M", "conv=notrunc"]);
+        let dd = Process::spawn(&mut command, name, setup.path())?;
+        let files = format!("/proc/{}/fd", dd.id());
+        let wrote = format!("wchar: {}\n", data.len());
+        eventually("it closes the device", BOUND, || {
+            let open = fs::read_dir(&files).into_iter().flatten().flatten();
+            let mut open = open.filter_map(|file| fs::read_link(file.path()).ok());
+            fs::read_to_string(format!("/proc/{}/io", dd.id())).is_ok_and(|io| io.contains(&wrote))
+                && !open.any(|file| file == attached.device())
+        })?;
+        Ok(dd)
+    };
+    let mut dd = write("first")?;
+    let refused = attached.detach(&[])?;
+    println!("refused after {:?}", refused.took);
+    ensure!(refused.code == Some(1), "{refused:?}");
+    ensure!(
+        refused.stderr.contains("is not on its namespace"),
+        "{}",
+        refused.stderr
+    );
+    ensure!(refused.took < BOUND, "{:?}", refused.took);
+    ensure!(attached.listed()?["State"] == "live");
+    let mut rpc = RpcClient::connect(&target.rpc_socket())?;
+    rpc.call(
+        "bdev_error_inject_error",
+        json!({ "name": "EE_m", "io_type": "clear", "error_type": "failure" }),
+    )?;
+    rpc.call("bdev_error_resume_pending", json!({ "name": "EE_m" }))?;
+    ensure!(dd.wait(BOUND)?.success(), "{}", dd.tail());
+    eventually("what it waited for is there", BOUND, || {
+        attached
+            .detach(&[])
+            .is_ok_and(|detached| detached.code == Some(0))
+    })?;
+    attached.check_gone()?;
+    ensure_on_namespace(&setup, &target, &data)?;
+
+    let attached = Attachment::new(setup.binaries(), &target, &name, &["--policy", "queue"])?;
+    let mut dd = write("second")?;
+    let forced = attached.detach(&["--force"])?.success()?;
+    println!("detached after {:?}", forced.took);
+    ensure!(forced.took < BOUND, "{:?}", forced.took);
+    dd.wait(BOUND)?;
     attached.check_gone()
 }
 

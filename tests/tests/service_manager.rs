@@ -8,11 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use flexblk_rpc::RpcClient;
 use flexblk_tests::attachment::{Attachment, unavailable};
 use flexblk_tests::process::Process;
 use flexblk_tests::setup::Setup;
-use flexblk_tests::target::{SUBNQN, TargetOptions};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -134,28 +132,7 @@ fn without_an_answer_it_gives_up_when_the_machine_shuts_down() -> Result<()> {
         return Ok(());
     }
     let setup = Setup::new()?;
-    let target = setup.target_with(TargetOptions {
-        no_subsystem: true,
-        ..TargetOptions::default()
-    })?;
-    let mut rpc = RpcClient::connect(&target.rpc_socket())?;
-    for (method, params) in [
-        (
-            "bdev_malloc_create",
-            json!({ "name": "m", "num_blocks": 4096, "block_size": 4096 }),
-        ),
-        ("bdev_error_create", json!({ "base_name": "m" })),
-        (
-            "nvmf_create_subsystem",
-            json!({ "nqn": SUBNQN, "allow_any_host": true }),
-        ),
-        (
-            "nvmf_subsystem_add_ns",
-            json!({ "nqn": SUBNQN, "namespace": { "bdev_name": "EE_m" } }),
-        ),
-    ] {
-        rpc.call(method, params)?;
-    }
+    let (target, mut rpc) = setup.target_with_errors()?;
     let name = Attachment::unique_name("silent");
     let options = ["--policy", "queue", "--io-timeout", "3s"];
     let attached = Attachment::new(setup.binaries(), &target, &name, &options)?;

@@ -71,10 +71,14 @@ pub struct LoopOptions {
 }
 
 /// A loop device that is bound to a file, until [`release`](Self::release), drop, or [`release_by_number`].
+///
+/// It is not open in here. The kernel writes a block device's cache back when the last one closes it: were that always
+/// us, what others had written would wait in the cache for us, and be lost with us. And a process that serves the file
+/// would, killed, have to write into its own file before its end, for ever.
 #[derive(Debug)]
 pub struct LoopDevice {
     number: u32,
-    device: File,
+    file: PathBuf,
     released: bool,
 }
 
@@ -129,11 +133,13 @@ impl LoopDevice {
                     what: "opening the free loop device",
                     cause,
                 })?;
+            // What failed for whoever had this device before is told nobody who has it now.
+            let _ = write_back_open(&device);
             match configure(&device, &backing, file, options) {
                 Ok(()) => {
                     return Ok(LoopDevice {
                         number,
-                        device,
+                        file: file.to_owned(),
                         released: false,
                     });
                 }
@@ -167,29 +173,26 @@ impl LoopDevice {
         path_of(self.number)
     }
 
-    /// Takes the size of the file over (`LOOP_SET_CAPACITY`).
-    pub fn follow_size(&self) -> Result<(), Error> {
-        // SAFETY: the request's argument is not used.
-        match unsafe { libc::ioctl(self.device.as_raw_fd(), SET_CAPACITY, 0) } {
-            0 => Ok(()),
-            _ => Err(Error::System {
-                what: "LOOP_SET_CAPACITY",
-                cause: io::Error::last_os_error(),
-            }),
-        }
+    /// Whether it still is: others may have released it, and bound it to another file.
+    pub fn is_bound(&self) -> bool {
+        // Unmounted, the file's path is that of a root.
+        is_bound_to(self.number, &self.file)
+            || backing_file(self.number).is_some_and(|bound| bound == Path::new("/"))
     }
 
-    /// Lets the file go, when the last user of the device has closed it.
+    /// Lets the file go when the last user of the device has closed it. What is in the cache is written before: in
+    /// another thread than those that serve the file.
     pub fn release(mut self) -> io::Result<()> {
         self.released = true;
-        clear(&self.device)
+        clear_after_last_close(self.number)
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         if !self.released
-            && let Err(error) = clear(&self.device)
+            && self.is_bound()
+            && let Err(error) = clear_after_last_close(self.number)
         {
             tracing::error!(%error, number = self.number, "releasing a loop device");
         }
@@ -247,6 +250,47 @@ fn clear(device: &File) -> io::Result<()> {
     }
 }
 
+/// The kernel fails every request from `LOOP_CLR_FD` on when the device is open once, and with that what is in its cache.
+/// Open twice, it is let go by the last close instead, which writes the cache before.
+fn clear_after_last_close(number: u32) -> io::Result<()> {
+    let device = File::open(path_of(number))?;
+    let _second = File::open(path_of(number))?;
+    clear(&device)
+}
+
+/// Takes the size of the file over (`LOOP_SET_CAPACITY`). In another thread than those that serve the file: opening and
+/// closing a block device may wait for its I/O.
+pub fn follow_size(number: u32) -> Result<(), Error> {
+    let failed = |cause| Error::System {
+        what: "LOOP_SET_CAPACITY",
+        cause,
+    };
+    let device = File::open(path_of(number)).map_err(failed)?;
+    // SAFETY: the request's argument is not used.
+    match unsafe { libc::ioctl(device.as_raw_fd(), SET_CAPACITY, 0) } {
+        0 => Ok(()),
+        _ => Err(failed(io::Error::last_os_error())),
+    }
+}
+
+/// Writes what is in the cache of a block device to the device. What was being written when somebody else closed it is
+/// waited for, too. An error may be one of earlier that nobody has been told of.
+pub fn write_back(device: &Path) -> io::Result<()> {
+    write_back_open(&File::open(device)?)
+}
+
+fn write_back_open(device: &File) -> io::Result<()> {
+    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // Not fsync(2): that asks the device for a flush, too, with nothing to write as well.
+    // SAFETY: the call takes no memory.
+    match unsafe { libc::sync_file_range(device.as_raw_fd(), 0, 0, all) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The node of a loop device.
 pub fn path_of(number: u32) -> PathBuf {
     PathBuf::from(format!("/dev/loop{number}"))
@@ -259,7 +303,16 @@ pub fn backing_file(number: u32) -> Option<PathBuf> {
     Some(PathBuf::from(text.trim_end_matches('\n')))
 }
 
-/// As [`LoopDevice::release`], for a device whose process has gone.
+/// Whether it is bound to `file`. The kernel adds " (deleted)" when the path does not lead to the file any more.
+fn is_bound_to(number: u32, file: &Path) -> bool {
+    backing_file(number).is_some_and(|bound| {
+        bound
+            .to_string_lossy()
+            .starts_with(&*file.to_string_lossy())
+    })
+}
+
+/// Lets the file go of a device whose process has gone, at once: nobody answers what is in the cache.
 pub fn release_by_number(number: u32) -> io::Result<()> {
     match File::open(path_of(number)) {
         Ok(device) => clear(&device),
@@ -271,13 +324,7 @@ pub fn release_by_number(number: u32) -> io::Result<()> {
 /// Waits until a device is bound to `file` no more; false when it still is at `deadline`.
 pub fn wait_released(number: u32, file: &Path, deadline: Instant) -> bool {
     loop {
-        // The kernel adds " (deleted)" when the path does not lead to the file any more.
-        let bound = backing_file(number).is_some_and(|bound| {
-            bound
-                .to_string_lossy()
-                .starts_with(&*file.to_string_lossy())
-        });
-        if !bound {
+        if !is_bound_to(number, file) {
             return true;
         }
         if Instant::now() >= deadline {

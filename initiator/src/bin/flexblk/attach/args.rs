@@ -68,6 +68,9 @@ pub(crate) struct Detach {
     /// We are ExecStopPost of a service: what its crash left and its next start takes over stays.
     #[arg(long, hide = true)]
     pub(crate) stop_post: bool,
+    /// We were started by `flexblk detach`: only write what is in the cache of that device.
+    #[arg(long, hide = true)]
+    pub(crate) write_back: bool,
     /// When it is in use: as soon as its last user has gone. Nobody new finds it meanwhile.
     #[arg(long)]
     pub(crate) lazy: bool,

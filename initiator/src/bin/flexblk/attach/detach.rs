@@ -12,6 +12,7 @@ use flexblk_initiator::export::ublk::UblkExport;
 use super::args::Detach;
 use super::control::{self, Answer, Question};
 use super::state::{self, Claim, Claimed, Name, Objects, Record};
+use super::write_back::{self, Written};
 use super::{config, users};
 use crate::exit::Usage;
 
@@ -23,6 +24,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// Detaches one device, and forgets it when that is wanted.
 pub(crate) fn detach(args: &Detach) -> Result<()> {
+    if args.write_back {
+        return write_back::write_back_here(Path::new(&args.what));
+    }
     if !args.persist {
         return detach_now(args);
     }
@@ -60,6 +64,9 @@ fn detach_now(args: &Detach) -> Result<()> {
         bail!(
             "{used}: unmount or close it, or detach with --lazy (when it is not used any more) or --force (I/O fails from now on)"
         );
+    }
+    if let (false, false, Some(record)) = (args.force, args.lazy, &record) {
+        save_what_was_written(&name, record)?;
     }
     let question = if args.lazy {
         Question::DetachLazily
@@ -109,6 +116,38 @@ fn detach_now(args: &Detach) -> Result<()> {
     remove(&name, started)?;
     still_used(&name, Some(&record), used);
     Ok(())
+}
+
+/// A device that nobody has open has nothing in its cache, but one that is just being closed has.
+fn save_what_was_written(name: &Name, record: &Record) -> Result<()> {
+    let (
+        Objects::FuseLoop {
+            loop_number: Some(number),
+            ..
+        },
+        Some(device),
+    ) = (record.objects, &record.device)
+    else {
+        return Ok(());
+    };
+    if !is_ours(number, name) {
+        return Ok(());
+    }
+    match write_back::write_back(device)? {
+        Written::All => Ok(()),
+        Written::Failed => {
+            eprintln!(
+                "{name} ({}): writes to its namespace have failed, so not all that was written to the device is there",
+                device.display()
+            );
+            Ok(())
+        }
+        Written::NotInTime => bail!(
+            "{name} ({}): what was written to the device is not on its namespace after {:?}: detach it later, or with --lazy (as soon as it is there) or --force (it is lost)",
+            device.display(),
+            write_back::LIMIT
+        ),
+    }
 }
 
 /// systemd.exec(5), SERVICE_RESULT: the service crashed, so it is started again and takes its ublk device over. Its users

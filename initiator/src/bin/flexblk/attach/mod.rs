@@ -17,6 +17,7 @@ mod notify;
 mod serve;
 mod state;
 mod users;
+mod write_back;
 
 use anyhow::Result;
 

@@ -57,7 +57,7 @@ fn mount_tables() -> Vec<String> {
 }
 
 /// The device and its partitions.
-fn nodes(device: &Path) -> Vec<PathBuf> {
+pub(super) fn nodes(device: &Path) -> Vec<PathBuf> {
     let Some(name) = device.file_name().and_then(|name| name.to_str()) else {
         return Vec::new();
     };

@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use flexblk_initiator::export::ExportCounters;
 use flexblk_initiator::export::fuse::{FuseExport, FuseOptions, abort_connection};
-use flexblk_initiator::export::loop_device::{LoopDevice, LoopOptions, wait_released};
+use flexblk_initiator::export::loop_device::{LoopDevice, LoopOptions, follow_size, wait_released};
 
 use super::{Backend, Order, RELEASE};
 use crate::attach::state::Objects;
@@ -15,9 +16,9 @@ use crate::attach::state::Objects;
 pub(super) struct FuseLoop {
     objects: Objects,
     disk: PathBuf,
-    export: FuseExport,
-    /// `None` when it was let go.
+    /// `None` when it was let go. Goes before the file below it.
     device: Option<LoopDevice>,
+    export: FuseExport,
     number: u32,
     path: PathBuf,
 }
@@ -58,17 +59,17 @@ pub(super) fn make(order: &Order<'_>) -> Result<FuseLoop> {
             loop_number: Some(number),
         },
         disk,
-        export,
         number,
         path: device.path(),
         device: Some(device),
+        export,
     })
 }
 
 impl FuseLoop {
-    /// Lets the loop device go. In a thread of its own, because closing a block device waits for its I/O.
+    /// Lets the loop device go. In a thread of its own, because opening and closing a block device waits for its I/O.
     fn release(&mut self) {
-        if let Some(device) = self.device.take() {
+        if let Some(device) = self.device.take().filter(LoopDevice::is_bound) {
             let release = move || {
                 if let Err(error) = device.release() {
                     tracing::error!(%error, "releasing the loop device");
@@ -98,9 +99,15 @@ impl Backend for FuseLoop {
         self.export.resize(len_bytes);
         // Lets the kernel ask for the file's size; only then does the loop device find it.
         fs::metadata(self.export.path())?;
-        match &self.device {
-            Some(device) => Ok(device.follow_size()?),
-            None => Ok(()),
+        if self.device.is_none() {
+            return Ok(());
+        }
+        let number = self.number;
+        let (done, over) = mpsc::sync_channel(1);
+        std::thread::Builder::new().spawn(move || done.send(follow_size(number)))?;
+        match over.recv_timeout(RELEASE) {
+            Ok(followed) => Ok(followed?),
+            Err(_) => bail!("the kernel holds the loop device for longer than {RELEASE:?}"),
         }
     }
 
@@ -117,8 +124,13 @@ impl Backend for FuseLoop {
         }
     }
 
+    /// We do not have the loop device open, so others can release it.
     fn has_ended(&mut self) -> bool {
-        self.export.has_ended()
+        let released = self
+            .device
+            .as_ref()
+            .is_some_and(|device| !device.is_bound());
+        released || self.export.has_ended()
     }
 
     fn end(&mut self) {
