@@ -444,6 +444,56 @@ fn detach_refuses_while_what_was_written_is_not_there() -> Result<()> {
     attached.check_gone()
 }
 
+/// The kernel binds a loop device, looks for partitions, and only then tells its number. What a process leaves that was
+/// killed meanwhile is made here of what one leaves that knew it: not every kernel knows partitions.
+#[test]
+fn a_process_killed_before_it_knew_its_loop_device() -> Result<()> {
+    if unavailable("a_process_killed_before_it_knew_its_loop_device") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let name = Attachment::unique_name("binding");
+    let killed = || -> Result<Attachment> {
+        let attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+        kill(attached.process())?;
+        let killed = || attached.listed().is_ok_and(|now| now["State"] == "killed");
+        eventually("it is known as killed", BOUND, killed)?;
+        let file = Path::new("/run/flexblk")
+            .join(&name)
+            .join("attachment.json");
+        let mut record: serde_json::Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
+        record["loop_number"] = serde_json::Value::Null;
+        record["device"] = serde_json::Value::Null;
+        fs::write(&file, record.to_string())?;
+        Ok(attached)
+    };
+    // A device that was unmounted under is bound to "/".
+    let is_free = |attached: &Attachment| -> Result<()> {
+        let device = attached.device().file_name().context("a name")?;
+        let bound = Path::new("/sys/block").join(device).join("loop");
+        let released = eventually("the loop device is free", BOUND, || !bound.exists());
+        if released.is_err() {
+            system("losetup", &["-d", &attached.device_text()])?;
+        }
+        released.map(drop)
+    };
+    let attached = killed()?;
+    let detached = attached.detach(&[])?.success()?;
+    ensure!(detached.took < BOUND, "{:?}", detached.took);
+    is_free(&attached)?;
+    attached.check_gone()?;
+
+    let attached = killed()?;
+    let next = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    if next.device() != attached.device() {
+        is_free(&attached)?;
+    }
+    next.detach(&[])?.success()?;
+    is_free(&next)?;
+    next.check_gone()
+}
+
 #[test]
 fn lazily_means_when_the_last_user_has_gone() -> Result<()> {
     if unavailable("lazily_means_when_the_last_user_has_gone") {

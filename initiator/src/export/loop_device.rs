@@ -312,6 +312,20 @@ fn is_bound_to(number: u32, file: &Path) -> bool {
     })
 }
 
+/// The loop devices that are bound to files below `directory`.
+pub fn bound_below(directory: &Path) -> Vec<u32> {
+    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    devices
+        .filter_map(|device| {
+            let name = device.file_name();
+            let number = name.to_str()?.strip_prefix("loop")?.parse().ok()?;
+            backing_file(number)?
+                .starts_with(directory)
+                .then_some(number)
+        })
+        .collect()
+}
+
 /// Lets the file go of a device whose process has gone, at once: nobody answers what is in the cache.
 pub fn release_by_number(number: u32) -> io::Result<()> {
     match File::open(path_of(number)) {

@@ -20,6 +20,8 @@ use crate::exit::Usage;
 const ORDERLY: Duration = Duration::from_secs(3);
 /// How long the kernel has to let go after that.
 const AFTER_KILL: Duration = Duration::from_millis(1500);
+/// How much of that a killed process has to end.
+const DEATH: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Detaches one device, and forgets it when that is wanted.
@@ -112,7 +114,10 @@ fn detach_now(args: &Detach) -> Result<()> {
         tracing::warn!(%error, "aborting the FUSE connection");
     }
     record.kill();
-    clean_up(&name, &record, Instant::now() + AFTER_KILL);
+    let deadline = Instant::now() + AFTER_KILL;
+    // As long as it lives, it may bind a loop device.
+    wait_for_death(&name, Instant::now() + DEATH);
+    clean_up(&name, &record, deadline);
     remove(&name, started)?;
     still_used(&name, Some(&record), used);
     Ok(())
@@ -150,6 +155,12 @@ fn save_what_was_written(name: &Name, record: &Record) -> Result<()> {
     }
 }
 
+fn wait_for_death(name: &Name, deadline: Instant) {
+    while matches!(Claim::lock(name), Ok(Some(Claimed::Served))) && Instant::now() < deadline {
+        std::thread::sleep(PAUSE);
+    }
+}
+
 /// systemd.exec(5), SERVICE_RESULT: the service crashed, so it is started again and takes its ublk device over. Its users
 /// wait meanwhile. When that start fails, the result is another one, and the device goes.
 fn is_next_start_s(record: Option<&Record>) -> bool {
@@ -162,11 +173,10 @@ fn is_next_start_s(record: Option<&Record>) -> bool {
 pub(super) fn clean_up(name: &Name, record: &Record, deadline: Instant) {
     state::remove_link(name);
     match record.objects {
-        Objects::FuseLoop { loop_number, .. } => {
+        Objects::FuseLoop { .. } => {
             let disk = name.disk();
-            if let Some(number) = loop_number
-                && is_ours(number, name)
-            {
+            // Not by the record: it does not have the number yet while the kernel binds the device.
+            for number in loop_device::bound_below(&name.directory()) {
                 if let Err(error) = loop_device::release_by_number(number) {
                     tracing::error!(%error, "releasing the loop device");
                 }
