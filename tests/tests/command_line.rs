@@ -1,10 +1,14 @@
 //! `flexblk` against a real target: every verb, and that what comes back is what went in.
 
-use std::fs;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use flexblk_tests::setup::Setup;
-use flexblk_tests::target::SUBNQN;
+use anyhow::{Context, Result, ensure};
+use flexblk_tests::attachment::system;
+use flexblk_tests::process::is_root;
+use flexblk_tests::setup::{Setup, noise};
+use flexblk_tests::skip;
+use flexblk_tests::target::{SUBNQN, TargetOptions};
 use serde_json::Value;
 
 #[test]
@@ -144,6 +148,170 @@ fn copy_moves_whole_devices_and_verifies() -> Result<()> {
         ])?
         .success()?;
     assert!(done.stderr.contains("SHA-256"), "{}", done.stderr);
+    Ok(())
+}
+
+/// 8 MiB, of which every other MiB is zeroes, as a namespace.
+fn half_empty(setup: &Setup) -> Result<(Vec<u8>, String)> {
+    let mut data = noise(8 << 20, 21);
+    for (number, part) in data.chunks_mut(1 << 20).enumerate() {
+        if number % 2 == 1 {
+            part.fill(0);
+        }
+    }
+    let image = setup.path().join("half-empty.img");
+    fs::write(&image, &data)?;
+    Ok((data, format!("file:{}", image.display())))
+}
+
+/// A loop device, released when it is dropped.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn over(file: &Path) -> Result<Loop> {
+        let made = system(
+            "losetup",
+            &["--find", "--show", &file.display().to_string()],
+        )?;
+        Ok(Loop(made.stdout.trim().into()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        drop(system("losetup", &["-d", &self.0.display().to_string()]));
+    }
+}
+
+#[test]
+fn a_sparse_copy_leaves_no_old_data_in_a_file() -> Result<()> {
+    let setup = Setup::new()?;
+    let (data, image) = half_empty(&setup)?;
+    let target = setup.target(&[&image])?;
+    let port = target.udp_port().to_string();
+    let uri = target.uri(1);
+    let copy = |to: &str, arguments: &[&str]| {
+        let all = ["copy", &uri, to, "--udp-port", &port, "--quiet", "--sparse"];
+        setup.flexblk(&[&all, arguments].concat())
+    };
+    // The old data end in the middle of what is copied.
+    let mut expected = setup.file("old.img", 6 << 20, 22)?;
+    let done = copy("old.img", &["--seek", "1M", "--verify"])?.success()?;
+    ensure!(done.stderr.contains("4.00 MiB of them"), "{}", done.stderr);
+    expected.truncate(1 << 20);
+    expected.extend_from_slice(&data);
+    ensure!(fs::read(setup.path().join("old.img"))? == expected);
+
+    copy("new.img", &["--verify"])?.success()?;
+    ensure!(fs::read(setup.path().join("new.img"))? == data);
+    // To a pipe they are written.
+    let piped = setup.path().join("piped.img");
+    let command = format!(
+        "{} copy {uri} - --udp-port {port} --quiet --sparse > {}",
+        setup.binaries().flexblk.display(),
+        piped.display()
+    );
+    let done = system("sh", &["-c", &command])?;
+    ensure!(done.stderr.contains(" 0 B of them"), "{}", done.stderr);
+    ensure!(fs::read(piped)? == data);
+    Ok(())
+}
+
+#[test]
+fn a_copy_to_a_block_device_is_whole_and_durable() -> Result<()> {
+    const TEST: &str = "a_copy_to_a_block_device_is_whole_and_durable";
+    if !is_root() || !Path::new("/dev/loop-control").exists() {
+        skip::note(TEST, "needs root and loop devices");
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let (data, image) = half_empty(&setup)?;
+    let target = setup.target(&[&image, "ram:16M"])?;
+    let port = target.udp_port().to_string();
+    let old = setup.file("old.img", 9 << 20, 23)?;
+    let old_img = setup.path().join("old.img");
+    let device = Loop::over(&old_img)?;
+    let to = device.0.display().to_string();
+    let copy = |nsid: u32, arguments: &[&str]| {
+        let uri = target.uri(nsid);
+        let all = [
+            "copy",
+            &uri,
+            &to,
+            "--udp-port",
+            &port,
+            "--quiet",
+            "--sparse",
+        ];
+        setup.flexblk(&[&all, arguments].concat())
+    };
+    // As long as somebody has it open, closing it writes nothing back.
+    let held = File::open(&device.0)?;
+    let too_long = copy(2, &[])?;
+    ensure!(too_long.code == Some(5), "{too_long:?}");
+    ensure!(too_long.stderr.contains("do not fit"), "{too_long:?}");
+    ensure!(fs::read(&old_img)? == old, "nothing was to be touched");
+    copy(1, &["--seek", "1M", "--verify"])?.success()?;
+    let found = fs::read(&old_img)?;
+    ensure!(found.get(..1 << 20) == old.get(..1 << 20));
+    ensure!(
+        found.get(1 << 20..) == Some(&data),
+        "the device is not what was copied"
+    );
+    drop(held);
+    Ok(())
+}
+
+#[test]
+fn a_copy_that_cannot_be_touches_nothing() -> Result<()> {
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let port = target.udp_port().to_string();
+    let uri = target.uri(1);
+    let old = setup.file("old.img", 64 << 10, 24)?;
+    let wrong = |from: &str, to: &str, arguments: &[&str], code: i32, says: &str| -> Result<()> {
+        let all = ["copy", from, to, "--udp-port", &port, "--quiet"];
+        let finished = setup.flexblk(&[&all, arguments].concat())?;
+        ensure!(finished.code == Some(code), "{finished:?}");
+        ensure!(finished.stderr.contains(says), "{}", finished.stderr);
+        Ok(())
+    };
+    wrong(&uri, "old.img", &["--length", "1G"], 5, "beyond its end")?;
+    let huge = u64::MAX.to_string();
+    wrong(&uri, "old.img", &["--seek", &huge], 5, "do not fit")?;
+    wrong(&uri, "-", &["--seek", "1M"], 2, "--seek does not work")?;
+    let read = ["--offset", "15M", "--length", "2M", "-o", "old.img"];
+    let read = setup.flexblk_at(&target, "read", &read)?;
+    ensure!(read.code == Some(5), "{read:?}");
+    ensure!(fs::read(setup.path().join("old.img"))? == old);
+    // Forwards into itself it would read what it has written.
+    let forwards = ["--seek", "64k", "--length", "1M"];
+    wrong(&uri, &uri, &forwards, 2, "are one namespace")?;
+    Ok(())
+}
+
+#[test]
+fn a_copy_within_a_namespace_moves_it() -> Result<()> {
+    let setup = Setup::new()?;
+    let data = setup.file("disk.img", 8 << 20, 25)?;
+    let image = format!("file:{}", setup.path().join("disk.img").display());
+    // With queues shorter than the copy would like.
+    let extra = "max_queue_entries = 32".into();
+    let target = setup.target_with(TargetOptions {
+        extra,
+        ..TargetOptions::with_devices(&[&image])
+    })?;
+    let port = target.udp_port().to_string();
+    let uri = target.uri(1);
+    let copy = ["copy", &uri, &uri, "--udp-port", &port, "--quiet"];
+    let arguments = ["--iodepth", "512", "--bs", "4k", "--skip", "64k"];
+    let back = ["--seek", "0", "--verify"];
+    setup
+        .flexblk(&[&copy[..], &arguments, &back].concat())?
+        .success()?;
+    let mut expected = data[64 << 10..].to_vec();
+    expected.extend_from_slice(&data[(8 << 20) - (64 << 10)..]);
+    ensure!(fs::read(setup.path().join("disk.img"))? == expected);
     Ok(())
 }
 

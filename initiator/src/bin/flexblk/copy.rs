@@ -1,7 +1,7 @@
 //! `flexblk copy`, `read` and `write`: open both ends, check that they fit, move the bytes.
 
 use std::fs::{File, OpenOptions};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub(crate) fn copy(args: &args::Copy) -> Result<()> {
     let mut to = if to_is_target {
         target_side(&args.to, &args.connection, args.iodepth)?
     } else {
-        open_sink(Path::new(&args.to), args.seek == 0, args.verify)?
+        open_sink(Path::new(&args.to), args.verify)?
     };
     let length = fit(
         &from,
@@ -45,6 +45,9 @@ pub(crate) fn copy(args: &args::Copy) -> Result<()> {
             pad: args.pad,
         },
     )?;
+    if args.seek == 0 {
+        truncate(&mut to)?;
+    }
     let progress = progress_bar(length, args.quiet);
     let job = Job {
         from_offset: args.skip,
@@ -75,7 +78,7 @@ pub(crate) fn read(args: &args::Read) -> Result<()> {
         namespace,
         DEPTH,
     )?));
-    let mut to = open_sink(&args.output, true, false)?;
+    let mut to = open_sink(&args.output, false)?;
     if let Side::Output(output) = &to
         && output.is_terminal()
     {
@@ -94,6 +97,7 @@ pub(crate) fn read(args: &args::Read) -> Result<()> {
             pad: false,
         },
     )?;
+    truncate(&mut to)?;
     let job = Job {
         from_offset: offset,
         to_offset: 0,
@@ -173,10 +177,12 @@ fn open_source(path: &Path) -> Result<Side> {
     Ok(Side::File {
         path: path.to_owned(),
         file,
+        blank_from: u64::MAX,
     })
 }
 
-fn open_sink(path: &Path, truncate: bool, read_back: bool) -> Result<Side> {
+/// Opens a destination, and leaves in it what is there: nothing has been checked yet.
+fn open_sink(path: &Path, read_back: bool) -> Result<Side> {
     if path == Path::new("-") {
         if read_back {
             return Err(
@@ -189,15 +195,33 @@ fn open_sink(path: &Path, truncate: bool, read_back: bool) -> Result<Side> {
     let mut options = OpenOptions::new();
     options.write(true).read(read_back);
     if !is_device {
-        options.create(true).truncate(truncate);
+        options.create(true).truncate(false);
     }
     let file = options
         .open(path)
         .with_context(|| format!("cannot open {} for writing", path.display()))?;
+    let meta = file.metadata()?;
     Ok(Side::File {
         path: PathBuf::from(path),
         file,
+        blank_from: if meta.is_file() { meta.len() } else { u64::MAX },
     })
+}
+
+/// A file is to hold what is copied and nothing else.
+fn truncate(to: &mut Side) -> Result<()> {
+    if let Side::File {
+        path,
+        file,
+        blank_from,
+    } = to
+        && file.metadata()?.is_file()
+    {
+        file.set_len(0)
+            .with_context(|| format!("cannot truncate {}", path.display()))?;
+        *blank_from = 0;
+    }
+    Ok(())
 }
 
 /// Bytes of a range given in bytes or blocks.
@@ -258,6 +282,7 @@ fn fit(from: &Side, to: &Side, fit: Fit) -> Result<Option<u64>> {
     }
     let length = fit.length.or(source.map(|source| source - fit.skip));
     let Side::Namespace(target) = to else {
+        check_place(to, fit.seek, length)?;
         return Ok(length);
     };
     let namespace = &target.namespace;
@@ -280,6 +305,17 @@ fn fit(from: &Side, to: &Side, fit: Fit) -> Result<Option<u64>> {
         return Err(Usage(format!(
             "--skip {} is not a multiple of the source's {}-byte blocks",
             fit.skip, source.namespace.block_size
+        ))
+        .into());
+    }
+    if let (Side::Namespace(source), Some(length)) = (from, length)
+        && source.is_same_as(target)
+        && overruns_itself(fit.skip, fit.seek, length)
+    {
+        return Err(Usage(format!(
+            "FROM and TO are one namespace, and {length} bytes from offset {} reach into those at {}, which would be \
+             overwritten before they are read: copy to a file first",
+            fit.skip, fit.seek
         ))
         .into());
     }
@@ -307,23 +343,55 @@ fn fit(from: &Side, to: &Side, fit: Fit) -> Result<Option<u64>> {
     Ok(length)
 }
 
+/// Whether bytes would be overwritten before they are read. Towards the start it is well: reads stay ahead of writes.
+fn overruns_itself(skip: u64, seek: u64, length: u64) -> bool {
+    seek > skip && seek - skip < length
+}
+
+/// What is checked of a destination that is no namespace.
+fn check_place(to: &Side, seek: u64, length: Option<u64>) -> Result<()> {
+    let (room, what) = match to {
+        Side::Output(_) if seek > 0 => {
+            return Err(Usage("--seek does not work on standard output".into()).into());
+        }
+        Side::File { file, path, .. } if file.metadata()?.file_type().is_block_device() => {
+            (len_of_device(file, path)?, "device")
+        }
+        // Offsets of files have a sign.
+        Side::File { .. } => (i64::MAX.unsigned_abs(), "file"),
+        _ => return Ok(()),
+    };
+    if seek
+        .checked_add(length.unwrap_or(0))
+        .is_none_or(|end| end > room)
+    {
+        return Err(OutOfRange(format!(
+            "{} do not fit: the {what} has room for {room} bytes, {} of them from offset {seek}",
+            length.map_or("the data".into(), human),
+            room.saturating_sub(seek)
+        ))
+        .into());
+    }
+    Ok(())
+}
+
+fn len_of_device(mut file: &File, path: &Path) -> Result<u64> {
+    file.seek(SeekFrom::End(0))
+        .with_context(|| format!("{}", path.display()))
+}
+
 /// Length of a source, `None` when it only shows at its end.
 fn source_len(from: &Side) -> Result<Option<u64>> {
     Ok(match from {
         Side::Namespace(side) => Some(side.namespace.len_bytes()),
-        Side::File { path, file } => {
+        Side::File { path, file, .. } => {
             let meta = file
                 .metadata()
                 .with_context(|| format!("{}", path.display()))?;
             if meta.is_file() {
                 Some(meta.len())
             } else if meta.file_type().is_block_device() {
-                use std::io::{Seek, SeekFrom};
-                let mut file = file;
-                Some(
-                    file.seek(SeekFrom::End(0))
-                        .with_context(|| format!("{}", path.display()))?,
-                )
+                Some(len_of_device(file, path)?)
             } else {
                 return Err(Usage(format!(
                     "{} is neither a file nor a block device; pipe it in and use -",
@@ -350,6 +418,7 @@ fn verify(to: &mut Side, copied: &Job, outcome: &Outcome, quiet: bool) -> Result
         progress,
         ..*copied
     };
+    to.forget_cache();
     let read_back = pipeline::run(to, &mut Side::Nowhere, &job)?;
     job.progress.finish_and_clear();
     let (written, read) = (
@@ -391,7 +460,10 @@ fn progress_bar(length: Option<u64>, quiet: bool) -> ProgressBar {
 fn report(verb: &str, outcome: &Outcome, sparse: bool) {
     let seconds = outcome.elapsed.as_secs_f64().max(1e-9);
     let zeroes = if sparse {
-        format!(", {} of them zeroes left out", human(outcome.zero_bytes))
+        format!(
+            ", {} of them zeroes left out",
+            human(outcome.left_out_bytes)
+        )
     } else {
         String::new()
     };
@@ -401,4 +473,17 @@ fn report(verb: &str, outcome: &Outcome, sparse: bool) {
         human(outcome.bytes),
         human((outcome.bytes as f64 / seconds) as u64)
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_must_not_overtake_itself() {
+        assert!(overruns_itself(0, 4096, 8192));
+        assert!(!overruns_itself(0, 8192, 8192));
+        assert!(!overruns_itself(4096, 0, 8192));
+        assert!(!overruns_itself(4096, 4096, 8192));
+    }
 }

@@ -4,21 +4,22 @@
 //! are written in any order. One buffer per chunk in flight, registered with every namespace involved.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use flexblk_initiator::{
-    Busy, Command, Controller, IoCompletion, IoError, Namespace, Op, QueuePair, QueuePairOptions,
-    RegionId, SharedMemory, Span,
+    Busy, Command, Controller, IoCompletion, IoError, Namespace, Nqn, Op, QueuePair,
+    QueuePairOptions, RegionId, SharedMemory, Span,
 };
 use indicatif::ProgressBar;
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use sha2::{Digest, Sha256};
 
-use crate::exit::{Usage, explain};
+use crate::exit::{OutOfRange, Usage, explain};
 
 /// One end of a transfer.
 pub(crate) enum Side {
@@ -30,6 +31,8 @@ pub(crate) enum Side {
         path: PathBuf,
         /// Open for what is needed.
         file: File,
+        /// From here on it reads as zeroes without being written, since there is nothing yet. Nowhere in a device.
+        blank_from: u64,
     },
     /// Standard input.
     Input(std::io::Stdin),
@@ -42,6 +45,7 @@ pub(crate) enum Side {
 /// A namespace as one end.
 pub(crate) struct NamespaceSide {
     queue: QueuePair,
+    subnqn: Nqn,
     pub(crate) namespace: Namespace,
     completions: Vec<IoCompletion>,
 }
@@ -60,9 +64,18 @@ impl NamespaceSide {
         let completions = Vec::with_capacity(usize::from(queue.depth()));
         Ok(NamespaceSide {
             queue,
+            subnqn: controller.subnqn().clone(),
             namespace,
             completions,
         })
+    }
+
+    /// Whether both are one namespace, as far as can be told: two targets may have the same default name.
+    pub(crate) fn is_same_as(&self, other: &NamespaceSide) -> bool {
+        let (ours, theirs) = (&self.namespace, &other.namespace);
+        self.subnqn == other.subnqn
+            && ours.nsid == theirs.nsid
+            && (ours.uuid, ours.nguid, ours.eui64) == (theirs.uuid, theirs.nguid, theirs.eui64)
     }
 }
 
@@ -76,7 +89,7 @@ pub(crate) struct Job {
     pub(crate) depth: u16,
     /// Fill the last block of a namespace with zeroes.
     pub(crate) pad: bool,
-    /// Leave zeroes out.
+    /// Leave zeroes out where they are there without being written.
     pub(crate) sparse: bool,
     /// Hash what passes.
     pub(crate) hash: bool,
@@ -86,7 +99,8 @@ pub(crate) struct Job {
 /// What was done.
 pub(crate) struct Outcome {
     pub(crate) bytes: u64,
-    pub(crate) zero_bytes: u64,
+    /// Of them, zeroes that were not sent or written as data.
+    pub(crate) left_out_bytes: u64,
     pub(crate) sha256: Option<String>,
     pub(crate) elapsed: Duration,
 }
@@ -113,7 +127,9 @@ struct Chunk {
 }
 
 enum Started {
+    /// Bytes read or written.
     Done(u32),
+    /// The side's queue has it.
     Pending,
 }
 
@@ -149,6 +165,14 @@ impl Side {
         match self {
             Side::Namespace(side) => Some(side.namespace.block_size),
             _ => None,
+        }
+    }
+
+    /// Commands that it takes at once; a controller may allow fewer than were asked for.
+    fn depth(&self) -> u16 {
+        match self {
+            Side::Namespace(side) => side.queue.depth(),
+            _ => u16::MAX,
         }
     }
 
@@ -191,7 +215,7 @@ impl Side {
                 submit(&mut side.queue, &command, tag)?;
                 Ok(Started::Pending)
             }
-            Side::File { path, file } => {
+            Side::File { path, file, .. } => {
                 let read = with_slice(buffer, |data| {
                     let mut done = 0;
                     while let Some(rest) = data.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -228,7 +252,13 @@ impl Side {
         }
     }
 
-    /// Starts to write `buffer` at `offset`; `zeroes`: it holds nothing else and may be left out.
+    /// Whether zeroes get there without being sent as data.
+    fn writes_zeroes(&self) -> bool {
+        matches!(self, Side::Namespace(side) if side.namespace.write_zeroes)
+    }
+
+    /// Starts to write `buffer` at `offset`; `zeroes`: it holds nothing else and may be left out. A short count says
+    /// that it was.
     fn start_write(
         &mut self,
         tag: u64,
@@ -254,11 +284,16 @@ impl Side {
                 submit(&mut side.queue, &command, tag)?;
                 Ok(Started::Pending)
             }
-            Side::File { path, file } => {
-                if !zeroes {
-                    with_slice(buffer, |data| file.write_all_at(data, offset))
-                        .with_context(|| format!("writing {}", path.display()))?;
+            Side::File {
+                path,
+                file,
+                blank_from,
+            } => {
+                if zeroes && leave_hole(file, offset, len, *blank_from) {
+                    return Ok(Started::Done(0));
                 }
+                with_slice(buffer, |data| file.write_all_at(data, offset))
+                    .with_context(|| format!("writing {}", path.display()))?;
                 Ok(Started::Done(len))
             }
             Side::Output(output) => {
@@ -297,7 +332,7 @@ impl Side {
     }
 
     /// Makes durable what was written.
-    fn finish(&mut self, end: Option<u64>) -> Result<()> {
+    fn finish(&mut self, end: u64) -> Result<()> {
         match self {
             Side::Namespace(side) => {
                 submit(&mut side.queue, &Command::flush(side.namespace.nsid), 0)?;
@@ -312,24 +347,52 @@ impl Side {
                     .collect::<Result<(), IoError>>()
                     .context("flushing the namespace")
             }
-            Side::File { path, file } => {
-                let finish = || {
-                    let meta = file.metadata()?;
-                    if let Some(end) = end.filter(|end| meta.is_file() && meta.len() < *end) {
-                        file.set_len(end)?; // the last chunk was a hole
-                    }
-                    if meta.is_file() {
-                        file.sync_data()
-                    } else {
-                        Ok(())
-                    }
-                };
-                finish().with_context(|| format!("writing {}", path.display()))
+            Side::File { path, file, .. } => {
+                finish_file(file, end).with_context(|| format!("writing {}", path.display()))
             }
             Side::Output(output) => output.flush().context("writing standard output"),
             Side::Input(_) | Side::Nowhere => Ok(()),
         }
     }
+
+    /// What is read from now on comes from the medium, as far as the kernel does that: what was written, and made
+    /// durable, is still in its cache.
+    pub(crate) fn forget_cache(&self) {
+        if let Side::File { path, file, .. } = self
+            && let Err(error) = fadvise(file, 0, None, Advice::DontNeed)
+        {
+            tracing::info!(%error, path = %path.display(), "reading back from the cache");
+        }
+    }
+}
+
+/// Whether zeroes are at `offset` without being written: there is nothing yet, or a hole could be made.
+fn leave_hole(file: &File, offset: u64, len: u32, blank_from: u64) -> bool {
+    if offset >= blank_from {
+        return true;
+    }
+    // Of devices, only those of some kinds can do it, each with an alignment of its own.
+    file.metadata().is_ok_and(|meta| meta.is_file())
+        && fallocate(
+            file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            offset,
+            u64::from(len),
+        )
+        .is_ok()
+}
+
+/// A file has its full length, and what was written to it is durable. Of a device, too: the kernel has only noted it
+/// so far, and tells of errors only here.
+fn finish_file(file: &File, end: u64) -> io::Result<()> {
+    let meta = file.metadata()?;
+    if meta.is_file() && meta.len() < end {
+        file.set_len(end)?; // the last chunk was a hole
+    }
+    if meta.is_file() || meta.file_type().is_block_device() {
+        file.sync_data()?;
+    }
+    Ok(())
 }
 
 /// The queue has a slot for every chunk, so it can only be busy when it is broken.
@@ -373,7 +436,8 @@ fn align(data: &[u8]) -> (&[u8], &[u128], &[u8]) {
 /// Moves the bytes.
 pub(crate) fn run(from: &mut Side, to: &mut Side, job: &Job) -> Result<Outcome> {
     let started = Instant::now();
-    let depth = usize::from(job.depth.max(1));
+    let depth = job.depth.min(from.depth()).min(to.depth());
+    let depth = usize::from(depth.max(1));
     let chunk_bytes = job.chunk_bytes;
     let memory = SharedMemory::create(
         "flexblk copy",
@@ -409,7 +473,7 @@ pub(crate) fn run(from: &mut Side, to: &mut Side, job: &Job) -> Result<Outcome> 
     let mut ended = job.length == Some(0);
     let mut outcome = Outcome {
         bytes: 0,
-        zero_bytes: 0,
+        left_out_bytes: 0,
         sha256: None,
         elapsed: Duration::ZERO,
     };
@@ -501,13 +565,21 @@ pub(crate) fn run(from: &mut Side, to: &mut Side, job: &Job) -> Result<Outcome> 
                 });
             }
             outcome.bytes += u64::from(chunk.len);
-            outcome.zero_bytes += if zeroes { u64::from(chunk.len) } else { 0 };
-            let target = job.to_offset + chunk.at;
+            let target = offset_in(job, chunk.at)?;
             chunk.phase = Phase::Writing;
             if chunk.len == 0 {
                 chunk.phase = Phase::Written;
-            } else if let Started::Done(_) = to.start_write(index, target, write, zeroes)? {
-                chunk.phase = Phase::Written;
+            } else {
+                let left_out = match to.start_write(index, target, write, zeroes)? {
+                    Started::Done(written) => {
+                        chunk.phase = Phase::Written;
+                        written == 0
+                    }
+                    Started::Pending => zeroes && to.writes_zeroes(),
+                };
+                if left_out {
+                    outcome.left_out_bytes += u64::from(chunk.len);
+                }
             }
             next_write += 1;
             progress = true;
@@ -533,7 +605,7 @@ pub(crate) fn run(from: &mut Side, to: &mut Side, job: &Job) -> Result<Outcome> 
             oldest += 1;
         }
     }
-    to.finish(Some(job.to_offset + outcome.bytes))?;
+    to.finish(offset_in(job, outcome.bytes)?)?;
     from.unregister(regions.0)?;
     to.unregister(regions.1)?;
     outcome.elapsed = started.elapsed();
@@ -547,6 +619,13 @@ pub(crate) fn run(from: &mut Side, to: &mut Side, job: &Job) -> Result<Outcome> 
     Ok(outcome)
 }
 
+/// Where the byte `at` of the transfer goes.
+fn offset_in(job: &Job, at: u64) -> Result<u64> {
+    job.to_offset
+        .checked_add(at)
+        .ok_or_else(|| OutOfRange("the destination ends at 2^64 bytes".into()).into())
+}
+
 fn slot(chunks: &mut [Chunk], index: u64) -> Result<&mut Chunk> {
     let depth = chunks.len().max(1) as u64;
     chunks
@@ -558,4 +637,27 @@ fn whole_span(memory: &Arc<SharedMemory>) -> Result<Span> {
     let len = u32::try_from(memory.len())
         .map_err(|_| Usage("--bs times --iodepth must stay below 4 GiB".into()))?;
     memory.span(0, len).ok_or_else(|| anyhow!("no memory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_are_left_out_only_where_there_is_nothing() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 12 << 10], 0).unwrap();
+        assert!(leave_hole(&file, 12 << 10, 4 << 10, 12 << 10));
+        // A hole in what was there, or a refusal, after which it is written.
+        if leave_hole(&file, 4 << 10, 4 << 10, 12 << 10) {
+            let mut data = [1; 4 << 10];
+            file.read_exact_at(&mut data, 4 << 10).unwrap();
+            assert!(data.iter().all(|byte| *byte == 0));
+        }
+        finish_file(&file, 16 << 10).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 16 << 10);
+        let device = File::options().write(true).open("/dev/null").unwrap();
+        assert!(!leave_hole(&device, 0, 4 << 10, u64::MAX));
+        finish_file(&device, 16 << 10).unwrap();
+    }
 }
