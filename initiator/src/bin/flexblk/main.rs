@@ -25,6 +25,7 @@ mod ublk;
 mod version;
 mod vhost_user;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -43,7 +44,8 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) if error.is::<exit::Reported>() => exit::code_of(&error),
         Err(error) => {
-            eprintln!("flexblk: {error:#}");
+            // Whoever reads it may have gone, too: no reason to panic.
+            let _ = writeln!(std::io::stderr(), "flexblk: {error:#}");
             exit::code_of(&error)
         }
     }

@@ -28,7 +28,8 @@ pub(super) fn attach_all(path: &Path) -> Result<()> {
             "--entry".as_ref(),
             entry.name.as_str().as_ref(),
         ];
-        if let Err(error) = launch::launch(arguments.map(ToOwned::to_owned)) {
+        let launched = launch::launch(arguments.map(ToOwned::to_owned));
+        if let Err(error) = launched.and_then(|(_, ready)| ready.tell()) {
             match error.downcast_ref() {
                 Some(Reported(code)) => failed = Some(*code),
                 None => return Err(error),

@@ -1,7 +1,7 @@
 //! The process that the user started: starts the one that serves, waits until the device is there, and goes.
 
 use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow};
@@ -20,8 +20,21 @@ pub(super) struct Ready {
     pub(super) name: String,
 }
 
-/// Runs this program with that command line, detached; returns the attachment's name.
-pub(super) fn launch(arguments: impl IntoIterator<Item = OsString>) -> Result<Name> {
+impl Ready {
+    /// Tells the user. When that fails the device is there all the same.
+    pub(super) fn tell(&self) -> Result<()> {
+        writeln!(io::stdout(), "{}", self.device)
+            .and_then(|()| writeln!(io::stderr(), "{}", self.how))
+            // Not as an I/O error: a closed pipe is no success here.
+            .map_err(|error| {
+                let Ready { device, name, .. } = self;
+                anyhow!("{device} is attached as {name}, but this could not be said: {error}")
+            })
+    }
+}
+
+/// Runs this program with that command line, detached, until the device is there.
+pub(super) fn launch(arguments: impl IntoIterator<Item = OsString>) -> Result<(Name, Ready)> {
     let program = std::env::current_exe().context("who am I?")?;
     let mut child = Command::new(program)
         .args(arguments)
@@ -43,7 +56,6 @@ pub(super) fn launch(arguments: impl IntoIterator<Item = OsString>) -> Result<Na
         });
     }
     let ready: Ready = serde_json::from_str(&line).context("what the serving process said")?;
-    println!("{}", ready.device);
-    eprintln!("{}", ready.how);
-    Name::parse(&ready.name).map_err(anyhow::Error::msg)
+    let name = Name::parse(&ready.name).map_err(anyhow::Error::msg)?;
+    Ok((name, ready))
 }

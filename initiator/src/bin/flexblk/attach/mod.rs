@@ -46,9 +46,10 @@ pub(crate) fn attach(args: &Attach) -> Result<()> {
         // Before the device is there, which would stay when this fails.
         config::check_new(&args.config, name)?;
     }
-    let name = launch::launch(std::env::args_os().skip(1))?;
+    let (name, ready) = launch::launch(std::env::args_os().skip(1))?;
+    let told = ready.tell();
     if args.persist {
         config::persist(&args.config, &name)?;
     }
-    Ok(())
+    told
 }

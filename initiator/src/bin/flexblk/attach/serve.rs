@@ -1,16 +1,20 @@
 //! The process that serves one attachment, from the connection to the target to the last user's farewell.
 
 use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use flexblk_initiator::Namespace;
 use flexblk_initiator::export::{ExportCounters, daemon};
 use flexblk_initiator::volume::{PathState, Volume, VolumeEvent};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use super::args::Attach;
 use super::backend::{self, Backend, Made, Order, RELEASE, Via};
@@ -35,9 +39,13 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
     for warning in daemon::guard_against_memory_pressure() {
         tracing::warn!("less safe under memory pressure: {warning}");
     }
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
+    if args.detached {
+        end_with_parent()?;
+    }
     let queues = args.nr_io_queues;
     let volume = connect::volume(&args.address, &args.paths, &args.connection, queues)?;
+    // Until now a signal ends us at once: nothing is there yet. From here on it has to be taken away again.
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
     let namespace = volume.namespace()?;
     let identity = Identity::of(volume.subnqn().unwrap_or_default(), &namespace);
     let name = match &args.name {
@@ -53,14 +61,7 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
         name: &name,
         identity: &identity,
     };
-    let built = Attachment::build(&order, left).and_then(|mut built| {
-        let listening = control::listen(&name, move |asked| questions.send(asked).is_ok());
-        if listening.is_err() {
-            built.end();
-        }
-        listening.map(|()| built)
-    });
-    let mut attachment = match built {
+    let mut attachment = match Attachment::build(&order, left) {
         Ok(attachment) => attachment,
         Err(error) => {
             // A device that was to be taken over waits for the next attempt.
@@ -71,14 +72,57 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
             return Err(error);
         }
     };
-    attachment.say_ready(args)?;
-    let done = attachment.run(&volume, &inbox, &mut signals);
+    // The namespace may have another size than when the process was killed.
+    attachment.resize();
+    let announced = attachment
+        .register(questions)
+        .and_then(|()| match signals.pending().next() {
+            Some(signal) => Ok(Some(signal)),
+            None => attachment.say_ready(args).map(|()| None),
+        });
+    if left.is_some() && !matches!(announced, Ok(None)) {
+        // It waits for the next attempt, as before. Neither taken down nor dropped, which would answer its users with
+        // errors: the end of the process leaves it to the kernel.
+        std::mem::forget(attachment);
+        return announced.and_then(end_by);
+    }
+    // Nobody was told of a device that could not be announced: it goes, as it does at the end.
+    let (done, interrupted) = match announced {
+        Ok(None) => (attachment.run(&volume, &inbox, &mut signals), None),
+        Ok(interrupted) => (Ok(()), interrupted),
+        Err(error) => (Err(error), None),
+    };
     attachment.end();
-    claim
+    let removed = claim
         .remove()
-        .with_context(|| format!("{}", name.directory().display()))?;
+        .with_context(|| format!("{}", name.directory().display()));
     farewell(attachment, volume);
-    done
+    done.and(removed).and_then(|()| end_by(interrupted))
+}
+
+/// Whoever started us waits for the device. When he goes before it is there, by Ctrl-C or killed, nobody wants it.
+fn end_with_parent() -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::TERM)).context("PR_SET_PDEATHSIG")?;
+    // He may have gone before that: then nobody has the other end of the pipe.
+    let stdout = io::stdout();
+    let mut pipe = [PollFd::new(&stdout, PollFlags::empty())];
+    let now = Timespec::default();
+    if poll(&mut pipe, Some(&now)).is_ok()
+        && pipe
+            .iter()
+            .any(|pipe| pipe.revents().contains(PollFlags::ERR))
+    {
+        bail!("the process that started us has gone");
+    }
+    Ok(())
+}
+
+/// Ends the process by a signal that came before the device was announced, as if nobody had caught it.
+fn end_by(signal: Option<i32>) -> Result<()> {
+    match signal {
+        Some(signal) => emulate_default_handler(signal).context("ending by a signal"),
+        None => Ok(()),
+    }
 }
 
 /// Takes the name. Two devices over one namespace would destroy each other's data: nobody means that. The number is
@@ -187,7 +231,7 @@ impl Attachment {
         let path = backend.path().to_owned();
         let device = Some(path.clone());
         let record = Record::new(order.identity.clone(), backend.objects(), device);
-        let mut built = Attachment {
+        Ok(Attachment {
             name: name.clone(),
             record,
             backend,
@@ -199,18 +243,15 @@ impl Attachment {
             state: State::Live,
             shutdown: None,
             rate: Rate::default(),
-        };
-        let known = built.record.save(name).and_then(|()| {
-            state::make_link(name, &built.path)
-                .with_context(|| format!("{}", name.link().display()))
-        });
-        if known.is_err() {
-            built.end();
-        }
-        known?;
-        // The namespace may have another size than when the process was killed.
-        built.resize();
-        Ok(built)
+        })
+    }
+
+    /// Where others find it.
+    fn register(&self, questions: mpsc::Sender<Asked>) -> Result<()> {
+        let name = &self.name;
+        self.record.save(name)?;
+        state::make_link(name, &self.path).with_context(|| format!("{}", name.link().display()))?;
+        control::listen(name, move |asked| questions.send(asked).is_ok())
     }
 
     fn say_ready(&self, args: &Attach) -> Result<()> {
@@ -226,19 +267,26 @@ impl Attachment {
             ),
         };
         if args.detached {
-            println!("{}", serde_json::to_string(&ready)?);
+            // All that can fail comes before the word: who has heard it goes.
+            let word = format!("{}\n", serde_json::to_string(&ready)?);
             let log = self.name.log();
             let file = File::options()
                 .create(true)
                 .append(true)
                 .open(&log)
                 .with_context(|| format!("{}", log.display()))?;
+            let parent = rustix::io::dup(io::stdout()).context("standard output")?;
+            set_parent_process_death_signal(None).context("PR_SET_PDEATHSIG")?;
             daemon::redirect_output(&file)?;
+            say(&mut File::from(parent), &word)?;
             // Leaves the terminal: its end, and Ctrl-C in it, is nothing to us. It fails when it has none.
             let _ = rustix::process::setsid();
             let _ = std::env::set_current_dir("/");
         } else {
-            println!("{}\n{}", ready.device, ready.how);
+            say(
+                &mut io::stdout(),
+                &format!("{}\n{}\n", ready.device, ready.how),
+            )?;
         }
         notify::notify(&format!("READY=1\nSTATUS={}", ready.device));
         Ok(())
@@ -446,6 +494,13 @@ impl Attachment {
         state::remove_link(&self.name);
         self.backend.end();
     }
+}
+
+/// Not as an I/O error: a closed pipe is no success here, as it is for what only prints.
+fn say(to: &mut impl io::Write, word: &str) -> Result<()> {
+    to.write_all(word.as_bytes())
+        .and_then(|()| to.flush())
+        .map_err(|error| anyhow!("saying that the device is there: {error}"))
 }
 
 fn has_path(volume: &Volume) -> bool {
