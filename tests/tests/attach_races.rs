@@ -170,3 +170,42 @@ fn a_device_that_nobody_is_told_of_goes() -> Result<()> {
     ensure!(left.is_empty(), "{left:?}");
     Ok(())
 }
+
+#[test]
+fn of_two_at_once_one_attaches() -> Result<()> {
+    if unavailable("of_two_at_once_one_attaches") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let mut target = setup.target(&["ram:16M"])?;
+    for round in 0..5 {
+        let names = ["a", "b", "c"].map(|hint| Attachment::unique_name(&format!("{hint}{round}")));
+        let _cleaners = names.clone().map(|name| Cleaner(&setup, name));
+        // All connect at the same moment.
+        target.signal(Signal::STOP)?;
+        let mut started = Vec::new();
+        for name in &names {
+            let mut command = attach(&setup, &target, name);
+            started.push(Process::spawn(&mut command, name, setup.path())?);
+        }
+        thread::sleep(WHILE_CONNECTING);
+        target.signal(Signal::CONT)?;
+        let mut attached = Vec::new();
+        for (process, name) in started.iter_mut().zip(&names) {
+            if process.wait(2 * BOUND)?.success() {
+                attached.push(name);
+            } else {
+                let said = process.stderr();
+                ensure!(said.contains("attached already"), "{name}: {said}");
+            }
+        }
+        ensure!(attached.len() == 1, "round {round}: {attached:?}");
+        for name in attached {
+            setup.flexblk(&["detach", name])?.success()?;
+        }
+        for name in &names {
+            check_nothing_is_left(name)?;
+        }
+    }
+    Ok(())
+}

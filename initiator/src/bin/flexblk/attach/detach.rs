@@ -173,6 +173,7 @@ fn is_next_start_s(record: Option<&Record>) -> bool {
 pub(super) fn clean_up(name: &Name, record: &Record, deadline: Instant) {
     state::remove_link(name);
     match record.objects {
+        Objects::Nothing => {}
         Objects::FuseLoop { .. } => {
             let disk = name.disk();
             // Not by the record: it does not have the number yet while the kernel binds the device.
@@ -244,6 +245,6 @@ fn still_used(name: &Name, record: Option<&Record>, used: Option<String>) {
                 eprintln!("{used}: the device has gone, and every access fails");
             }
         }
-        Objects::FuseLoop { .. } => {}
+        Objects::FuseLoop { .. } | Objects::Nothing => {}
     }
 }

@@ -21,7 +21,7 @@ use super::backend::{self, Backend, Made, Order, RELEASE, Via};
 use super::control::{self, Answer, Asked, PathStatus, Question, State, Status};
 use super::detach::clean_up;
 use super::launch::Ready;
-use super::state::{self, Claim, Claimed, Identity, Name, Record};
+use super::state::{self, Claim, Claimed, Identity, Name, Objects, Record, Turn};
 use super::{notify, users};
 use crate::connect;
 use crate::size::human;
@@ -83,7 +83,7 @@ pub(super) fn serve(args: &Attach) -> Result<()> {
     if left.is_some() && !matches!(announced, Ok(None)) {
         // It waits for the next attempt, as before. Neither taken down nor dropped, which would answer its users with
         // errors: the end of the process leaves it to the kernel.
-        std::mem::forget(attachment);
+        std::mem::forget((attachment, claim));
         return announced.and_then(end_by);
     }
     // Nobody was told of a device that could not be announced: it goes, as it does at the end.
@@ -128,6 +128,8 @@ fn end_by(signal: Option<i32>) -> Result<()> {
 /// Takes the name. Two devices over one namespace would destroy each other's data: nobody means that. The number is
 /// that of a ublk device of a killed process that is to be taken over.
 fn claim(name: &Name, identity: &Identity, via: Option<Via>) -> Result<(Claim, Option<u32>)> {
+    // From the look at the others until they see what we are attaching.
+    let turn = Turn::wait()?;
     for other in state::names() {
         let Some(there) = Record::load(&other) else {
             continue;
@@ -157,6 +159,11 @@ fn claim(name: &Name, identity: &Identity, via: Option<Via>) -> Result<(Claim, O
         }
     };
     let Some(left) = Record::load(name) else {
+        let early = Record::new(identity.clone(), Objects::Nothing, None);
+        if let Err(error) = early.save(name) {
+            let _ = claim.remove();
+            return Err(error);
+        }
         return Ok((claim, None));
     };
     if let Some(number) = left.objects.recoverable()
@@ -177,6 +184,13 @@ fn claim(name: &Name, identity: &Identity, via: Option<Via>) -> Result<(Claim, O
             users.join(", ")
         );
     }
+    // Cleaning up may take a while. What is left is still in the record, should we be killed meanwhile.
+    let ours = Record {
+        identity: identity.clone(),
+        ..left.clone()
+    };
+    ours.save(name)?;
+    drop(turn);
     tracing::info!(%name, "cleaning up after a killed process");
     clean_up(name, &left, Instant::now() + 2 * RELEASE);
     Ok((claim, None))

@@ -13,6 +13,8 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use flexblk_initiator::Namespace;
@@ -25,6 +27,11 @@ const RUN: &str = "/run/flexblk";
 /// Where their stable names are.
 const DEV: &str = "/dev/flexblk";
 const RECORD: &str = "attachment.json";
+/// How long we wait for others that are about to attach something. Each takes milliseconds.
+const TURN: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(5);
+/// Looks at a lock before it counts as one of a process that serves: who only asks has it for a moment.
+const LOOKS: u32 = 20;
 
 /// Name of an attachment: safe as a file name and in a unit's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,6 +139,9 @@ fn wwid(namespace: &Namespace) -> Option<String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "backend")]
 pub(crate) enum Objects {
+    /// None yet: the namespace is being attached.
+    #[serde(rename = "none")]
+    Nothing,
     #[serde(rename = "fuse+loop")]
     FuseLoop {
         /// Number of the FUSE connection.
@@ -150,6 +160,7 @@ impl Objects {
     /// What users call it.
     pub(crate) fn backend(self) -> &'static str {
         match self {
+            Objects::Nothing => "-",
             Objects::FuseLoop { .. } => "fuse+loop",
             Objects::Ublk { .. } => "ublk",
         }
@@ -234,6 +245,56 @@ fn start_time(pid: i32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split(' ').nth(20)?.parse().ok()
 }
 
+/// The right to look which namespaces are attached, and to attach another one: one process after the other. Held while
+/// nothing is waited for, so that nobody waits long.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _lock: File,
+}
+
+impl Turn {
+    pub(crate) fn wait() -> Result<Turn> {
+        Turn::wait_at(Path::new(RUN), TURN)
+    }
+
+    /// The common folder itself is locked, which leaves no file behind.
+    fn wait_at(folder: &Path, within: Duration) -> Result<Turn> {
+        let failed = || format!("{} (run it as root)", folder.display());
+        let deadline = Instant::now() + within;
+        loop {
+            fs::create_dir_all(folder).with_context(failed)?;
+            if let Some(turn) = Turn::now(folder).with_context(failed)? {
+                return Ok(turn);
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "others have been attaching for {within:?}, and one namespace must not be attached twice: try again"
+                );
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// `None`: it is another one's, or the folder has gone.
+    fn now(folder: &Path) -> io::Result<Option<Turn>> {
+        let lock = match File::open(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            locked => locked?,
+        }
+        Ok(is_at(&lock, folder).then_some(Turn { _lock: lock }))
+    }
+}
+
+/// Whether that file is still the one at that place.
+fn is_at(file: &File, path: &Path) -> bool {
+    let there = fs::metadata(path).and_then(|there| Ok((there, file.metadata()?)));
+    there.is_ok_and(|(there, ours)| (there.dev(), there.ino()) == (ours.dev(), ours.ino()))
+}
+
 /// A folder that is ours: nobody else has it while this lives. Dropping it leaves the folder as it is.
 #[derive(Debug)]
 pub(crate) struct Claim {
@@ -254,11 +315,26 @@ impl Claim {
     pub(crate) fn take(name: &Name) -> Result<Claimed> {
         let directory = name.directory();
         let failed = || format!("{} (run it as root)", directory.display());
-        fs::create_dir_all(&directory).with_context(failed)?;
-        fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(failed)?;
-        match Claim::lock(name).with_context(failed)? {
-            Some(claimed) => Ok(claimed),
-            None => bail!("{}: others make and remove it", directory.display()),
+        let mut found = None;
+        for look in 0..LOOKS {
+            if look > 0 {
+                thread::sleep(PAUSE);
+            }
+            found = Claim::make(name).with_context(failed)?;
+            if let Some(Claimed::Ours(_)) = found {
+                break;
+            }
+        }
+        found.with_context(|| format!("{}: others make and remove it", directory.display()))
+    }
+
+    fn make(name: &Name) -> io::Result<Option<Claimed>> {
+        let directory = name.directory();
+        fs::create_dir_all(&directory)?;
+        match fs::set_permissions(&directory, Permissions::from_mode(0o700)) {
+            // Whoever had it has removed it since.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            done => done.and_then(|()| Claim::lock(name)),
         }
     }
 
@@ -280,11 +356,7 @@ impl Claim {
                 locked => locked?,
             }
             // Whoever had it may have removed it before we got the lock.
-            let same = fs::metadata(&path).is_ok_and(|now| {
-                lock.metadata()
-                    .is_ok_and(|ours| (now.dev(), now.ino()) == (ours.dev(), ours.ino()))
-            });
-            if same {
+            if is_at(&lock, &path) {
                 let name = name.clone();
                 return Ok(Some(Claimed::Ours(Claim { name, _lock: lock })));
             }
@@ -309,9 +381,17 @@ impl Claim {
                 _ => {}
             }
         }
-        fs::remove_dir(&directory)?;
-        // The last one takes the common folder with it.
-        let _ = fs::remove_dir(RUN);
+        match fs::remove_dir(&directory) {
+            // Since the lock is gone somebody else may have taken the name, and with it the folder.
+            Err(error)
+                if error.kind() == io::ErrorKind::DirectoryNotEmpty
+                    && directory.join("lock").exists() => {}
+            removed => removed?,
+        }
+        // The last one takes the common folder with it, unless somebody is about to attach something.
+        if let Ok(Some(_turn)) = Turn::now(Path::new(RUN)) {
+            let _ = fs::remove_dir(RUN);
+        }
         Ok(())
     }
 }
@@ -397,6 +477,22 @@ mod tests {
         assert_eq!(name.as_str(), "my-target-n3");
         let name = Name::of(&format!("nqn.2026-11.x:{}", "-é".repeat(90)), u32::MAX);
         assert!(Name::parse(name.as_str()).is_ok());
+    }
+
+    #[test]
+    fn turns_are_taken_one_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let moment = Duration::from_millis(30);
+        let first = Turn::wait_at(&run, moment).unwrap();
+        assert!(Turn::wait_at(&run, moment).is_err());
+        drop(first);
+        let second = Turn::wait_at(&run, moment).unwrap();
+        // Without a folder there is nothing to have a turn with; the next one makes it again.
+        fs::remove_dir(&run).unwrap();
+        assert!(Turn::now(&run).unwrap().is_none());
+        drop(Turn::wait_at(&run, moment).unwrap());
+        assert!(!is_at(&second._lock, &run));
     }
 
     #[test]
