@@ -1,7 +1,7 @@
 //! `flexblk attach` with somebody else in its way: who asked goes before the device is there, or another one attaches
 //! the same namespace.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,6 +13,7 @@ use flexblk_tests::attachment::{Attachment, unavailable};
 use flexblk_tests::process::{Process, eventually};
 use flexblk_tests::setup::Setup;
 use flexblk_tests::target::Target;
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// Nothing here takes longer.
@@ -208,4 +209,62 @@ fn of_two_at_once_one_attaches() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn who_looks_at_a_lock_disturbs_nobody() -> Result<()> {
+    if unavailable("who_looks_at_a_lock_disturbs_nobody") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let name = Attachment::unique_name("looked-at");
+    let attached = Attachment::new(setup.binaries(), &target, &name, &[])?;
+    let process = Pid::from_raw(i32::try_from(attached.process())?).context("a process id")?;
+    kill_process(process, Signal::KILL)?;
+    eventually("it is known as killed", BOUND, || {
+        attached
+            .listed()
+            .is_ok_and(|entry| entry["State"] == "killed")
+    })?;
+    // As another `flexblk list` does it.
+    let lock = File::open(folder(&name).join("lock"))?;
+    flock(&lock, FlockOperation::LockShared)?;
+    ensure!(
+        attached.listed()?["State"] == "killed",
+        "{}",
+        attached.listed()?
+    );
+    drop(lock);
+    attached.detach(&[])?.success()?;
+    attached.check_gone()
+}
+
+#[test]
+fn detach_of_a_dead_process_aborts_nobody_else_s_connection() -> Result<()> {
+    if unavailable("detach_of_a_dead_process_aborts_nobody_else_s_connection") {
+        return Ok(());
+    }
+    let setup = Setup::new()?;
+    let target = setup.target(&["ram:16M"])?;
+    let name = Attachment::unique_name("lives");
+    let lives = Attachment::new(setup.binaries(), &target, &name, &["--via", "fuse"])?;
+    // What a process left that was killed long ago; its connection's number has been given to another one since.
+    let record = fs::read(folder(&name).join("attachment.json"))?;
+    let mut record: serde_json::Value = serde_json::from_slice(&record)?;
+    record["start_time"] = 1.into();
+    record["loop_number"] = serde_json::Value::Null;
+    let dead = Attachment::unique_name("dead");
+    let _cleaner = Cleaner(&setup, dead.clone());
+    fs::create_dir_all(folder(&dead))?;
+    fs::write(
+        folder(&dead).join("attachment.json"),
+        serde_json::to_vec(&record)?,
+    )?;
+    setup.flexblk(&["detach", &dead])?.success()?;
+    ensure!(!folder(&dead).exists());
+    let mut read = lives.read_block("dd", setup.path())?;
+    ensure!(read.wait(BOUND)?.success(), "{}", read.tail());
+    lives.detach(&[])?.success()?;
+    lives.check_gone()
 }

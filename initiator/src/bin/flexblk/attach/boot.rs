@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::args::{Generator, Shutdown};
 use super::control::{self, Answer, Question};
-use super::state::{self, Claim, Claimed};
+use super::state;
 use super::{config, launch};
 use crate::exit::Reported;
 
@@ -18,7 +18,7 @@ use crate::exit::Reported;
 pub(super) fn attach_all(path: &Path) -> Result<()> {
     let mut failed = None;
     for entry in config::load(path)? {
-        if let Ok(Some(Claimed::Served)) = Claim::lock(&entry.name) {
+        if state::is_served(&entry.name) {
             continue;
         }
         let arguments = [

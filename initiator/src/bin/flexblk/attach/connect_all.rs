@@ -13,7 +13,7 @@ use flexblk_initiator::{
     TransportId,
 };
 
-use super::state::{self, Claim, Claimed, Identity, Record};
+use super::state::{self, Identity, Record};
 use crate::args::{Address, Connection};
 use crate::connect;
 use crate::exit::Reported;
@@ -153,7 +153,7 @@ fn namespaces(options: &ConnectOptions, paths: &[TransportId]) -> Result<Vec<Nam
 fn is_attached(wanted: &Identity) -> bool {
     state::names().into_iter().any(|name| {
         Record::load(&name).is_some_and(|record| record.identity == *wanted)
-            && matches!(Claim::lock(&name), Ok(Some(Claimed::Served)))
+            && state::is_served(&name)
     })
 }
 

@@ -105,20 +105,32 @@ fn detach_now(args: &Detach) -> Result<()> {
     let Some(record) = record else {
         return remove(&name, started);
     };
+    // That of a dead process has ended with it, and its number may be another file system's now.
     if let Objects::FuseLoop {
         fuse_connection: Some(connection),
         ..
     } = record.objects
+        && record.lives()
         && let Err(error) = abort_connection(connection)
     {
         tracing::warn!(%error, "aborting the FUSE connection");
     }
     record.kill();
     let deadline = Instant::now() + AFTER_KILL;
-    // As long as it lives, it may bind a loop device.
-    wait_for_death(&name, Instant::now() + DEATH);
+    // As long as it lives, it may bind a loop device. And whoever attaches under this name meanwhile keeps what is his.
+    let claimed = lock_until(&name, Instant::now() + DEATH)?;
+    if let Some(Claimed::Served) = claimed
+        && Record::load(&name).is_some_and(|now| !now.is_of_same_process(&record))
+    {
+        bail!("{name} has been attached again meanwhile: detach it once more");
+    }
     clean_up(&name, &record, deadline);
-    remove(&name, started)?;
+    match claimed {
+        Some(Claimed::Ours(claim)) => claim
+            .remove()
+            .with_context(|| format!("{}", name.directory().display()))?,
+        Some(Claimed::Served) | None => remove(&name, started)?,
+    }
     still_used(&name, Some(&record), used);
     Ok(())
 }
@@ -152,12 +164,6 @@ fn save_what_was_written(name: &Name, record: &Record) -> Result<()> {
             device.display(),
             write_back::LIMIT
         ),
-    }
-}
-
-fn wait_for_death(name: &Name, deadline: Instant) {
-    while matches!(Claim::lock(name), Ok(Some(Claimed::Served))) && Instant::now() < deadline {
-        std::thread::sleep(PAUSE);
     }
 }
 
@@ -202,20 +208,24 @@ fn is_ours(number: u32, name: &Name) -> bool {
 }
 
 fn remove(name: &Name, started: Instant) -> Result<()> {
+    match lock_until(name, started + ORDERLY + AFTER_KILL)? {
+        None => Ok(()),
+        Some(Claimed::Ours(claim)) => claim
+            .remove()
+            .with_context(|| format!("{}", name.directory().display())),
+        Some(Claimed::Served) => bail!(
+            "the process that serves {name} was killed, and does not end: the kernel holds it"
+        ),
+    }
+}
+
+/// The folder, when the process that had it has ended by `deadline`.
+fn lock_until(name: &Name, deadline: Instant) -> Result<Option<Claimed>> {
     loop {
-        match Claim::lock(name).with_context(|| format!("{}", name.directory().display()))? {
-            None => return Ok(()),
-            Some(Claimed::Ours(claim)) => {
-                return claim
-                    .remove()
-                    .with_context(|| format!("{}", name.directory().display()));
-            }
-            Some(Claimed::Served) => {}
-        }
-        if started.elapsed() >= ORDERLY + AFTER_KILL {
-            bail!(
-                "the process that serves {name} was killed, and does not end: the kernel holds it"
-            );
+        let claimed =
+            Claim::lock(name).with_context(|| format!("{}", name.directory().display()))?;
+        if !matches!(claimed, Some(Claimed::Served)) || Instant::now() >= deadline {
+            return Ok(claimed);
         }
         std::thread::sleep(PAUSE);
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::control::{self, Answer, Question, State, Status};
-use super::state::{self, Claim, Claimed, Name, Record};
+use super::state::{self, Name, Record};
 use crate::nvme_args::OutputFormat;
 use crate::size::human;
 
@@ -28,7 +28,7 @@ impl Entry {
         };
         Entry {
             record: Record::load(&name),
-            served: status.is_some() || matches!(Claim::lock(&name), Ok(Some(Claimed::Served))),
+            served: status.is_some() || state::is_served(&name),
             status,
             name,
         }

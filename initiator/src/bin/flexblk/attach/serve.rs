@@ -138,14 +138,13 @@ fn claim(name: &Name, identity: &Identity, via: Option<Via>) -> Result<(Claim, O
             continue;
         }
         let device = there.device_text();
-        match Claim::lock(&other) {
-            Ok(Some(Claimed::Served)) => {
-                bail!("{identity} is attached already, as {other} ({device})")
-            }
-            Ok(Some(Claimed::Ours(_))) if there.objects.recoverable().is_some() => bail!(
+        if state::is_served(&other) {
+            bail!("{identity} is attached already, as {other} ({device})");
+        }
+        if there.objects.recoverable().is_some() {
+            bail!(
                 "{identity} was attached as {other}, and the users of {device} wait since its process was killed: attach it with --as {other}, or `flexblk detach {other}`"
-            ),
-            _ => {}
+            );
         }
     }
     let claim = match Claim::take(name)? {

@@ -228,9 +228,19 @@ impl Record {
             .with_context(|| format!("{}", path.display()))
     }
 
+    /// Whether its process is still there.
+    pub(crate) fn lives(&self) -> bool {
+        start_time(self.pid) == Some(self.start_time)
+    }
+
+    /// Whether both tell of one process.
+    pub(crate) fn is_of_same_process(&self, other: &Record) -> bool {
+        (self.pid, self.start_time) == (other.pid, other.start_time)
+    }
+
     /// kill -9, if it is still that process.
     pub(crate) fn kill(&self) {
-        if start_time(self.pid) == Some(self.start_time)
+        if self.lives()
             && let Some(pid) = Pid::from_raw(self.pid)
         {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
@@ -399,6 +409,13 @@ impl Claim {
 /// Where the udev rule finds the properties of a ublk device: by its number, since the device tells nothing else.
 pub(crate) fn ublk_properties(number: u32) -> PathBuf {
     Path::new(RUN).join(format!(".ublkb{number}.udev"))
+}
+
+/// Whether a process serves it. Those who ask do not disturb one another.
+pub(crate) fn is_served(name: &Name) -> bool {
+    File::open(name.directory().join("lock")).is_ok_and(|lock| {
+        flock(&lock, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+    })
 }
 
 /// Names of all attachments, and of what is left of killed ones.
