@@ -756,7 +756,7 @@ mod tests {
             ..Config::default()
         };
         config.listener.address.set_port(0);
-        config.listener.udp_port = free_udp_port();
+        config.listener.udp_port = flexblk_tests::ports::free_udp_port().unwrap();
         let target = Target::start(config).unwrap();
         let nsid = Nsid::new(1);
         let protection = || {
@@ -792,10 +792,5 @@ mod tests {
             "taken back by the change"
         );
         assert!(target.bdev("late").is_ok());
-    }
-
-    fn free_udp_port() -> u16 {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.local_addr().unwrap().port()
     }
 }
