@@ -383,9 +383,17 @@ impl Endpoint {
         self.port.receive_buffer_bytes()
     }
 
-    /// Frees the address at once; otherwise it is free when the reactor has been dropped.
-    pub fn close(self, reactor: &mut Reactor) {
+    /// Frees the address at once, and the rest as soon as the endpoint [has ended](Endpoint::has_ended); otherwise all of
+    /// it is free when the reactor has been dropped.
+    pub fn close(&mut self, reactor: &mut Reactor) {
         self.port.close(reactor);
+    }
+
+    /// Whether it is closed, and no completion with its owner number comes any more: that number and its group of buffers
+    /// are free when it is dropped.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.port.has_ended()
     }
 }
 

@@ -23,6 +23,9 @@ use crate::{ConnectOptions, Error, LostReason, TransportCounters};
 
 /// Endpoints of one reactor at most: their owner numbers on it are `0..MAX_ENDPOINTS`.
 const MAX_ENDPOINTS: usize = 64;
+/// How long an endpoint without queue pairs stays when one to another target is needed: longer than the pauses between
+/// attempts to reconnect.
+const KEPT: Duration = Duration::from_secs(60);
 /// Sockets (endpoints, and NVMe/TCP connections with something outstanding) up to which each is asked by a system call
 /// of its own.
 const FEW_SOCKETS: usize = 2;
@@ -36,7 +39,8 @@ pub(crate) type SharedHome = Rc<RefCell<Home>>;
 pub(crate) struct Home {
     // The reactor goes first: its drop waits for operations that use the endpoints' buffers and callers' memory.
     reactor: Reactor,
-    endpoints: Vec<Slot>,
+    /// Endpoints by their owner numbers.
+    endpoints: Vec<Option<Slot>>,
     /// NVMe/TCP connections by their numbers.
     connections: Vec<Option<Box<Connection>>>,
     guests: Guests,
@@ -54,6 +58,10 @@ struct Slot {
     endpoint: Endpoint,
     /// By the queue pairs' `user` words.
     queues: Vec<Option<QueueState>>,
+    /// When it came, or the last queue pair left.
+    used: Instant,
+    /// Waits for the kernel to let go of it.
+    closed: bool,
 }
 
 /// Queue pairs whose options agree in this share an endpoint.
@@ -98,7 +106,7 @@ pub(crate) fn with_poll_budget(poll_budget: Duration) -> Result<SharedHome, Erro
         homes.retain(|home| home.strong_count() > 0);
         let fits = |home: &SharedHome| {
             let home = home.borrow();
-            home.poll_budget == poll_budget && home.endpoints.len() < MAX_ENDPOINTS
+            home.poll_budget == poll_budget && home.endpoint_count() < MAX_ENDPOINTS
         };
         if let Some(home) = homes.iter().filter_map(Weak::upgrade).find(fits) {
             return Ok(home);
@@ -141,82 +149,127 @@ impl Home {
         self.turns
     }
 
-    /// A place for one more queue pair on an endpoint that suits it. An endpoint stays as long as its reactor: the
-    /// next connection to the same target finds it again.
+    /// A place for one more queue pair on an endpoint that suits it. An endpoint without queue pairs stays for a while:
+    /// the next connection to the same target finds it again.
     pub(crate) fn join(&mut self, args: &OpenArgs<'_>) -> Result<Place, Error> {
         let key = Key::of(args);
-        let known = self.endpoints.iter().position(|slot| slot.key == key);
-        let endpoint = match known {
-            Some(endpoint) => endpoint,
-            None => {
-                let owner = self.endpoints.len();
-                let endpoint =
-                    Endpoint::bind(&mut self.reactor, owner as u8, args.endpoint(owner as u16))
-                        .map_err(|e| Error::Transport(e.to_string()))?;
-                self.endpoints.push(Slot {
-                    key,
-                    endpoint,
-                    queues: Vec::new(),
-                });
-                owner
-            }
+        let fits = |slot: &Option<Slot>| {
+            slot.as_ref()
+                .is_some_and(|slot| slot.key == key && !slot.closed)
         };
-        let queues = &mut self.slot(endpoint)?.queues;
-        let queue = match queues.iter().position(Option::is_none) {
+        let endpoint = match self.endpoints.iter().position(fits) {
+            Some(endpoint) => endpoint,
+            None => self.bind(key, args)?,
+        };
+        let slot = self
+            .slot(endpoint)
+            .ok_or(Error::Protocol("no such endpoint"))?;
+        let queue = match slot.queues.iter().position(Option::is_none) {
             Some(free) => free,
             None => {
-                queues.push(None);
-                queues.len() - 1
+                slot.queues.push(None);
+                slot.queues.len() - 1
             }
         };
-        if let Some(place) = queues.get_mut(queue) {
+        if let Some(place) = slot.queues.get_mut(queue) {
             *place = Some(QueueState::default());
         }
         Ok(Place { endpoint, queue })
     }
 
+    /// A new endpoint; its owner number.
+    fn bind(&mut self, key: Key, args: &OpenArgs<'_>) -> Result<usize, Error> {
+        self.close_unused();
+        let owner = match self.endpoints.iter().position(Option::is_none) {
+            Some(free) => free,
+            None if self.endpoints.len() < MAX_ENDPOINTS => {
+                self.endpoints.push(None);
+                self.endpoints.len() - 1
+            }
+            None => {
+                return Err(Error::Transport(format!(
+                    "this thread has connections to {MAX_ENDPOINTS} addresses already, the most there may be"
+                )));
+            }
+        };
+        let config = args.endpoint(owner as u16);
+        let endpoint = Endpoint::bind(&mut self.reactor, owner as u8, config)
+            .map_err(|e| Error::Transport(e.to_string()))?;
+        if let Some(place) = self.endpoints.get_mut(owner) {
+            *place = Some(Slot {
+                key,
+                endpoint,
+                queues: Vec::new(),
+                used: self.reactor.now(),
+                closed: false,
+            });
+        }
+        Ok(owner)
+    }
+
+    /// Targets come and go, and their addresses with them.
+    fn close_unused(&mut self) {
+        let now = self.reactor.now();
+        for place in &mut self.endpoints {
+            if let Some(slot) = place {
+                let unused = slot.queues.iter().all(Option::is_none);
+                if unused && !slot.closed && now >= slot.used + KEPT {
+                    slot.endpoint.close(&mut self.reactor);
+                    slot.closed = true;
+                }
+                if slot.endpoint.has_ended() {
+                    *place = None;
+                }
+            }
+        }
+    }
+
+    /// Those that something may come to.
+    fn endpoint_count(&self) -> usize {
+        let slots = self.endpoints.iter().flatten();
+        slots.filter(|slot| !slot.closed).count()
+    }
+
     /// The queue pair is destroyed.
     pub(crate) fn leave(&mut self, place: Place) {
-        if let Some(slot) = self.endpoints.get_mut(place.endpoint)
+        let now = self.reactor.now();
+        if let Some(slot) = self.slot(place.endpoint)
             && let Some(state) = slot.queues.get_mut(place.queue)
         {
             *state = None;
+            slot.used = now;
         }
     }
 
     #[inline]
     pub(crate) fn engine(&mut self, place: Place) -> Option<&mut Engine> {
-        Some(self.endpoints.get_mut(place.endpoint)?.endpoint.engine())
+        Some(self.slot(place.endpoint)?.endpoint.engine())
     }
 
     pub(crate) fn state(&mut self, place: Place) -> Option<&mut QueueState> {
-        self.endpoints
-            .get_mut(place.endpoint)?
-            .queues
-            .get_mut(place.queue)?
-            .as_mut()
+        let slot = self.slot(place.endpoint)?;
+        slot.queues.get_mut(place.queue)?.as_mut()
     }
 
     pub(crate) fn counters(&self, place: Place) -> TransportCounters {
-        self.endpoints
-            .get(place.endpoint)
-            .map_or_else(TransportCounters::default, |slot| TransportCounters {
+        match self.endpoints.get(place.endpoint) {
+            Some(Some(slot)) => TransportCounters {
                 engine: *slot.endpoint.counters(),
                 port: slot.endpoint.port_counters(),
                 ..TransportCounters::default()
-            })
+            },
+            _ => TransportCounters::default(),
+        }
     }
 
     /// Whether the kernel still reads what the endpoint sent, whichever queue pair it was of.
     pub(crate) fn is_sending(&self, place: Place) -> bool {
-        self.endpoints
-            .get(place.endpoint)
-            .is_some_and(|slot| slot.endpoint.trains_in_flight() > 0)
+        matches!(self.endpoints.get(place.endpoint), Some(Some(slot)) if slot.endpoint.trains_in_flight() > 0)
     }
 
     /// Gives up on what the kernel could not send until now.
     pub(crate) fn cancel_sends(&mut self, place: Place) {
-        if let Some(slot) = self.endpoints.get_mut(place.endpoint) {
+        if let Some(Some(slot)) = self.endpoints.get_mut(place.endpoint) {
             slot.endpoint.cancel_trains(&mut self.reactor);
         }
     }
@@ -273,7 +326,7 @@ impl Home {
     /// Acknowledges what was received, with the next turn.
     pub(crate) fn prepare_sleep(&mut self) {
         let now = self.reactor.now();
-        for slot in &mut self.endpoints {
+        for slot in self.endpoints.iter_mut().flatten() {
             slot.endpoint.prepare_sleep(now);
         }
     }
@@ -289,7 +342,7 @@ impl Home {
                 // Last chance to acknowledge what was received before nobody is awake to do it.
                 self.prepare_sleep();
             }
-            for slot in &self.endpoints {
+            for slot in self.endpoints.iter().flatten() {
                 if let Some(timer) = slot.endpoint.next_timeout() {
                     wait = match wait {
                         Wait::Until(until) => Wait::Until(until.min(timer)),
@@ -299,7 +352,7 @@ impl Home {
             }
         }
         let spins = self.asks_sockets();
-        for slot in &mut self.endpoints {
+        for slot in self.endpoints.iter_mut().flatten() {
             slot.endpoint.flush(&mut self.reactor, now);
             slot.endpoint.prepare_turn(&mut self.reactor, spins);
         }
@@ -312,7 +365,7 @@ impl Home {
         self.reactor
             .turn_polling(wait, &mut self.completions, &mut || {
                 let mut found = Polled::Nothing;
-                for slot in endpoints.iter_mut() {
+                for slot in endpoints.iter_mut().flatten() {
                     found = found.max(slot.endpoint.look());
                 }
                 for connection in connections.iter_mut().flatten() {
@@ -331,14 +384,14 @@ impl Home {
                 if let Some(Some(connection)) = self.connections.get_mut(index) {
                     connection.on_completion(&completion, &mut self.scratch);
                 }
-            } else if let Some(slot) = self.endpoints.get_mut(owner) {
+            } else if let Some(Some(slot)) = self.endpoints.get_mut(owner) {
                 slot.on_completion(&mut self.reactor, &completion);
             } else {
                 self.guests.on_completion(&mut self.reactor, &completion);
             }
         }
         let now = self.reactor.now();
-        for slot in &mut self.endpoints {
+        for slot in self.endpoints.iter_mut().flatten() {
             slot.after_turn(now);
         }
         Ok(())
@@ -350,13 +403,12 @@ impl Home {
         let waiting = self.connections.iter().flatten();
         self.poll_budget > Duration::ZERO
             && !self.reactor.will_sleep()
-            && waiting.filter(|c| c.is_waiting()).count() + self.endpoints.len() <= FEW_SOCKETS
+            && waiting.filter(|c| c.is_waiting()).count() + self.endpoint_count() <= FEW_SOCKETS
     }
 
-    fn slot(&mut self, endpoint: usize) -> Result<&mut Slot, Error> {
-        self.endpoints
-            .get_mut(endpoint)
-            .ok_or(Error::Protocol("no such endpoint"))
+    #[inline]
+    fn slot(&mut self, endpoint: usize) -> Option<&mut Slot> {
+        self.endpoints.get_mut(endpoint)?.as_mut()
     }
 }
 
@@ -474,5 +526,70 @@ fn on_event(queues: &mut [Option<QueueState>], event: ConnEvent) {
         // Before it was established: nobody is there who would take it.
         state.outcome.get_or_insert(Outcome::Unreachable);
         state.lost.get_or_insert(reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flexblk_nvme::{Cntlid, Qid};
+
+    use super::*;
+    use crate::link::open::SharedEngine;
+    use crate::{EngineMode, Host};
+
+    fn options() -> ConnectOptions {
+        let target = "nvme+flexins://127.0.0.1".parse().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let machine = folder.path().join("machine-id");
+        std::fs::write(&machine, "0123456789abcdef0123456789abcdef").unwrap();
+        let host = Host::load_from(folder.path(), &[&machine]).unwrap();
+        ConnectOptions::new(target, host)
+    }
+
+    /// A queue pair to 127.0.1.`n`.
+    fn join(home: &mut Home, options: &ConnectOptions, n: usize) -> Result<Place, Error> {
+        home.join(&OpenArgs {
+            options,
+            address: SocketAddr::from(([127, 0, 1, n as u8], 4420)),
+            qid: Qid::ADMIN,
+            depth: 1,
+            cntlid: Cntlid::DYNAMIC,
+            engine: EngineMode::Inline,
+            shared_engine: &SharedEngine::default(),
+        })
+    }
+
+    #[test]
+    fn targets_that_have_gone_leave_nothing() {
+        let mut home = Home::new(Duration::ZERO).unwrap();
+        let options = options();
+        let stays = join(&mut home, &options, 0).unwrap();
+        for n in 1..=200 {
+            let place = join(&mut home, &options, n).unwrap();
+            assert!(home.engine(place).is_some());
+            home.leave(place);
+            assert_eq!(
+                join(&mut home, &options, n).unwrap(),
+                place,
+                "within a while"
+            );
+            home.leave(place);
+            let now = home.reactor.now();
+            home.slot(place.endpoint).unwrap().used = now.checked_sub(KEPT).unwrap();
+            home.turn(Wait::Poll).unwrap();
+        }
+        assert!(home.endpoints.len() < 8, "{}", home.endpoints.len());
+        assert!(home.endpoint_count() <= 2);
+        assert!(home.engine(stays).is_some(), "it has a queue pair");
+    }
+
+    #[test]
+    fn there_is_a_most_of_targets_at_once() {
+        let mut home = Home::new(Duration::ZERO).unwrap();
+        let options = options();
+        for n in 0..=MAX_ENDPOINTS {
+            let joined = join(&mut home, &options, n);
+            assert_eq!(joined.is_ok(), n < MAX_ENDPOINTS, "{n}");
+        }
     }
 }

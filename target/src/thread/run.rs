@@ -321,7 +321,7 @@ impl Thread {
     /// Sends what the last flush has built, then frees the port at once; what the kernel still holds
     /// goes with the reactor.
     fn close(&mut self) {
-        if let Some(endpoint) = self.endpoint.take() {
+        if let Some(mut endpoint) = self.endpoint.take() {
             // A reactor that is unusable has said so already.
             let _ = self.reactor.turn(Wait::Poll, &mut Vec::new());
             endpoint.close(&mut self.reactor);

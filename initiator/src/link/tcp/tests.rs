@@ -266,9 +266,16 @@ impl World {
         self.queue.post(cid, &mut sqe, data)
     }
 
+    /// As post; what does not fit into the batch, behind answers to R2Ts, does when that has left.
+    fn post_soon(&mut self, cid: u16, data: Data<'_>) {
+        if self.post(cid, data) == Err(PostRefused::Full) {
+            self.flow_to_peer(usize::MAX);
+            self.post(cid, data).unwrap();
+        }
+    }
+
     fn read(&mut self, cid: u16, buffer: &mut Buffer) {
-        self.post(cid, Data::FromController(buffer.span(), NO_KEY))
-            .unwrap();
+        self.post_soon(cid, Data::FromController(buffer.span(), NO_KEY));
     }
 
     fn one(&mut self) -> (u16, Status) {
@@ -461,7 +468,7 @@ fn run(digests: Digests, alignment: Alignment, maxh2cdata: u32, steps: &[Step]) 
                     Step::Small => Data::Small(&content),
                     _ => Data::None,
                 };
-                world.post(cid, data).unwrap();
+                world.post_soon(cid, data);
                 order.push(cid);
                 expected.insert(
                     cid,

@@ -16,7 +16,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 
-use flexblk_reactor::{Completion, Keeper, Op, Polled, Reactor, Token};
+use flexblk_reactor::{Completion, Keeper, Polled, Reactor};
 
 use self::receive::Receiver;
 use self::send::Sender;
@@ -114,9 +114,8 @@ pub enum UdpError {
 
 /// A UDP socket on a reactor.
 ///
-/// What the kernel uses while operations are in flight goes to the reactor's
-/// [`Keeper`] when the port is dropped; [`UdpPort::close`] frees the
-/// address at once.
+/// What the kernel uses while operations are in flight goes to the reactor's [`Keeper`] when the port is dropped.
+/// [`UdpPort::close`] frees the address at once, and the rest as soon as [`UdpPort::has_ended`].
 #[derive(Debug)]
 pub struct UdpPort {
     inner: ManuallyDrop<Box<Inner>>,
@@ -129,9 +128,11 @@ struct Inner {
     sender: Sender,
     receiver: Receiver,
     counters: PortCounters,
+    /// `None` once closed.
     socket: Option<Socket>,
     local: SocketAddr,
-    owner: u8,
+    /// Cancellations that have not completed.
+    cancels: usize,
 }
 
 /// Slot numbers of the port's tokens: the receive, its cancellation, and trains from `SEND_SLOTS`.
@@ -157,7 +158,7 @@ impl UdpPort {
             counters: PortCounters::default(),
             local: socket.local_addr(),
             socket: Some(socket),
-            owner,
+            cancels: 0,
         };
         Ok(Self {
             inner: ManuallyDrop::new(Box::new(inner)),
@@ -165,22 +166,34 @@ impl UdpPort {
         })
     }
 
-    /// Frees the address: no packet is received or sent any more. Completions with the owner's
-    /// tokens may still come and mean nothing.
-    pub fn close(mut self, reactor: &mut Reactor) {
-        let target = Token::new(self.inner.owner, RECEIVE_SLOT);
-        // SAFETY: no pointers.
-        unsafe {
-            reactor.submit(
-                Op::Cancel { token: target },
-                Token::new(self.inner.owner, CANCEL_SLOT),
-            );
+    /// Frees the address: no packet is received or sent any more. Completions with the owner's tokens still come, until
+    /// the port [has ended](UdpPort::has_ended).
+    pub fn close(&mut self, reactor: &mut Reactor) {
+        let Inner {
+            receiver,
+            sender,
+            cancels,
+            ..
+        } = &mut **self.inner;
+        *cancels += receiver.close(reactor);
+        if sender.queue.in_flight() > 0 {
+            *cancels += sender.cancel(reactor);
         }
         // Nothing may name the descriptor after it is closed; what is in flight holds the file.
         if reactor.submit_queued().is_ok() {
-            self.inner.receiver.stop(reactor);
             self.inner.socket = None;
         }
+    }
+
+    /// Whether it is closed, and no completion with the owner's tokens comes any more: dropped now, it leaves nothing, and
+    /// its owner number and buffer group are free.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let inner = &self.inner;
+        inner.socket.is_none()
+            && inner.receiver.has_ended()
+            && inner.cancels == 0
+            && inner.sender.queue.in_flight() == 0
     }
 
     /// Bytes of datagrams that may wait in the socket, as granted by the kernel.
@@ -200,7 +213,7 @@ impl UdpPort {
 
     /// Asks the kernel to give up on trains that it has not sent yet; they complete soon after.
     pub fn cancel_trains(&mut self, reactor: &mut Reactor) {
-        self.inner.sender.cancel(reactor);
+        self.inner.cancels += self.inner.sender.cancel(reactor);
     }
 
     /// How the reactor's next turn receives. A port whose owner calls this before every turn receives without the ring
@@ -208,7 +221,7 @@ impl UdpPort {
     /// [`UdpPort::take_looked`] after it.
     #[inline]
     pub fn prepare_turn(&mut self, reactor: &mut Reactor, spins: bool) {
-        self.inner.receiver.choose(reactor, spins);
+        self.inner.cancels += self.inner.receiver.choose(reactor, spins);
     }
 
     /// Asks the socket by a system call of its own, if that is how the port receives just now.
@@ -257,8 +270,12 @@ impl Port for UdpPort {
             sender,
             receiver,
             counters,
+            socket: Some(_),
             ..
-        } = &mut **self.inner;
+        } = &mut **self.inner
+        else {
+            return;
+        };
         if sender.flush(reactor, counters, receiver.is_asked(), sent) {
             receiver.expect();
         }
@@ -274,11 +291,12 @@ impl Port for UdpPort {
             sender,
             receiver,
             counters,
+            cancels,
             ..
         } = &mut **self.inner;
         match completion.token.slot() {
             RECEIVE_SLOT => receiver.on_completion(reactor, completion, counters, packet),
-            CANCEL_SLOT => {}
+            CANCEL_SLOT => *cancels = cancels.saturating_sub(1),
             slot => {
                 let id = TrainId::from_index((slot & 0xffff) as u16);
                 sender.on_completion(id, completion, counters);
@@ -300,8 +318,11 @@ impl Port for UdpPort {
 
 impl Drop for UdpPort {
     fn drop(&mut self) {
+        let ended = self.has_ended();
         // SAFETY: taken once, here, and never used again.
         let inner = unsafe { ManuallyDrop::take(&mut self.inner) };
-        self.keeper.keep(inner);
+        if !ended {
+            self.keeper.keep(inner);
+        }
     }
 }

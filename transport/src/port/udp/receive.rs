@@ -39,6 +39,10 @@ pub(super) struct Receiver {
     header: Box<libc::msghdr>,
     fd: RawFd,
     owner: u8,
+    /// The ring has a receive.
+    armed: bool,
+    /// Nothing is received any more.
+    closed: bool,
     errors_in_a_row: u32,
     /// Receiving without the ring; `None` for a long ring, which is to be walked through.
     asked: Option<Box<Asked>>,
@@ -95,6 +99,8 @@ impl Receiver {
             header,
             fd,
             owner,
+            armed: false,
+            closed: false,
             errors_in_a_row: 0,
             asked,
             name: [0; NAME_ROOM],
@@ -115,6 +121,15 @@ impl Receiver {
         // SAFETY: the header is boxed and not changed; it, the buffers and the socket outlive the
         // operation, see `UdpPort`.
         unsafe { reactor.submit_passive(op, Token::new(self.owner, super::RECEIVE_SLOT)) };
+        self.armed = true;
+    }
+
+    fn cancel(&self, reactor: &mut Reactor) -> usize {
+        let token = Token::new(self.owner, super::RECEIVE_SLOT);
+        let cancel = Token::new(self.owner, super::CANCEL_SLOT);
+        // SAFETY: no pointers.
+        unsafe { reactor.submit(Op::Cancel { token }, cancel) };
+        1
     }
 
     pub(super) fn on_completion(
@@ -142,7 +157,15 @@ impl Receiver {
                 ring.publish();
             }
         }
-        if completion.flags.more() || self.asked.as_mut().is_some_and(|asked| asked.left()) {
+        if completion.flags.more() {
+            return;
+        }
+        self.armed = false;
+        if self.closed {
+            self.give_ring_back(reactor);
+            return;
+        }
+        if self.asked.as_mut().is_some_and(|asked| asked.left()) {
             return;
         }
         match -completion.result {
@@ -163,19 +186,19 @@ impl Receiver {
         self.arm(reactor);
     }
 
-    /// How the next turn is to receive: see [`Asked`].
+    /// How the next turn is to receive: see [`Asked`]. How many cancellations will complete.
     #[inline]
-    pub(super) fn choose(&mut self, reactor: &mut Reactor, spins: bool) {
-        let Some(asked) = &mut self.asked else { return };
-        match asked.choose(spins) {
-            Change::None => {}
-            Change::Arm => self.arm(reactor),
-            Change::Cancel => {
-                let token = Token::new(self.owner, super::RECEIVE_SLOT);
-                let cancel = Token::new(self.owner, super::CANCEL_SLOT);
-                // SAFETY: no pointers.
-                unsafe { reactor.submit(Op::Cancel { token }, cancel) };
-            }
+    pub(super) fn choose(&mut self, reactor: &mut Reactor, spins: bool) -> usize {
+        match &mut self.asked {
+            Some(asked) if !self.closed => match asked.choose(spins) {
+                Change::None => 0,
+                Change::Arm => {
+                    self.arm(reactor);
+                    0
+                }
+                Change::Cancel => self.cancel(reactor),
+            },
+            _ => 0,
         }
     }
 
@@ -197,8 +220,8 @@ impl Receiver {
     #[inline]
     pub(super) fn look(&mut self) -> Polled {
         match &mut self.asked {
-            Some(asked) => asked.look(self.fd),
-            None => Polled::Nothing,
+            Some(asked) if !self.closed => asked.look(self.fd),
+            _ => Polled::Nothing,
         }
     }
 
@@ -264,7 +287,23 @@ impl Receiver {
         true
     }
 
-    pub(super) fn stop(&mut self, reactor: &mut Reactor) {
+    /// Receives nothing from now on. How many cancellations will complete.
+    pub(super) fn close(&mut self, reactor: &mut Reactor) -> usize {
+        self.closed = true;
+        if self.armed {
+            self.cancel(reactor)
+        } else {
+            self.give_ring_back(reactor);
+            0
+        }
+    }
+
+    /// Whether the kernel has nothing of it any more.
+    pub(super) fn has_ended(&self) -> bool {
+        !self.armed && self.ring.is_none()
+    }
+
+    fn give_ring_back(&mut self, reactor: &mut Reactor) {
         if let Some(ring) = self.ring.take() {
             reactor.unregister_buffer_ring(ring);
         }

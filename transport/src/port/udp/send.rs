@@ -136,14 +136,15 @@ impl Sender {
         any
     }
 
-    /// Cancels every train; those that are not in flight are not found.
-    pub(super) fn cancel(&mut self, reactor: &mut Reactor) {
+    /// Cancels every train; those that are not in flight are not found. How many cancellations will complete.
+    pub(super) fn cancel(&mut self, reactor: &mut Reactor) -> usize {
         for index in 0..self.slots.len() as u64 {
             let token = Token::new(self.owner, super::SEND_SLOTS | index);
             let cancel = Token::new(self.owner, super::CANCEL_SLOT);
             // SAFETY: no pointers.
             unsafe { reactor.submit(Op::Cancel { token }, cancel) };
         }
+        self.slots.len()
     }
 
     pub(super) fn on_completion(

@@ -386,21 +386,65 @@ fn zero_copy_sends_arrive_and_copies_are_counted() {
 #[test]
 fn closing_frees_the_address_at_once_and_dropping_with_the_reactor() {
     let mut reactor = Reactor::new(&Config::default()).unwrap();
-    let port = UdpPort::bind(&mut reactor, 1, &config("127.0.0.1:0")).unwrap();
+    let mut port = UdpPort::bind(&mut reactor, 1, &config("127.0.0.1:0")).unwrap();
     let address = port.local_addr();
     assert!(UdpSocket::bind(address).is_err());
     port.close(&mut reactor);
+    assert!(UdpSocket::bind(address).is_ok());
+    assert!(!port.has_ended(), "the kernel has not told of it yet");
+    end(&mut reactor, &mut port);
+    drop(port);
     let mut out = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while reactor.in_flight() > 0 && Instant::now() < deadline {
-        reactor.turn(Wait::Until(deadline), &mut out).unwrap();
-    }
-    let again = UdpPort::bind(&mut reactor, 2, &UdpConfig::new(address)).unwrap();
+    // The same owner number, and the same group of buffers.
+    let again = UdpPort::bind(&mut reactor, 1, &UdpConfig::new(address)).unwrap();
     reactor.turn(Wait::Poll, &mut out).unwrap();
     drop(again);
     assert!(UdpSocket::bind(address).is_err(), "in flight: kept");
     drop(reactor);
     assert!(UdpSocket::bind(address).is_ok());
+}
+
+/// Turns until a closed port has ended.
+fn end(reactor: &mut Reactor, port: &mut UdpPort) {
+    let mut out = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !port.has_ended() {
+        assert!(Instant::now() < deadline);
+        port.prepare_turn(reactor, true);
+        port.flush(reactor, None);
+        reactor.turn(Wait::Until(deadline), &mut out).unwrap();
+        port.look();
+        for completion in out.drain(..) {
+            port.on_completion(reactor, &completion, &mut |_, _| panic!("closed"));
+        }
+    }
+}
+
+#[test]
+fn a_closed_port_ends_however_it_received() {
+    let mut reactor = Reactor::new(&Config::default()).unwrap();
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for asks in [false, true] {
+        let mut port = UdpPort::bind(&mut reactor, 1, &config("127.0.0.1:0")).unwrap();
+        let (mut got, mut out) = (0, Vec::new());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        // After enough of them one by one, the socket is asked.
+        while got < 40 || port.inner.receiver.is_asked() != asks {
+            assert!(Instant::now() < deadline, "{got}");
+            if got < 40 || asks {
+                peer.send_to(b"hi", port.local_addr()).unwrap();
+            }
+            port.prepare_turn(&mut reactor, asks);
+            reactor.turn(Wait::Poll, &mut out).unwrap();
+            port.look();
+            port.take_looked(&mut |_, _| got += 1);
+            for completion in out.drain(..) {
+                port.on_completion(&mut reactor, &completion, &mut |_, _| got += 1);
+            }
+        }
+        port.close(&mut reactor);
+        end(&mut reactor, &mut port);
+    }
 }
 
 #[test]
