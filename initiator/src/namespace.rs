@@ -108,8 +108,9 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// One with everything that a namespace can have and no name: for tests and fuzzing.
-    pub(crate) fn example() -> Namespace {
+    /// One of 512 MiB with everything that a namespace can have and no name: for tests and fuzzing.
+    #[doc(hidden)]
+    pub fn example() -> Namespace {
         Namespace {
             nsid: Nsid::new(1),
             block_size: 512,

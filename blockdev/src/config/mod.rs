@@ -165,6 +165,8 @@ pub struct RamConfig {
     /// Keep [`crate::Channel::direct_read`] from being used while several threads have the device
     /// open (default), so that no block is ever read half-written. And keep NVMe/TCP from receiving what is not sent
     /// with its command straight into the device, where a host that dies would leave a block half-written.
+    /// One case is left: a block that is written while the network is taking it for a read over NVMe/TCP, from a thread
+    /// that has the device alone, can be sent half old and half new; a data digest tells the host.
     #[serde(default = "yes")]
     pub atomic_blocks: bool,
     /// I/Os in flight per thread.

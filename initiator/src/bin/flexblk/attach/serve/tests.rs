@@ -1,7 +1,5 @@
 use std::path::Path;
 
-use flexblk_initiator::{MaxBlocks, Nsid};
-
 use super::super::state::Objects;
 use super::*;
 
@@ -45,23 +43,8 @@ const MIB: u64 = 1 << 20;
 /// A device of `size_bytes` over a namespace of 2 MiB.
 fn attachment(fixed: bool, size_bytes: u64) -> Attachment {
     let namespace = Namespace {
-        nsid: Nsid::new(1),
-        block_size: 512,
         block_count: 2 * MIB / 512,
-        uuid: None,
-        nguid: [0; 16],
-        eui64: [0; 8],
-        read_only: false,
-        deallocated_reads_zero: true,
-        optimal_io_bytes: 0,
-        max_transfer_bytes: 64 << 10,
-        max_blocks: MaxBlocks::EXPRESSIBLE,
-        write_zeroes: true,
-        discard: true,
-        compare: true,
-        compare_and_write: true,
-        verify: true,
-        volatile_write_cache: true,
+        ..Namespace::example()
     };
     let backend = Device { fixed };
     let identity = Identity::of("nqn.2026-11.io.example:disk", &namespace);
