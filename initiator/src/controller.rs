@@ -406,9 +406,7 @@ impl Controller {
     /// How long a controller at most takes for a Keep Alive Timeout: it may round up to its granularity (Base 3.9.1;
     /// 5.1.13.2.1, KAS).
     pub(crate) fn longest_kato(&self) -> Duration {
-        let unit_ms = 100 * u64::from(self.shared.facts.identify.kas.get()).max(1);
-        let kato_ms = u64::try_from(self.options().kato.as_millis()).unwrap_or(u64::MAX / 2);
-        Duration::from_millis(kato_ms.next_multiple_of(unit_ms))
+        rounded_up(self.options().kato, self.shared.facts.identify.kas.get())
     }
 
     /// Command Quiesce Time (Base 5.1.13.2.1, CQT); zero: not reported.
@@ -666,5 +664,29 @@ fn answer(
     match up.queue.runner().lost() {
         Some(reason) => Err(Error::Lost(reason)),
         None => Ok(()),
+    }
+}
+
+/// A Keep Alive Timeout as a controller with that granularity (KAS, in units of 100 ms; 0: unknown) may take it.
+fn rounded_up(kato: Duration, kas: u16) -> Duration {
+    let unit_ms = 100 * u64::from(kas.max(1));
+    let kato_ms = u64::try_from(kato.as_millis()).unwrap_or(u64::MAX / 2);
+    Duration::from_millis(kato_ms.next_multiple_of(unit_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keep_alive_timeout_may_be_rounded_up_by_its_granularity() {
+        let rounded = |kato_ms, kas| rounded_up(Duration::from_millis(kato_ms), kas).as_millis();
+        assert_eq!(rounded(1500, 10), 2000);
+        assert_eq!(rounded(2000, 10), 2000);
+        assert_eq!(rounded(1500, 1), 1500);
+        assert_eq!(rounded(1501, 0), 1600);
+        assert_eq!(rounded(1, u16::MAX), 6_553_500);
+        assert_eq!(rounded(0, 10), 0, "off");
+        assert!(rounded_up(Duration::MAX, u16::MAX) > Duration::from_secs(1 << 40));
     }
 }

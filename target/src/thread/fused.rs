@@ -351,7 +351,7 @@ impl Core {
         for thread in 0..threads {
             if thread != self.parts.id {
                 let from = self.parts.id;
-                self.outbox.push_back((thread, Mail::Fence { claim, from }));
+                self.outbox.push(thread, Mail::Fence { claim, from });
             }
         }
         self.put_fence(claim, self.parts.id);
@@ -384,7 +384,7 @@ impl Core {
             if fence.from == self.parts.id {
                 self.fence_drained(fence.id);
             } else {
-                self.outbox.push_back((fence.from, Mail::Fenced(fence.id)));
+                self.outbox.push(fence.from, Mail::Fenced(fence.id));
             }
         }
     }
@@ -409,7 +409,7 @@ impl Core {
         if held {
             for thread in 0..self.parts.shared.threads {
                 if thread != self.parts.id {
-                    self.outbox.push_back((thread, Mail::Unfence(pair.id)));
+                    self.outbox.push(thread, Mail::Unfence(pair.id));
                 }
             }
             self.remove_fence(pair.id);

@@ -318,7 +318,7 @@ impl Core {
                 self.note_queues_closed(&association);
             } else {
                 self.outbox
-                    .push_back((association.thread, Mail::QueueClosed(association)));
+                    .push(association.thread, Mail::QueueClosed(association));
             }
         }
     }

@@ -17,6 +17,7 @@ mod lifecycle;
 mod liveness;
 pub(crate) mod mail;
 mod measure;
+mod outbox;
 pub(crate) mod parts;
 mod ports;
 pub(crate) mod preempt;
@@ -51,6 +52,7 @@ use devices::Devices;
 use lifecycle::CqPool;
 use liveness::Due;
 use mail::{AbortFrom, Mail};
+use outbox::Outbox;
 use parts::{Parts, Shared, Task};
 use preempt::{Preempt, Purge};
 use queue::{Fabric, QueueKey, QueueTable, Role};
@@ -82,7 +84,7 @@ pub(crate) struct Core {
     cqs: CqPool,
     completions: Vec<WorkCompletion>,
     done: Vec<IoDone>,
-    outbox: VecDeque<(usize, Mail)>,
+    outbox: Outbox<Mail>,
     /// Queues that were refused buffers in this round.
     refused: Vec<QueueKey>,
     preempts: Vec<Preempt>,
@@ -136,7 +138,7 @@ impl Core {
             cqs: CqPool::default(),
             completions: Vec::new(),
             done: Vec::new(),
-            outbox: VecDeque::new(),
+            outbox: Outbox::new(),
             refused: Vec::new(),
             preempts: Vec::new(),
             purges: Vec::new(),
@@ -346,7 +348,7 @@ impl Core {
                             self.close_queues_of(association.cntlid);
                         } else {
                             self.outbox
-                                .push_back((thread, Mail::CloseQueues(association.cntlid)));
+                                .push(thread, Mail::CloseQueues(association.cntlid));
                         }
                     }
                     self.note_queues_closed(&association);
@@ -385,7 +387,7 @@ impl Core {
                     }
                     Some(thread) => {
                         let cntlid = association.cntlid;
-                        self.outbox.push_back((
+                        self.outbox.push(
                             thread,
                             Mail::Abort {
                                 cntlid,
@@ -393,7 +395,7 @@ impl Core {
                                 cid,
                                 from,
                             },
-                        ));
+                        );
                     }
                     None => self.aborted(engine, from, false),
                 },
@@ -426,7 +428,7 @@ impl Core {
     fn aborted(&mut self, engine: &mut Engine, from: AbortFrom, aborted: bool) {
         if from.thread != self.parts.id {
             self.outbox
-                .push_back((from.thread, Mail::Aborted { from, aborted }));
+                .push(from.thread, Mail::Aborted { from, aborted });
         } else if let Some(queue) = self.queues.get_mut(from.queue) {
             self.parts.abort_answered(engine, queue, from.cid, aborted);
         }
@@ -479,24 +481,13 @@ impl Core {
         let Some(mailboxes) = self.parts.shared.mail.get() else {
             return;
         };
-        // Messages to a thread stay in their order: a fence must not come after its end.
-        let mut full = Vec::new();
-        for _ in 0..self.outbox.len() {
-            let Some((thread, mail)) = self.outbox.pop_front() else {
-                return;
-            };
-            if full.contains(&thread) {
-                self.outbox.push_back((thread, mail));
-                continue;
+        self.outbox.send(|thread, mail| {
+            match mailboxes.get(thread).map(|mailbox| mailbox.try_send(mail)) {
+                Some(Err(TrySendError::Full(mail))) => Err(mail),
+                // A thread that is gone has closed its queues: what it cannot take any more is no loss.
+                _ => Ok(()),
             }
-            // A thread that is gone has closed its queues: what it cannot take any more is no loss.
-            if let Some(Err(TrySendError::Full(mail))) =
-                mailboxes.get(thread).map(|mailbox| mailbox.try_send(mail))
-            {
-                self.outbox.push_back((thread, mail));
-                full.push(thread);
-            }
-        }
+        });
     }
 
     fn apply_snapshot(
@@ -589,7 +580,7 @@ impl Core {
     pub(super) fn tell_of_loss(&mut self, host: u64) {
         for thread in 0..self.parts.shared.recorders.len() {
             if thread != self.parts.id {
-                self.outbox.push_back((thread, Mail::Loss(host)));
+                self.outbox.push(thread, Mail::Loss(host));
             }
         }
         self.note_loss(host);

@@ -133,7 +133,7 @@ impl Core {
             if thread == self.parts.id {
                 self.begin_purge(engine, purge);
             } else {
-                self.outbox.push_back((thread, Mail::Purge(purge)));
+                self.outbox.push(thread, Mail::Purge(purge));
             }
         }
     }
@@ -185,8 +185,7 @@ impl Core {
             if purge.thread == self.parts.id {
                 self.purged(engine, purge.id);
             } else {
-                self.outbox
-                    .push_back((purge.thread, Mail::Purged(purge.id)));
+                self.outbox.push(purge.thread, Mail::Purged(purge.id));
             }
         }
     }
