@@ -203,20 +203,20 @@ impl Reactor {
     }
 
     /// Submits what is queued without collecting anything: before a descriptor named in queued
-    /// operations is closed.
+    /// operations is closed. False: the kernel takes no more just now.
     ///
     /// # Errors
     /// [`Error::Enter`] when the ring is unusable.
-    pub fn submit_queued(&mut self) -> Result<(), Error> {
+    pub fn submit_queued(&mut self) -> Result<bool, Error> {
         self.flush_deferred();
-        if self.ring.0.submission().is_empty() {
-            return Ok(());
+        if !self.ring.0.submission().is_empty() {
+            let mut early = std::mem::take(&mut self.early);
+            let entered = self.enter(0, None);
+            self.reap(&mut early);
+            self.early = early;
+            entered?;
         }
-        let mut early = std::mem::take(&mut self.early);
-        let entered = self.enter(0, None);
-        self.reap(&mut early);
-        self.early = early;
-        entered
+        Ok(self.deferred.is_empty() && self.ring.0.submission().is_empty())
     }
 
     /// Something was asked for without an operation, by a system call of the caller's own: the answer is worth

@@ -326,6 +326,7 @@ impl Server for Queue {
         // The kernel starts the device when it has them all.
         reactor
             .submit_queued()
+            .map(drop)
             .map_err(|error| Error::Transport(error.to_string()))
     }
 

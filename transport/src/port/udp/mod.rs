@@ -180,7 +180,7 @@ impl UdpPort {
             *cancels += sender.cancel(reactor);
         }
         // Nothing may name the descriptor after it is closed; what is in flight holds the file.
-        if reactor.submit_queued().is_ok() {
+        if let Ok(true) = reactor.submit_queued() {
             self.inner.socket = None;
         }
     }
