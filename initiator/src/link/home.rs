@@ -23,8 +23,7 @@ use crate::{ConnectOptions, Error, LostReason, TransportCounters};
 
 /// Endpoints of one reactor at most: their owner numbers on it are `0..MAX_ENDPOINTS`.
 const MAX_ENDPOINTS: usize = 64;
-/// How long an endpoint without queue pairs stays when one to another target is needed: longer than the pauses between
-/// attempts to reconnect.
+/// How long an endpoint without queue pairs stays: longer than the pauses between attempts to reconnect.
 const KEPT: Duration = Duration::from_secs(60);
 /// Sockets (endpoints, and NVMe/TCP connections with something outstanding) up to which each is asked by a system call
 /// of its own.
@@ -58,6 +57,8 @@ struct Slot {
     endpoint: Endpoint,
     /// By the queue pairs' `user` words.
     queues: Vec<Option<QueueState>>,
+    /// Of them, those that are there.
+    queue_pairs: usize,
     /// When it came, or the last queue pair left.
     used: Instant,
     /// Waits for the kernel to let go of it.
@@ -105,7 +106,8 @@ pub(crate) fn with_poll_budget(poll_budget: Duration) -> Result<SharedHome, Erro
     HOMES.with_borrow_mut(|homes| {
         homes.retain(|home| home.strong_count() > 0);
         let fits = |home: &SharedHome| {
-            let home = home.borrow();
+            let mut home = home.borrow_mut();
+            home.close_unused();
             home.poll_budget == poll_budget && home.endpoint_count() < MAX_ENDPOINTS
         };
         if let Some(home) = homes.iter().filter_map(Weak::upgrade).find(fits) {
@@ -173,6 +175,7 @@ impl Home {
         };
         if let Some(place) = slot.queues.get_mut(queue) {
             *place = Some(QueueState::default());
+            slot.queue_pairs += 1;
         }
         Ok(Place { endpoint, queue })
     }
@@ -200,6 +203,7 @@ impl Home {
                 key,
                 endpoint,
                 queues: Vec::new(),
+                queue_pairs: 0,
                 used: self.reactor.now(),
                 closed: false,
             });
@@ -212,8 +216,7 @@ impl Home {
         let now = self.reactor.now();
         for place in &mut self.endpoints {
             if let Some(slot) = place {
-                let unused = slot.queues.iter().all(Option::is_none);
-                if unused && !slot.closed && now >= slot.used + KEPT {
+                if slot.queue_pairs == 0 && !slot.closed && now >= slot.used + KEPT {
                     slot.endpoint.close(&mut self.reactor);
                     slot.closed = true;
                 }
@@ -235,8 +238,9 @@ impl Home {
         let now = self.reactor.now();
         if let Some(slot) = self.slot(place.endpoint)
             && let Some(state) = slot.queues.get_mut(place.queue)
+            && state.take().is_some()
         {
-            *state = None;
+            slot.queue_pairs -= 1;
             slot.used = now;
         }
     }
@@ -276,7 +280,13 @@ impl Home {
 
     /// A number for one more TCP connection.
     pub(crate) fn free_connection(&mut self) -> usize {
-        match self.connections.iter().position(Option::is_none) {
+        // What the kernel lets go of late still has its number.
+        let is_free = |place: &Option<Box<Connection>>| {
+            place
+                .as_ref()
+                .is_none_or(|connection| connection.is_removed() && !connection.is_busy())
+        };
+        match self.connections.iter().position(is_free) {
             Some(free) => free,
             None => {
                 self.connections.push(None);
@@ -302,12 +312,13 @@ impl Home {
         }
     }
 
-    /// The connection is over. What the kernel still uses of it stays until the reactor goes.
+    /// The connection is over. What the kernel still uses of it stays, and so does its number.
     pub(crate) fn remove_connection(&mut self, index: usize) {
-        if let Some(connection) = self.connections.get_mut(index).and_then(Option::take)
-            && connection.is_busy()
-        {
-            self.reactor.keeper().keep(connection);
+        if let Some(place) = self.connections.get_mut(index) {
+            match place {
+                Some(connection) if connection.is_busy() => connection.remove(),
+                _ => *place = None,
+            }
         }
     }
 
@@ -325,6 +336,7 @@ impl Home {
 
     /// Acknowledges what was received, with the next turn.
     pub(crate) fn prepare_sleep(&mut self) {
+        self.close_unused();
         let now = self.reactor.now();
         for slot in self.endpoints.iter_mut().flatten() {
             slot.endpoint.prepare_sleep(now);
@@ -401,14 +413,28 @@ impl Home {
     /// sleep.
     fn asks_sockets(&self) -> bool {
         let waiting = self.connections.iter().flatten();
+        let used = self.endpoints.iter().flatten();
         self.poll_budget > Duration::ZERO
             && !self.reactor.will_sleep()
-            && waiting.filter(|c| c.is_waiting()).count() + self.endpoint_count() <= FEW_SOCKETS
+            && waiting.filter(|c| c.is_waiting()).count()
+                + used.filter(|slot| slot.queue_pairs > 0).count()
+                <= FEW_SOCKETS
     }
 
     #[inline]
     fn slot(&mut self, endpoint: usize) -> Option<&mut Slot> {
         self.endpoints.get_mut(endpoint)?.as_mut()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let keeper = self.reactor.keeper();
+        for connection in self.connections.drain(..).flatten() {
+            if connection.is_busy() {
+                keeper.keep(connection);
+            }
+        }
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) struct Connection {
     address: libc::sockaddr_storage,
     address_len: u32,
     lost: Option<LostReason>,
+    /// It waits for the kernel to let go of it.
+    removed: bool,
 }
 
 #[derive(Debug)]
@@ -130,6 +132,7 @@ impl Connection {
             address,
             address_len,
             lost: None,
+            removed: false,
         }))
     }
 
@@ -167,9 +170,19 @@ impl Connection {
         self.send_in_flight || self.receive_in_flight || self.connect_in_flight
     }
 
+    /// Nobody wants it any more.
+    pub(crate) fn remove(&mut self) {
+        self.lose(LostReason::Closed);
+        self.removed = true;
+    }
+
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed
+    }
+
     /// Whether a command waits for its answer.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.queue.outstanding_commands() > 0
+        self.lost.is_none() && self.queue.outstanding_commands() > 0
     }
 
     /// Sends what was posted and asks for more, where neither is under way; with little to do without the ring, when
@@ -237,7 +250,9 @@ impl Connection {
                 let error = io::Error::last_os_error();
                 match error.raw_os_error().unwrap_or(0) {
                     libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM => {}
-                    // A socket says once why it is over; whoever asks next is told that it is.
+                    // A socket says once why it is over; whoever asks next is told that it is. The ring may have been told
+                    // already, and nobody has looked at it yet: it keeps the order.
+                    libc::EPIPE => {}
                     errno => self.lose(lost_by(errno)),
                 }
             }
@@ -295,6 +310,11 @@ impl Connection {
                 _ => Polled::Nothing,
             };
         }
+        if let (true, Ok(0) | Err(libc::EPIPE)) = (self.send_in_flight, result) {
+            // That it is over, not why: the ring may have been told with the send, and keeps the order.
+            (self.looking, self.looks) = (false, LOOKS_IN_VAIN);
+            return Polled::Ready;
+        }
         (self.looking, self.looks) = (false, 0);
         self.queue.counters.looks_found += 1;
         self.take(result, scratch);
@@ -310,8 +330,9 @@ impl Connection {
         let op = Op::SendMsg {
             fd: self.fd.as_raw_fd(),
             msg: &raw const self.send_header,
-            // Without WAITALL a full socket buffer would end the operation short.
-            flags: (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32,
+            // A full socket buffer ends it short. With WAITALL the ring would go on by itself, and, when the connection
+            // ends then, keep to itself why, since it has sent a part.
+            flags: libc::MSG_NOSIGNAL as u32,
         };
         self.send_in_flight = true;
         let token = self.token(SEND);
@@ -451,9 +472,10 @@ impl Connection {
     }
 }
 
-/// Only a reset says that the target is done with the connection (and EPIPE, that one came before). Whatever else ends
-/// it, the kernel has only given up: with the last ICMP message as the reason if there was one, such as ECONNREFUSED for a
-/// firewall's "port unreachable". Then the target may still carry out what it has got (see `volume::fence`).
+/// What the first to be told of a connection's end is told (tcp(7)): a reset says that the target is done with it (EPIPE:
+/// after it had closed its side). Whatever else ends it, the kernel has only given up: with the last ICMP message as the
+/// reason if there was one, such as ECONNREFUSED for a firewall's "port unreachable". Then the target may still carry out
+/// what it has got (see `volume::fence`).
 fn lost_by(errno: i32) -> LostReason {
     match errno {
         libc::ECONNRESET | libc::EPIPE => LostReason::PeerClosed,
