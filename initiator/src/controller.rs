@@ -124,6 +124,8 @@ const EVENTS: usize = 64;
 const GOODBYE: Duration = Duration::from_secs(1);
 /// How long the control thread sleeps at most. Requests wake it; this is for a link that cannot be woken.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// How long until a namespace that could not be read is read again: at first, and at most.
+const READ_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Gets every event, in the control thread.
 pub(crate) type Listener = Box<dyn Fn(Event) + Send + Sync>;
@@ -577,8 +579,18 @@ fn serve(
     events: &Events,
     inbox: &mpsc::Receiver<Request>,
 ) -> Result<(), Error> {
+    let mut pause = READ_AGAIN.0;
+    let mut read_at = Instant::now();
     loop {
         up.queue.service(Instant::now() + LONGEST_SLEEP)?;
+        // No event comes when it can be read.
+        if !up.unread {
+            (pause, read_at) = (READ_AGAIN.0, Instant::now());
+        } else if read_at.elapsed() >= pause {
+            rescan(up, view, events)?;
+            pause = (2 * pause).min(READ_AGAIN.1);
+            read_at = Instant::now();
+        }
         while let Some(event) = up.queue.next_event() {
             up.queue.acknowledge(event)?;
             match event.event {
@@ -607,7 +619,7 @@ fn serve(
 }
 
 fn rescan(up: &mut BroughtUp, view: &ControllerView, events: &Events) -> Result<(), Error> {
-    let namespaces = read_namespaces(&mut up.queue, &up.facts, &view.namespaces())?;
+    let namespaces = read_namespaces(up, &view.namespaces())?;
     if view.set_namespaces(namespaces) {
         events.push(Event::NamespacesChanged);
     }

@@ -30,6 +30,8 @@ const MAX_NAMESPACES: usize = 65_536;
 pub(crate) struct BroughtUp {
     pub(crate) queue: AdminQueue,
     pub(crate) facts: Facts,
+    /// A namespace could not be read, for a reason that may pass.
+    pub(crate) unread: bool,
 }
 
 /// What queue pairs need to know about a controller.
@@ -130,7 +132,11 @@ pub(crate) fn bring_up_over(
         page_bytes: 1 << (12 + u32::from(cap.mpsmin())),
         identify,
     };
-    Ok(BroughtUp { queue, facts })
+    Ok(BroughtUp {
+        queue,
+        facts,
+        unread: false,
+    })
 }
 
 /// What an I/O controller has beyond a discovery controller: queues, events, namespaces.
@@ -163,7 +169,7 @@ pub(crate) fn bring_up_io(
         Err(other) => return Err(other),
     }
     up.facts.nvm = read_limits(&mut up.queue)?;
-    let namespaces = read_namespaces(&mut up.queue, &up.facts, &[])?;
+    let namespaces = read_namespaces(up, &[])?;
     Ok((granted, namespaces))
 }
 
@@ -236,12 +242,17 @@ fn read_limits(queue: &mut AdminQueue) -> Result<identify::NvmController, Error>
     }
 }
 
-/// Active namespaces of a controller, described; `known` are those of before.
+/// Active namespaces of a controller, described; `known` are those of before. Notes whether all could be read.
 pub(crate) fn read_namespaces(
-    queue: &mut AdminQueue,
-    facts: &Facts,
+    up: &mut BroughtUp,
     known: &[Namespace],
 ) -> Result<Vec<Namespace>, Error> {
+    let BroughtUp {
+        queue,
+        facts,
+        unread,
+    } = up;
+    *unread = false;
     let mut namespaces = Vec::new();
     let mut after = Nsid::NONE;
     loop {
@@ -262,6 +273,7 @@ pub(crate) fn read_namespaces(
                 }
                 // That says nothing of the namespace: taking it away would fail I/O, or hold it, for nothing.
                 Err(Error::Status { status, .. }) => {
+                    *unread = true;
                     let before = known.iter().find(|known| known.nsid == nsid);
                     tracing::warn!(%nsid, %status, kept = before.is_some(), "a namespace cannot be read");
                     namespaces.extend(before.cloned());
