@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use bitflags::bitflags;
 
+use crate::rc::request::segment_of;
 use crate::wire::Psn;
 
 /// Bytes of a message that travel inside a work completion at most.
@@ -370,6 +371,37 @@ pub struct QpAttributes {
     pub user: u64,
 }
 
+impl QpAttributes {
+    /// How messages are cut into packets.
+    #[must_use]
+    pub fn segments(&self) -> Segments {
+        Segments::new(self.mtu_bytes, self.framing)
+    }
+}
+
+/// How a queue pair cuts messages into packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments {
+    mtu_bytes: u32,
+    framing: Framing,
+}
+
+impl Segments {
+    /// Of packets with so much payload at most.
+    #[must_use]
+    pub const fn new(mtu_bytes: u32, framing: Framing) -> Self {
+        Self { mtu_bytes, framing }
+    }
+
+    /// Whether each packet of a message of `len` bytes carries whole units of `unit` bytes. Then each unit is read from
+    /// memory, and written there, in one piece.
+    #[inline]
+    #[must_use]
+    pub fn hold_whole(self, unit: u32, len: u32) -> bool {
+        len <= self.mtu_bytes || segment_of(len, self.mtu_bytes, self.framing).is_multiple_of(unit)
+    }
+}
+
 /// Result of a work request: the names of `enum ibv_wc_status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[repr(u8)]
@@ -619,6 +651,21 @@ pub enum PostError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn segments_that_hold_whole_blocks() {
+        let even = Segments::new(8320, Framing::Flexins);
+        for len in [512, 4096, 8192, 16 << 10, 128 << 10, 512 << 10] {
+            assert!(even.hold_whole(512, len) && even.hold_whole(4096, len));
+        }
+        // 6144, and as much as a packet may have.
+        assert!(even.hold_whole(512, 12 << 10) && !even.hold_whole(4096, 12 << 10));
+        assert!(!even.hold_whole(512, 1 << 20));
+        let narrow = Segments::new(1408, Framing::Flexins);
+        assert!(narrow.hold_whole(512, 1024) && !narrow.hold_whole(4096, 4096));
+        let standard = Segments::new(1024, Framing::Standard);
+        assert!(standard.hold_whole(512, 4096) && !standard.hold_whole(4096, 4096));
+    }
 
     #[test]
     fn statuses_have_the_numbers_and_names_of_libibverbs() {

@@ -199,7 +199,9 @@ impl Parts {
     fn read(&mut self, engine: &mut Engine, queue: &mut Queue, mut slot: Slot, range: Range) {
         slot.range = range;
         slot.length = range.len_bytes() as u32;
-        if let Some(memory) = self.devices.direct(&range) {
+        if self.may_send_in_place(queue, &range)
+            && let Some(memory) = self.devices.direct(&range)
+        {
             // The packet is built when all commands of the train have been taken: time enough for
             // memory that no cache holds.
             memory.prefetch(PREFETCH_MAX_BYTES);
@@ -233,7 +235,7 @@ impl Parts {
                 }
             }
             Source::Remote(remote)
-                if self.may_fetch_in_place(queue, range.device)
+                if self.may_fetch_in_place(queue, &range)
                     && self.devices.direct(&range).is_some() =>
             {
                 slot.place = Place::Device;

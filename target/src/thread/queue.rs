@@ -7,7 +7,7 @@ use std::time::Instant;
 use flexblk_nvme::command::Fuse;
 use flexblk_nvme::log::discovery::TransportType;
 use flexblk_nvme::{Cid, Lba, Nsid, Qid, Status};
-use flexins::verbs::{Cq, Qpn};
+use flexins::verbs::{Cq, Qpn, Segments};
 
 use super::buffers::{HeldId, Share};
 use super::copy::Copy;
@@ -266,6 +266,8 @@ pub(crate) enum Fabric {
         cq: Cq,
         /// Completions may travel in an immediate.
         immediate: bool,
+        /// How data is cut into packets.
+        segments: Segments,
     },
     /// An NVMe/TCP connection.
     Tcp(ConnKey),
@@ -297,6 +299,8 @@ pub(crate) struct Queue {
     pub(crate) role: Role,
     /// Commands under way end, new ones are ignored.
     pub(crate) closing: bool,
+    /// The last round in which it was refused buffers.
+    pub(crate) refused_in: u64,
     pub(crate) peer: SocketAddr,
     /// Port by which it came.
     pub(crate) port: u16,
@@ -374,6 +378,7 @@ impl Queue {
             fabric,
             role: Role::Unconnected(announced),
             closing: false,
+            refused_in: 0,
             peer,
             port: announced.port,
             entries: announced.entries,
@@ -621,7 +626,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use flexins::engine::{Engine, EngineConfig};
-    use flexins::verbs::{AckRequest, QpInit};
+    use flexins::verbs::{AckRequest, Framing, QpInit};
 
     fn queue(key: QueueKey, entries: u16) -> Queue {
         let mut engine = Engine::new(EngineConfig::default(), 1);
@@ -632,6 +637,7 @@ mod tests {
                 qpn: Qpn::new(1),
                 cq,
                 immediate: true,
+                segments: Segments::new(8320, Framing::Flexins),
             },
             Announced {
                 qid: Qid::new(1),

@@ -3,7 +3,7 @@
 mod execute;
 mod packet;
 mod psn_bits;
-mod request;
+pub(crate) mod request;
 mod requester;
 mod responder;
 mod rnr;

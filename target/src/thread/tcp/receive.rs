@@ -10,12 +10,14 @@ use flexblk_nvme::tcp::{
 use flexblk_nvme::{Cntlid, Cqe, Qid, StatusCode};
 use flexblk_reactor::{Completion, Polled, Reactor};
 use flexins::engine::Engine;
+use flexins::verbs::Segments;
 
 use super::socket::{ReceiveBuffers, Spans, Vector, slices};
 use super::table::{ConnKey, Expect, Operation, Receiver, State};
 use super::{IN_CAPSULE_BYTES, MAX_H2C_DATA_BYTES};
 use crate::directory::Announced;
 use crate::queue::ADMIN_ENTRIES;
+use crate::queue::request::Range;
 use crate::recorder::{self, Kind};
 use crate::thread::parts::Parts;
 use crate::thread::queue::{Fabric, Place, Queue, Role, Slot, Stage, What, queue_bytes, slots_for};
@@ -559,7 +561,7 @@ impl Core {
             let len = connection.sender.framing.capsule_resp(&cqe, &mut out);
             let response = out.get(..len).unwrap_or_default();
             self.parts.tcp.end_after(index, response, now);
-            self.evict_stranger();
+            self.make_room();
             return Err(Stop::Ended);
         };
         let key = self.queues.next_key();
@@ -757,20 +759,41 @@ fn accept(slot: &mut Slot, data: &H2cData) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether no block of it is spread over packets.
+#[inline]
+fn holds_whole_blocks(segments: Segments, range: &Range) -> bool {
+    segments.hold_whole(1 << range.block_shift, range.len_bytes() as u32)
+}
+
 impl Parts {
     /// May data be fetched straight into a device's memory? With data digests it has to be seen whole
-    /// first: wrong data must not be written. And a stream ends anywhere: a block could be read, or stay
-    /// when the host goes, half-written, which a device has to be told to allow.
+    /// first: wrong data must not be written. And where a stream, or a packet, ends inside of a block, that
+    /// could be read, or stay when the host goes, half-written, which a device has to be told to allow.
     #[inline]
-    pub(crate) fn may_fetch_in_place(&mut self, queue: &Queue, device: u32) -> bool {
+    pub(crate) fn may_fetch_in_place(&mut self, queue: &Queue, range: &Range) -> bool {
         match queue.fabric {
-            Fabric::Flexins { .. } => true,
-            Fabric::Tcp(conn) => {
-                let device = self.devices.get(device);
-                let may_tear = device.is_some_and(|device| device.channel.may_tear_blocks());
-                may_tear && !self.tcp.has_data_digest(conn)
+            Fabric::Flexins { segments, .. } => {
+                holds_whole_blocks(segments, range) || self.may_tear_blocks(range)
             }
+            Fabric::Tcp(conn) => self.may_tear_blocks(range) && !self.tcp.has_data_digest(conn),
         }
+    }
+
+    /// May data be sent straight out of a device's memory? As for fetching; a TCP socket takes what it has room for at
+    /// once, nearly always all of it.
+    #[inline]
+    pub(crate) fn may_send_in_place(&self, queue: &Queue, range: &Range) -> bool {
+        match queue.fabric {
+            Fabric::Flexins { segments, .. } => {
+                holds_whole_blocks(segments, range) || self.may_tear_blocks(range)
+            }
+            Fabric::Tcp(_) => true,
+        }
+    }
+
+    fn may_tear_blocks(&self, range: &Range) -> bool {
+        let device = self.devices.get(range.device);
+        device.is_some_and(|device| device.channel.may_tear_blocks())
     }
 
     /// Asks the host for a command's data, all at once: its memory is there, and what one command
