@@ -239,6 +239,12 @@ impl State {
         })
     }
 
+    /// Whether anything was ever saved, be it that there is nothing.
+    #[must_use]
+    pub fn was_saved(&self) -> bool {
+        self.version == VERSION
+    }
+
     /// The reservations of a namespace as they were saved.
     #[must_use]
     pub fn reservations(&self, subnqn: &Nqn, nsid: Nsid, uuid: Uuid) -> Option<Reservations> {

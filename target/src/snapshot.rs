@@ -17,6 +17,7 @@ use crate::histogram::LatencyHistogram;
 use crate::iostat::IoStats;
 use crate::media::Media;
 use crate::port::Port;
+use crate::ptpl::State;
 use crate::reservation::Reservations;
 
 /// Everything that is exported at one moment.
@@ -247,6 +248,31 @@ impl Snapshot {
                     self.set_namespace(slot, next);
                 }
             }
+        }
+    }
+
+    /// Lets namespaces that `base` does not have, or on another device, begin with what is kept for them now: hosts may
+    /// have changed it since they were made.
+    pub(crate) fn follow_kept(&mut self, base: &Self, kept: &State) {
+        let mut changed = Vec::new();
+        for subsystem in self.subsystems.iter().flatten() {
+            let before = base.find(&subsystem.nqn);
+            for namespace in subsystem.active() {
+                let was = before.and_then(|before| before.namespace(namespace.nsid));
+                if was.is_some_and(|was| was.device_id == namespace.device_id) {
+                    continue;
+                }
+                let (nqn, nsid, uuid) = (&subsystem.nqn, namespace.nsid, namespace.uuid);
+                let next = Namespace {
+                    reservations: Arc::new(kept.reservations(nqn, nsid, uuid).unwrap_or_default()),
+                    protection: kept.protection(nqn, nsid, uuid),
+                    ..Namespace::clone(namespace)
+                };
+                changed.push((subsystem.slot, next));
+            }
+        }
+        for (slot, namespace) in changed {
+            self.set_namespace(slot, namespace);
         }
     }
 

@@ -464,9 +464,9 @@ impl Target {
         })
     }
 
-    /// Is there a file for what has to survive a power loss?
-    pub(crate) fn can_persist(&self) -> bool {
-        self.shared.can_persist
+    /// Is there a file for what has to survive a power loss, and does it say what hosts and management have set?
+    pub(crate) fn has_kept(&self) -> bool {
+        self.shared.can_persist && lock(&self.shared.kept).was_saved()
     }
 
     /// Looks at what is exported, as a change would find it.
@@ -503,6 +503,10 @@ impl Target {
         let changing = lock(&self.shared.changing);
         let current = self.shared.directory.snapshot();
         draft.snapshot.follow_hosts(&base, &current);
+        let kept = Arc::clone(&lock(&self.shared.kept));
+        if !Arc::ptr_eq(&kept, &draft.state) {
+            draft.snapshot.follow_kept(&base, &kept);
+        }
         let snapshot = self.shared.directory.replace(draft.snapshot);
         let closed = core::mem::replace(&mut *lock(&self.bdevs), draft.bdevs);
         for mailbox in self.shared.mail.get().into_iter().flatten() {

@@ -733,7 +733,10 @@ fn hosts_are_told_of_a_stop() {
 /// Queues that nobody connects to a controller make room for who comes later, before their time is up.
 #[test]
 fn queues_without_a_controller_make_room() {
-    let world = World::with(&["ram:1M"], |config| config.memory_budget_bytes = 32 << 20);
+    let world = World::with(&["ram:1M"], |config| {
+        config.memory_budget_bytes = 32 << 20;
+        config.cores = vec![0, 0];
+    });
     let mut strangers = world.host();
     let large = Offer {
         entries: 1024,
@@ -745,9 +748,12 @@ fn queues_without_a_controller_make_room() {
         assert!(made < 1000, "the budget has no end");
     }
     assert!(made > 1);
-    let mut host = world.host();
-    let begin = Instant::now();
-    while host.connect_queue(Offer::admin()).is_err() {
-        assert!(begin.elapsed() < Duration::from_secs(5), "no room");
+    // One of them is served by the thread that has no stranger, as good as certainly.
+    for _ in 0..8 {
+        let mut host = world.host();
+        let begin = Instant::now();
+        while host.connect_queue(Offer::admin()).is_err() {
+            assert!(begin.elapsed() < Duration::from_secs(5), "no room");
+        }
     }
 }

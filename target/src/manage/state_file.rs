@@ -85,11 +85,12 @@ pub(super) fn restore(context: &Context, path: &Path) -> Result<(), StateError> 
         .iter()
         .filter_map(|subsystem| subsystem.get("config")?.as_array())
         .flatten();
+    let has_kept = context.target.has_kept();
     for call in calls {
         let method = call.get("method").and_then(Value::as_str);
         let method = method.ok_or_else(|| damaged(&"a call without `method`"))?;
-        if method == "flexblk_ns_set_write_protect" && context.target.can_persist() {
-            // The file for what has to survive has it, with what hosts have made of it since.
+        if method == "flexblk_ns_set_write_protect" && has_kept {
+            // The file for what has to survive has it, with what hosts have made of it since. A new one does not yet.
             continue;
         }
         let found = methods::find(method).ok_or_else(|| RpcError::method(method));

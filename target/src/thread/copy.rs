@@ -134,7 +134,11 @@ impl Parts {
         let Some(step) = step else {
             return self.finish(engine, queue, index, StatusCode::InternalError.into());
         };
-        if step.device_id.is_none() || self.devices.id_of(step.range.device) != step.device_id {
+        if step.device_id.is_none() {
+            // It could not be opened by this thread.
+            return self.finish(engine, queue, index, StatusCode::NamespaceNotReady.into());
+        }
+        if self.devices.id_of(step.range.device) != step.device_id {
             let gone = StatusCode::InvalidNamespaceOrFormat.dnr();
             return self.finish(engine, queue, index, gone);
         }

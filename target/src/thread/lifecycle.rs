@@ -16,7 +16,7 @@ use super::queue::{
     Fabric, Queue, QueueKey, QueueTable, Role, queue_bytes, send_requests_for, slots_for,
 };
 use super::record::kind_of;
-use super::{CONNECT_TIMEOUT, Core};
+use super::{CONNECT_TIMEOUT, Core, MAKE_ROOM};
 use crate::association::Association;
 use crate::controller::Reason;
 use crate::directory::Announced;
@@ -131,7 +131,7 @@ impl Core {
         };
         let memory = self.parts.shared.directory.reserve_queue(cntlid, bytes);
         let Some(memory) = memory else {
-            self.evict_stranger();
+            self.make_room();
             return Err(RejectStatus::NoResources);
         };
 
@@ -179,8 +179,12 @@ impl Core {
                     }
                 }
             });
-        let qpn = match accepted {
-            Ok(qpn) => qpn,
+        let made = accepted.and_then(|qpn| match engine.query_qp(qpn) {
+            Ok(attributes) => Ok((qpn, attributes.segments())),
+            Err(error) => Err(error.to_string()),
+        });
+        let (qpn, segments) = match made {
+            Ok(made) => made,
             Err(error) => {
                 tracing::warn!(peer = %from, %error, "a queue pair could not be made");
                 self.cqs.put(cq, requests, engine);
@@ -190,7 +194,12 @@ impl Core {
         let immediate =
             agreed.is_some_and(|agreed| agreed.flags.contains(ParamFlags::IMMEDIATE_COMPLETIONS));
         let timer = now + CONNECT_TIMEOUT;
-        let fabric = Fabric::Flexins { qpn, cq, immediate };
+        let fabric = Fabric::Flexins {
+            qpn,
+            cq,
+            immediate,
+            segments,
+        };
         self.queues.insert(Queue::new(
             key,
             fabric,
@@ -274,8 +283,22 @@ impl Core {
         }
     }
 
-    /// Memory has run out: who has had a queue for longest without connecting it to a controller loses it, so that
-    /// somebody who may get one does with the next attempt.
+    /// Memory has run out, which all threads share: each takes a queue from whoever has had it for longest without
+    /// connecting it to a controller, so that somebody who may get one does with the next attempt.
+    pub(super) fn make_room(&mut self) {
+        self.evict_stranger();
+        let now = self.parts.now;
+        if self.room_asked.is_some_and(|at| now < at + MAKE_ROOM) {
+            return;
+        }
+        self.room_asked = Some(now);
+        for thread in 0..self.parts.shared.recorders.len() {
+            if thread != self.parts.id {
+                self.outbox.push(thread, Mail::MakeRoom);
+            }
+        }
+    }
+
     pub(super) fn evict_stranger(&mut self) {
         let strangers = self.queues.iter_mut();
         let strangers =

@@ -44,6 +44,8 @@ pub(crate) enum Mail {
         /// Was it aborted?
         aborted: bool,
     },
+    /// Memory, which all threads share, has run out: end a queue that has not been connected to a controller.
+    MakeRoom,
     /// Keep I/O from those blocks for a fused operation of a thread.
     Fence {
         /// Which.

@@ -71,9 +71,8 @@ pub(crate) const NO_DEVICE: u32 = u32::MAX;
 
 /// How long a connection may take to send Connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Waiting commands that are looked at in vain in one round: bounds the time that a full house
-/// costs.
-const MAX_PASSED_OVER: usize = 64;
+/// How long other threads are not asked to make room again.
+const MAKE_ROOM: Duration = Duration::from_millis(10);
 /// Rounds of one poll: what the last round leaves comes with the next poll.
 const ROUNDS: usize = 4;
 
@@ -85,14 +84,16 @@ pub(crate) struct Core {
     completions: Vec<WorkCompletion>,
     done: Vec<IoDone>,
     outbox: Outbox<Mail>,
-    /// Queues that were refused buffers in this round.
-    refused: Vec<QueueKey>,
+    /// Rounds in which those who wait for buffers were asked.
+    round: u64,
     preempts: Vec<Preempt>,
     purges: Vec<Purge>,
     /// FlexiNS services that are listened to, with their ports.
     services: Vec<(ServiceId, u16)>,
     /// The earliest timer of a queue, or earlier.
     next_timer: Option<Instant>,
+    /// When other threads were last asked to make room.
+    room_asked: Option<Instant>,
     draining: bool,
 }
 
@@ -139,11 +140,12 @@ impl Core {
             completions: Vec::new(),
             done: Vec::new(),
             outbox: Outbox::new(),
-            refused: Vec::new(),
+            round: 0,
             preempts: Vec::new(),
             purges: Vec::new(),
             services: Vec::new(),
             next_timer: None,
+            room_asked: None,
             draining: false,
         };
         let snapshot = core.parts.shared.directory.snapshot();
@@ -279,20 +281,18 @@ impl Core {
         if !core::mem::take(&mut self.parts.buffers.returned) {
             return;
         }
-        let mut passed_over = 0;
         // A queue that has been refused is not asked again in this round: a host with all it may have, and hundreds
         // of commands behind that, keeps nobody else from what is there.
-        self.refused.clear();
+        self.round += 1;
         for _ in 0..self.parts.waiters.len() {
             let Some((key, slot)) = self.parts.waiters.pop_front() else {
                 break;
             };
             let served = match self.queues.get_mut(key) {
-                Some(queue) if passed_over < MAX_PASSED_OVER && !self.refused.contains(&key) => {
+                Some(queue) if queue.refused_in != self.round => {
                     let served = self.parts.buffers_for_waiter(engine, queue, slot);
                     if !served {
-                        passed_over += 1;
-                        self.refused.push(key);
+                        queue.refused_in = self.round;
                     }
                     served
                 }
@@ -470,6 +470,7 @@ impl Core {
                 notices,
             } => self.tell_hosts(subsystem, nsid, &notices),
             Mail::Loss(host) => self.note_loss(host),
+            Mail::MakeRoom => self.evict_stranger(),
             Mail::Purge(purge) => self.begin_purge(engine, purge),
             Mail::Purged(id) => self.purged(engine, id),
             // The loop's own.

@@ -224,12 +224,16 @@ impl Parts {
             return (old, Vec::new());
         }
         let (old_namespaces, old_views, under_way, since) = match old {
-            Some(old) => (
-                old.current.namespaces.clone(),
-                old.views,
-                old.under_way,
-                old.since,
-            ),
+            Some(old) => {
+                // Another one may have its place: then its commands are nobody's.
+                let stays = new.is_some_and(|new| new.nqn == old.current.nqn);
+                let (under_way, since) = if stays {
+                    (old.under_way, old.since)
+                } else {
+                    (0, now)
+                };
+                (old.current.namespaces.clone(), old.views, under_way, since)
+            }
             None => (Vec::new(), Vec::new(), 0, now),
         };
         let new_namespaces = new.map_or(&[][..], |new| &new.namespaces);
