@@ -485,7 +485,17 @@ fn lost_by(errno: i32) -> LostReason {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::ptr::NonNull;
+    use std::time::Instant;
+
+    use flexblk_nvme::tcp::Digests;
+    use flexblk_reactor::{Config, Span, Wait};
+
+    use super::super::NO_KEY;
+    use super::super::queue::Kind;
     use super::*;
+    use crate::link::Data;
 
     #[test]
     fn only_a_reset_says_that_the_target_ended_it() {
@@ -494,6 +504,56 @@ mod tests {
         }
         for errno in [libc::ETIMEDOUT, libc::ECONNREFUSED, libc::EHOSTDOWN] {
             assert_eq!(lost_by(errno), LostReason::Retries);
+        }
+    }
+
+    /// The other end is there and reads nothing: after a while the kernel gives up, with a part of a batch sent.
+    #[test]
+    fn whoever_reads_nothing_has_not_ended_it() {
+        const PAYLOAD_BYTES: usize = 1 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut payload = vec![7; PAYLOAD_BYTES];
+        let start = NonNull::new(payload.as_mut_ptr()).unwrap();
+        // SAFETY: it lives until the reactor has gone, and nobody changes it.
+        let payload = unsafe { Span::from_raw_parts(start, PAYLOAD_BYTES as u32) };
+        for spins in [false, true] {
+            let mut queue = Queue::new(16, Kind::Io, Digests::empty()).unwrap();
+            queue.set_in_capsule_bytes(PAYLOAD_BYTES as u32);
+            let limit = Some(Duration::from_millis(200));
+            let peer = listener.local_addr().unwrap();
+            let mut connection = Connection::new(0, peer, None, limit, queue).unwrap();
+            let mut reactor = Reactor::new(&Config::default()).unwrap();
+            connection.connect(&mut reactor);
+            let (mut scratch, mut out) = (Vec::new(), Vec::new());
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let mut posted = false;
+            while connection.lost().is_none() {
+                assert!(Instant::now() < deadline);
+                if !posted && connection.receive_in_flight {
+                    posted = true;
+                    // After the receive, so that the send is the first to be woken; more than the sockets hold.
+                    for cid in 0..16 {
+                        let data = Data::ToController(payload, NO_KEY);
+                        connection.queue.post(cid, &mut [0; 64], data).unwrap();
+                    }
+                }
+                connection.flush(&mut reactor, spins);
+                let wait = Wait::Until(Instant::now() + Duration::from_millis(20));
+                let mut look = || connection.look(&mut scratch);
+                reactor.turn_polling(wait, &mut out, &mut look).unwrap();
+                for completion in out.drain(..) {
+                    connection.on_completion(&completion, &mut scratch);
+                }
+            }
+            assert_eq!(connection.lost(), Some(LostReason::Retries), "{spins}");
+            connection.shut_down();
+            while connection.is_busy() {
+                assert!(Instant::now() < deadline);
+                reactor.turn(Wait::Until(deadline), &mut out).unwrap();
+                for completion in out.drain(..) {
+                    connection.on_completion(&completion, &mut scratch);
+                }
+            }
         }
     }
 }
