@@ -209,12 +209,17 @@ impl Reactor {
     /// [`Error::Enter`] when the ring is unusable.
     pub fn submit_queued(&mut self) -> Result<bool, Error> {
         self.flush_deferred();
-        if !self.ring.0.submission().is_empty() {
+        while !self.ring.0.submission().is_empty() {
+            let before = self.ring.0.submission().len() + self.deferred.len();
             let mut early = std::mem::take(&mut self.early);
             let entered = self.enter(0, None);
             self.reap(&mut early);
             self.early = early;
             entered?;
+            self.flush_deferred();
+            if self.ring.0.submission().len() + self.deferred.len() >= before {
+                break;
+            }
         }
         Ok(self.deferred.is_empty() && self.ring.0.submission().is_empty())
     }

@@ -400,6 +400,25 @@ impl Segments {
     pub fn hold_whole(self, unit: u32, len: u32) -> bool {
         len <= self.mtu_bytes || segment_of(len, self.mtu_bytes, self.framing).is_multiple_of(unit)
     }
+
+    /// How much of what is left, `len` bytes, one message may have so that its packets [hold whole](Self::hold_whole)
+    /// units; `None`: a unit is larger than a packet.
+    #[inline]
+    #[must_use]
+    pub fn whole_part(self, unit: u32, len: u32) -> Option<u32> {
+        if self.hold_whole(unit, len) {
+            return Some(len);
+        }
+        let packet = self.mtu_bytes - self.mtu_bytes % unit;
+        // An even cut gives each packet as much as long as that takes no packet less.
+        let packets = match (self.framing, self.mtu_bytes - packet) {
+            (Framing::Standard, _) => 1,
+            (Framing::Flexins, spare) => {
+                (self.mtu_bytes - 1).checked_div(spare).unwrap_or(u32::MAX)
+            }
+        };
+        (packet > 0).then(|| packets.min(len / packet).max(1) * packet)
+    }
 }
 
 /// Result of a work request: the names of `enum ibv_wc_status`.
@@ -650,6 +669,8 @@ pub enum PostError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -661,10 +682,35 @@ mod tests {
         // 6144, and as much as a packet may have.
         assert!(even.hold_whole(512, 12 << 10) && !even.hold_whole(4096, 12 << 10));
         assert!(!even.hold_whole(512, 1 << 20));
+        assert_eq!(even.whole_part(512, 1 << 20), Some(512 << 10));
+        assert_eq!(even.whole_part(4096, 12 << 10), Some(8 << 10));
         let narrow = Segments::new(1408, Framing::Flexins);
         assert!(narrow.hold_whole(512, 1024) && !narrow.hold_whole(4096, 4096));
         let standard = Segments::new(1024, Framing::Standard);
         assert!(standard.hold_whole(512, 4096) && !standard.hold_whole(4096, 4096));
+        for none in [narrow, standard] {
+            assert_eq!(none.whole_part(4096, 4096), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parts_hold_whole_units_and_end(
+            lines in 16..960_u32, shift in 9..13_u32, blocks in 1..2048_u32, standard: bool,
+        ) {
+            let framing = if standard { Framing::Standard } else { Framing::Flexins };
+            let (segments, unit) = (Segments::new(lines * 64, framing), 1 << shift);
+            let mut left = blocks * unit;
+            while left > 0 {
+                let Some(part) = segments.whole_part(unit, left) else {
+                    prop_assert!(unit > lines * 64);
+                    break;
+                };
+                prop_assert!(part > 0 && part <= left && part.is_multiple_of(unit));
+                prop_assert!(segments.hold_whole(unit, part));
+                left -= part;
+            }
+        }
     }
 
     #[test]

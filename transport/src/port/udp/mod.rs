@@ -167,21 +167,27 @@ impl UdpPort {
     }
 
     /// Frees the address: no packet is received or sent any more. Completions with the owner's tokens still come, until
-    /// the port [has ended](UdpPort::has_ended).
+    /// the port [has ended](UdpPort::has_ended). If the kernel takes no operations just now, the address is free only
+    /// after another call.
     pub fn close(&mut self, reactor: &mut Reactor) {
         let Inner {
             receiver,
             sender,
             cancels,
+            socket,
             ..
         } = &mut **self.inner;
-        *cancels += receiver.close(reactor);
-        if sender.queue.in_flight() > 0 {
-            *cancels += sender.cancel(reactor);
+        if !receiver.is_closed() {
+            *cancels += receiver.close(reactor);
+            if sender.queue.in_flight() > 0 {
+                *cancels += sender.cancel(reactor);
+            }
         }
         // Nothing may name the descriptor after it is closed; what is in flight holds the file.
-        if let Ok(true) = reactor.submit_queued() {
-            self.inner.socket = None;
+        if socket.is_some()
+            && let Ok(true) = reactor.submit_queued()
+        {
+            *socket = None;
         }
     }
 

@@ -298,6 +298,10 @@ impl Receiver {
         }
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// Whether the kernel has nothing of it any more.
     pub(super) fn has_ended(&self) -> bool {
         !self.armed && self.ring.is_none()
