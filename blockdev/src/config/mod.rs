@@ -165,8 +165,8 @@ pub struct RamConfig {
     /// Keep [`crate::Channel::direct_read`] from being used while several threads have the device
     /// open (default), so that no block is ever read half-written. And keep what comes in pieces that are no whole
     /// blocks from being received straight into the device, where a host that dies would leave a block half-written: over
-    /// NVMe/TCP what is not sent with its command, over FlexiNS packets that end inside of blocks, as they do where they
-    /// are smaller (an MTU of 1500).
+    /// NVMe/TCP what is not sent with its command, over FlexiNS what comes in packets that are smaller than blocks (4 KiB
+    /// blocks on a path with an MTU of 1500).
     /// One case is left: a block that is written while the network is taking it for a read over NVMe/TCP, from a thread
     /// that has the device alone, can be sent half old and half new; a data digest tells the host.
     #[serde(default = "yes")]

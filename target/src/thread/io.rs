@@ -419,8 +419,8 @@ impl Parts {
 
     /// Reads a command's data from the host.
     pub(super) fn fetch(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
-        let qpn = match queue.fabric {
-            Fabric::Flexins { qpn, .. } => qpn,
+        let (qpn, segments) = match queue.fabric {
+            Fabric::Flexins { qpn, segments, .. } => (qpn, segments),
             Fabric::Tcp(conn) => return self.fetch_tcp(engine, queue, conn, index),
         };
         let Some(slot) = queue.slot(index) else {
@@ -433,7 +433,7 @@ impl Parts {
             last: Last::Tracked(index),
             kind: Kind::FromHost,
         };
-        let sges = self.sges(slot);
+        let sges = self.sges(slot, segments);
         let result = transfer.post(engine, qpn, &sges, &mut slot.posted);
         self.posted(result, engine, queue, index);
     }

@@ -5,7 +5,9 @@ use flexblk_nvme::command::nvm::opcode;
 use flexblk_nvme::flexins::Immediate;
 use flexblk_nvme::{Cid, Cqe, Nsid, Qid, Status, StatusCode};
 use flexins::engine::Engine;
-use flexins::verbs::{PostError, Rkey, SendFlags, SendOp, SendWr, Sge, WcStatus, WorkCompletion};
+use flexins::verbs::{
+    PostError, Rkey, Segments, SendFlags, SendOp, SendWr, Sge, WcStatus, WorkCompletion,
+};
 
 use super::buffers::MAX_PIECES;
 use super::liveness::PROBE;
@@ -13,6 +15,7 @@ use super::parts::Parts;
 use super::queue::{Fabric, Place, Queue, Role, Slot, Stage, What};
 use super::transfer::{Kind, Last, Transfer, UNTRACKED};
 use crate::metrics::Operation;
+use crate::queue::request::Range;
 
 /// Command Retry Delay of a command that found no memory: the first time in Identify, 100 ms.
 pub(super) const RETRY_SOON: u8 = 1;
@@ -127,8 +130,13 @@ impl Parts {
 
     /// Sends a command's data, if it has some for the host, and its completion.
     pub(crate) fn respond(&mut self, engine: &mut Engine, queue: &mut Queue, index: u16) {
-        let (qpn, immediate) = match queue.fabric {
-            Fabric::Flexins { qpn, immediate, .. } => (qpn, immediate && !queue.flow_control),
+        let (qpn, immediate, segments) = match queue.fabric {
+            Fabric::Flexins {
+                qpn,
+                immediate,
+                segments,
+                ..
+            } => (qpn, immediate && !queue.flow_control, segments),
             Fabric::Tcp(conn) => return self.respond_tcp(engine, queue, conn, index),
         };
         let head = queue.head();
@@ -151,7 +159,7 @@ impl Parts {
                 last,
                 kind: Kind::ToHost,
             };
-            let sges = self.sges(slot);
+            let sges = self.sges(slot, segments);
             let result = transfer.post(engine, qpn, &sges, &mut slot.posted);
             if short || result.is_err() {
                 if result.is_ok() {
@@ -300,12 +308,44 @@ impl Parts {
         }
     }
 
-    pub(super) fn sges(&self, slot: &Slot) -> ArrayVec<Sge, MAX_PIECES> {
+    /// A command's data as a gather list, one request for each entry.
+    pub(super) fn sges(&self, slot: &Slot, segments: Segments) -> ArrayVec<Sge, MAX_PIECES> {
         match slot.place {
             Place::Held(held) => self.buffers.sges(held, slot.length),
-            Place::Device => self.devices.memory(&slot.range).into_iter().collect(),
+            Place::Device => match self.devices.memory(&slot.range) {
+                Some(all) => cut(all, whole_parts(segments, &slot.range)),
+                None => ArrayVec::new(),
+            },
             Place::None => ArrayVec::new(),
         }
+    }
+}
+
+/// Lengths of messages for a range's data, none of whose packets ends inside of a block; `None`: they would be too many,
+/// or packets are smaller than blocks.
+#[inline]
+pub(super) fn whole_parts(segments: Segments, range: &Range) -> Option<ArrayVec<u32, MAX_PIECES>> {
+    let mut left = u32::try_from(range.len_bytes()).ok()?;
+    let mut parts = ArrayVec::new();
+    while left > 0 {
+        let part = segments.whole_part(1 << range.block_shift, left)?;
+        parts.try_push(part).ok()?;
+        left -= part;
+    }
+    Some(parts)
+}
+
+/// Memory in parts; whole without any.
+fn cut(all: Sge, parts: Option<ArrayVec<u32, MAX_PIECES>>) -> ArrayVec<Sge, MAX_PIECES> {
+    let mut addr = all.addr;
+    let part_at = |len: u32| {
+        let part = Sge { addr, len, ..all };
+        addr += u64::from(len);
+        part
+    };
+    match parts {
+        Some(parts) => parts.into_iter().map(part_at).collect(),
+        None => core::iter::once(all).collect(),
     }
 }
 

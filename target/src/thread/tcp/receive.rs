@@ -10,7 +10,6 @@ use flexblk_nvme::tcp::{
 use flexblk_nvme::{Cntlid, Cqe, Qid, StatusCode};
 use flexblk_reactor::{Completion, Polled, Reactor};
 use flexins::engine::Engine;
-use flexins::verbs::Segments;
 
 use super::socket::{ReceiveBuffers, Spans, Vector, slices};
 use super::table::{ConnKey, Expect, Operation, Receiver, State};
@@ -22,6 +21,7 @@ use crate::recorder::{self, Kind};
 use crate::thread::parts::Parts;
 use crate::thread::queue::{Fabric, Place, Queue, Role, Slot, Stage, What, queue_bytes, slots_for};
 use crate::thread::record::event_of;
+use crate::thread::respond::whole_parts;
 use crate::thread::{CONNECT_TIMEOUT, Core};
 
 /// Payload still to come from which on it is received straight to where it belongs: below, a copy
@@ -759,12 +759,6 @@ fn accept(slot: &mut Slot, data: &H2cData) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether no block of it is spread over packets.
-#[inline]
-fn holds_whole_blocks(segments: Segments, range: &Range) -> bool {
-    segments.hold_whole(1 << range.block_shift, range.len_bytes() as u32)
-}
-
 impl Parts {
     /// May data be fetched straight into a device's memory? With data digests it has to be seen whole
     /// first: wrong data must not be written. And where a stream, or a packet, ends inside of a block, that
@@ -773,7 +767,7 @@ impl Parts {
     pub(crate) fn may_fetch_in_place(&mut self, queue: &Queue, range: &Range) -> bool {
         match queue.fabric {
             Fabric::Flexins { segments, .. } => {
-                holds_whole_blocks(segments, range) || self.may_tear_blocks(range)
+                whole_parts(segments, range).is_some() || self.may_tear_blocks(range)
             }
             Fabric::Tcp(conn) => self.may_tear_blocks(range) && !self.tcp.has_data_digest(conn),
         }
@@ -785,7 +779,7 @@ impl Parts {
     pub(crate) fn may_send_in_place(&self, queue: &Queue, range: &Range) -> bool {
         match queue.fabric {
             Fabric::Flexins { segments, .. } => {
-                holds_whole_blocks(segments, range) || self.may_tear_blocks(range)
+                whole_parts(segments, range).is_some() || self.may_tear_blocks(range)
             }
             Fabric::Tcp(_) => true,
         }
