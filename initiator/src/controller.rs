@@ -587,14 +587,16 @@ fn serve(
         if !up.unread {
             (pause, read_at) = (READ_AGAIN.0, Instant::now());
         } else if read_at.elapsed() >= pause {
-            rescan(up, view, events)?;
+            notice_namespaces(up, view, events)?;
             pause = (2 * pause).min(READ_AGAIN.1);
             read_at = Instant::now();
         }
         while let Some(event) = up.queue.next_event() {
             up.queue.acknowledge(event)?;
             match event.event {
-                AsyncEvent::Notice(Notice::NamespaceAttributeChanged) => rescan(up, view, events)?,
+                AsyncEvent::Notice(Notice::NamespaceAttributeChanged) => {
+                    notice_namespaces(up, view, events)?;
+                }
                 // Reading the page also lets the controller send the next event of its kind.
                 AsyncEvent::Notice(Notice::AnaChange) => read_ana(up, view, events)?,
                 _ => {}
@@ -615,6 +617,21 @@ fn serve(
                 }
             }
         }
+    }
+}
+
+/// Without being asked: a controller that cannot answer now is asked again later.
+fn notice_namespaces(
+    up: &mut BroughtUp,
+    view: &ControllerView,
+    events: &Events,
+) -> Result<(), Error> {
+    match rescan(up, view, events) {
+        Err(Error::Status { status, .. }) => {
+            tracing::warn!(%status, "the namespaces cannot be read");
+            Ok(())
+        }
+        read => read,
     }
 }
 

@@ -252,11 +252,13 @@ pub(crate) fn read_namespaces(
         facts,
         unread,
     } = up;
-    *unread = false;
+    // Until all have been.
+    *unread = true;
+    let mut all_read = true;
     let mut namespaces = Vec::new();
     let mut after = Nsid::NONE;
     loop {
-        let data = queue.identify(Cns::ActiveNamespaces, after)?;
+        let data = identify(queue, Cns::ActiveNamespaces, after)?;
         let list = identify::NamespaceList::view(&data)
             .ok_or(Error::Protocol("a namespace list is too short"))?;
         let nsids: Vec<Nsid> = list.iter().collect();
@@ -273,7 +275,7 @@ pub(crate) fn read_namespaces(
                 }
                 // That says nothing of the namespace: taking it away would fail I/O, or hold it, for nothing.
                 Err(Error::Status { status, .. }) => {
-                    *unread = true;
+                    all_read = false;
                     let before = known.iter().find(|known| known.nsid == nsid);
                     tracing::warn!(%nsid, %status, kept = before.is_some(), "a namespace cannot be read");
                     namespaces.extend(before.cloned());
@@ -282,6 +284,7 @@ pub(crate) fn read_namespaces(
             }
         }
         if nsids.len() < 1024 {
+            *unread = !all_read;
             return Ok(namespaces);
         }
     }

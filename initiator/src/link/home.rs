@@ -23,7 +23,7 @@ use crate::{ConnectOptions, Error, LostReason, TransportCounters};
 
 /// Endpoints of one reactor at most: their owner numbers on it are `0..MAX_ENDPOINTS`.
 const MAX_ENDPOINTS: usize = 64;
-/// How long an endpoint without queue pairs stays: longer than the pauses between attempts to reconnect.
+/// How long an endpoint without queue pairs stays at least: longer than the pauses between attempts to reconnect.
 const KEPT: Duration = Duration::from_secs(60);
 /// Sockets (endpoints, and NVMe/TCP connections with something outstanding) up to which each is asked by a system call
 /// of its own.
@@ -216,9 +216,10 @@ impl Home {
         let now = self.reactor.now();
         for place in &mut self.endpoints {
             if let Some(slot) = place {
-                if slot.queue_pairs == 0 && !slot.closed && now >= slot.used + KEPT {
+                slot.closed |= slot.queue_pairs == 0 && now >= slot.used + KEPT;
+                if slot.closed {
+                    // Once more, if the kernel did not take all of it.
                     slot.endpoint.close(&mut self.reactor);
-                    slot.closed = true;
                 }
                 if slot.endpoint.has_ended() {
                     *place = None;
@@ -280,13 +281,7 @@ impl Home {
 
     /// A number for one more TCP connection.
     pub(crate) fn free_connection(&mut self) -> usize {
-        // What the kernel lets go of late still has its number.
-        let is_free = |place: &Option<Box<Connection>>| {
-            place
-                .as_ref()
-                .is_none_or(|connection| connection.is_removed() && !connection.is_busy())
-        };
-        match self.connections.iter().position(is_free) {
+        match self.connections.iter().position(Option::is_none) {
             Some(free) => free,
             None => {
                 self.connections.push(None);
@@ -393,8 +388,13 @@ impl Home {
             let owner = usize::from(completion.token.owner());
             if completion.token.owner() == connection::OWNER {
                 let index = connection::index_of(completion.token);
-                if let Some(Some(connection)) = self.connections.get_mut(index) {
+                if let Some(place) = self.connections.get_mut(index)
+                    && let Some(connection) = place
+                {
                     connection.on_completion(&completion, &mut self.scratch);
+                    if connection.is_over() {
+                        *place = None;
+                    }
                 }
             } else if let Some(Some(slot)) = self.endpoints.get_mut(owner) {
                 slot.on_completion(&mut self.reactor, &completion);

@@ -176,8 +176,10 @@ impl Connection {
         self.removed = true;
     }
 
-    pub(crate) fn is_removed(&self) -> bool {
-        self.removed
+    /// Whether nobody has anything of it any more: dropped now, its socket is closed.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.removed && !self.is_busy()
     }
 
     /// Whether a command waits for its answer.
