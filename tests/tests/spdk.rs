@@ -253,11 +253,12 @@ type Item = (&'static str, fn(&Bench<'_>) -> Result<()>);
 const LIST: &[Item] = &[
     ("identify", identify),
     ("discover", discover),
+    // Before anything is written: it writes zeroes and compares with them, and nothing says which comes first.
+    ("fused_ordering", fused_ordering),
     ("perf", perf),
     ("bdevperf", bdevperf),
     ("abort", abort),
     ("connect_stress", connect_stress),
-    ("fused_ordering", fused_ordering),
     ("simple_copy", simple_copy),
     ("reserve", reserve),
     ("aer", aer),
