@@ -27,7 +27,7 @@ pub enum EngineMode {
     },
 }
 
-/// Everything that decides how a controller is reached. `ConnectOptions::new(target)` gives the defaults.
+/// Everything that decides how a controller is reached. [`ConnectOptions::new`] gives the defaults.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
     /// Transport, address, service id and subsystem. `hostnqn`/`hostid` in it override [`host`](Self::host).

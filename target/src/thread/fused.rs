@@ -4,7 +4,8 @@
 //! up a fence on every thread, and waits until what the threads' devices had of these blocks is
 //! done; then it compares and writes. A fence holds I/O to its blocks back, and nothing else. Single
 //! blocks that are on their way to a host straight out of a device's memory are not waited for: they
-//! are read whole, before or after.
+//! are read whole, before or after (over NVMe/TCP unless the socket is full in the middle of one, see
+//! `atomic_blocks` of RAM devices). Nor are writes whose data is still on its way: nothing orders them.
 
 use flexblk_blockdev::IoError;
 use flexblk_nvme::command::{Fuse, Sqe};
